@@ -1,0 +1,156 @@
+"""The one table of limits: those of a profile (sent in WELCOME) and those of the process.
+
+Sources: design sections 5 and 9, facts of the reference's published quotas for `dsql`.
+Names end in their unit; counts have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+MIB = 1024 * 1024
+MS = 1_000_000
+"""Nanoseconds in a millisecond."""
+S = 1_000_000_000
+"""Nanoseconds in a second."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one transaction, row, relation or cluster may have in a profile."""
+
+    txn_rows: int
+    """Rows mutated per transaction; index entries are not counted."""
+    txn_size_bytes: int
+    """Write set of one transaction."""
+    txn_age_ms: int
+    """From tau_start to COMMIT."""
+    key_size_bytes: int
+    row_size_bytes: int
+    column_size_bytes: int
+    key_columns: int
+    table_columns: int
+    table_indexes: int
+    schemas: int
+    tables: int
+    views: int
+    sequences: int
+    view_size_bytes: int
+    query_memory_bytes: int
+    connections: int
+    connection_rate_per_s: int
+    connection_burst: int
+    connection_age_ms: int
+
+    def as_map(self) -> dict[str, int]:
+        """The map of WELCOME."""
+        return asdict(self)
+
+    def with_overrides(self, overrides: dict[str, int]) -> Limits:
+        """The operator's settings on top. Raises TypeError on an unknown name."""
+        return replace(self, **overrides)
+
+
+STANDARD = Limits(
+    txn_rows=2_000_000,
+    txn_size_bytes=512 * MIB,
+    txn_age_ms=300_000,
+    key_size_bytes=8_000,
+    row_size_bytes=12 * MIB,
+    column_size_bytes=8 * MIB,
+    key_columns=32,
+    table_columns=1_600,
+    table_indexes=1_000,
+    schemas=100_000,
+    tables=100_000,
+    views=100_000,
+    sequences=100_000,
+    view_size_bytes=64 * MIB,
+    query_memory_bytes=1024 * MIB,
+    connections=10_000,
+    connection_rate_per_s=100,
+    connection_burst=1_000,
+    connection_age_ms=3_600_000,
+)
+
+DSQL = Limits(
+    txn_rows=3_000,
+    txn_size_bytes=10 * MIB,
+    txn_age_ms=300_000,
+    key_size_bytes=2_000,
+    row_size_bytes=2 * MIB,
+    column_size_bytes=1 * MIB,
+    key_columns=8,
+    table_columns=255,
+    table_indexes=24,
+    schemas=10,
+    tables=1_000,
+    views=5_000,
+    sequences=5_000,
+    view_size_bytes=2 * MIB,
+    query_memory_bytes=128 * MIB,
+    connections=10_000,
+    connection_rate_per_s=100,
+    connection_burst=1_000,
+    connection_age_ms=3_600_000,
+)
+
+PROFILES: dict[str, Limits] = {"standard": STANDARD, "dsql": DSQL}
+
+# The rest bounds the processes and holds in every profile.
+
+FRAME_SIZE_BYTES = 16 * MIB
+"""Largest frame body between a query processor and its gateway."""
+CHUNK_SIZE_BYTES = 1 * MIB
+"""Target size of a write set chunk; a chunk holds at most this plus one row."""
+GATEWAY_CONNECTIONS = 2_000
+CONNECTION_REQUESTS = 256
+"""Requests under way on one connection; more are refused."""
+CONNECTION_OUTPUT_BYTES = 64 * MIB
+"""Unsent answers of one connection; a client that lets more pile up is cut."""
+CONNECTION_STALL_MS = 60_000
+"""A client that reads nothing for this long while answers wait for it is cut."""
+GET_KEYS = 100_000
+"""Keys in one GET."""
+SCAN_PAGE_BYTES = 4 * MIB
+"""Largest page a SCAN may ask for."""
+LARGE_COMMITS = 16
+"""Large commits under way at once in one process."""
+STAGED_TOTAL_BYTES = 2048 * MIB
+"""Write sets of large commits staged at once in one process."""
+
+TAU_FUTURE_NS = 1 * S
+"""A tau_start further ahead of the owner's own latest than this is refused (design 4.3)."""
+COMMIT_LEAD_MAX_NS = 50 * MS
+"""Largest commit lead (design 4.4)."""
+CONFLICT_WINDOW_NS = 310 * S
+"""Transaction age limit and slack (design 5)."""
+CONFLICT_KEYS = 4_000_000
+"""Keys in one adjudicator's window; beyond it the oldest are forgotten and the floor rises."""
+LEASE_NS = 10 * S
+"""Length of one journal lease (design 6.6)."""
+GC_HORIZON_NS = 310 * S
+"""Versions that ended longer ago than this may go (C6)."""
+
+JOURNAL_BATCH_BYTES = 4 * MIB
+"""Largest group commit."""
+JOURNAL_QUEUE_BYTES = 64 * MIB
+"""Appends waiting for the next group commit; large commits wait outside when it is full."""
+JOURNAL_SEGMENT_BYTES = 64 * MIB
+JOURNAL_RECORD_BYTES = 32 * MIB
+CHECKPOINT_JOURNAL_BYTES = 512 * MIB
+"""Journal bytes after which a checkpoint is taken."""
+READ_WAIT_MS = 30_000
+"""Longest wait of a read for storage to be complete through its tau."""
+OUTCOMES = 200_000
+"""Transaction outcomes kept in memory; older than the window go first."""
+SEQUENCE_LOGGED_AHEAD = 32
+"""Values of a sequence logged ahead, as PostgreSQL does; a kill -9 may skip them."""
+SEQUENCES_CACHED = 10_000
+LOG_FILE_BYTES = 16 * MIB
+LOG_FILES = 4
+
+
+def limits_of(profile: str) -> Limits:
+    """The limits of a profile. Raises KeyError for an unknown one."""
+    return PROFILES[profile]
