@@ -1,0 +1,1 @@
+"""Differential tests: the same program against Meridian and stock PostgreSQL."""
