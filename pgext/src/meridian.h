@@ -214,6 +214,47 @@ extern void mer_scan_end(MerScan *scan);
 extern bool mer_fetch_row(Relation table, const char *key, uint32 len, Snapshot snapshot,
 						  TupleTableSlot *slot);
 
+/*
+ * What this backend has fetched so far; EXPLAIN ANALYZE shows differences.
+ * wire.c counts round trips (answers waited for) and answer bytes, readers of
+ * rows count rows.
+ */
+typedef struct MerCounters
+{
+	uint64		round_trips;
+	uint64		rows;
+	uint64		bytes;
+} MerCounters;
+
+extern MerCounters mer_counters;	/* defined in explain.c */
+
+/* ---------- planner (planner.c, cost.c) and ANALYZE (analyze.c) ---------- */
+
+extern bool mer_enable_pushdown;	/* GUC meridian.enable_pushdown */
+
+/*
+ * Estimated live rows and their bytes in storage, for a table or an index;
+ * cached for a short time.  False: the gateway is not reachable, nothing known.
+ */
+extern bool mer_rel_stats(Relation rel, double *rows, double *bytes);
+extern void mer_rel_stats_forget(void);	/* e.g. after TRUNCATE, a bulk load, ANALYZE */
+
+struct PlannerInfo;
+struct IndexPath;
+struct ReadStream;
+
+/* amcostestimate of the index access method. */
+extern void mer_index_cost(struct PlannerInfo *root, struct IndexPath *path,
+						   double loop_count, double *startup_cost,
+						   double *total_cost, double *selectivity,
+						   double *correlation, double *pages);
+
+/* scan_analyze_next_block and scan_analyze_next_tuple of the table access method. */
+extern bool mer_analyze_next_block(TableScanDesc scan, struct ReadStream *stream);
+extern bool mer_analyze_next_tuple(TableScanDesc scan, TransactionId oldest_xmin,
+								   double *liverows, double *deadrows,
+								   TupleTableSlot *slot);
+
 /* ---------- hooks of each module, called by _PG_init (module.c) ---------- */
 
 extern void mer_wire_init(void);
