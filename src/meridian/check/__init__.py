@@ -1,0 +1,1 @@
+"""Checks of recorded histories against strong snapshot isolation (docs/history.md)."""
