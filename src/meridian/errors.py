@@ -121,7 +121,7 @@ class Kind(Enum):
     )
     SEQUENCE_BUSY = ErrorSpec(53, "40001", "sequence is changed by too many others", True)
     BAD_SEQUENCE = ErrorSpec(54, "22023", "invalid sequence parameters: {why}", False)
-    LEASE_EXHAUSTED = ErrorSpec(55, "54000", "no identifiers of kind {kind} are left", False)
+    LEASE_EXHAUSTED = ErrorSpec(55, "54000", "no identifiers of kind {lease_kind} are left", False)
 
     # The machine
     DISK_FULL = ErrorSpec(

@@ -1,0 +1,1 @@
+"""The gateway between query processors and the data plane (docs/protocol.md)."""

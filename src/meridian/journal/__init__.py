@@ -1,0 +1,1 @@
+"""The journal: the durable order of whole transactions (design section 6)."""
