@@ -48,6 +48,7 @@ class RecordKind(IntEnum):
     CLOSE = 8
     SKIP = 9
     ABORT = 10
+    ABORT = 10
 
 
 class Record(NamedTuple):

@@ -1,0 +1,203 @@
+"""Events an adjudicator takes and effects it asks for (design section 3).
+
+Times and taus are int64 nanoseconds.  `to` is an opaque number of the shell that says who asked; the
+core hands it back in the answer.  The transport may drop, double, delay and reorder.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+from meridian.journal.core import Payload, Position
+from meridian.journal.record import Record
+
+
+class Outcome(IntEnum):
+    """What an Answer says."""
+
+    COMMITTED = 1
+    """`tau` is tau_commit."""
+    ABORTED = 2
+    """Final: this transaction id never commits.  `code` says why."""
+    UNKNOWN = 3
+    """It may have committed, and this owner cannot find out (08007)."""
+    RETRY = 4
+    """No outcome: send the same request again after a short wait.  `code` says why."""
+
+
+class Code(IntEnum):
+    """Why a commit was aborted or has to be sent again."""
+
+    NONE = 0
+    CONFLICT = 1
+    """40001 OC000: a key was written or shared after tau_start."""
+    CATALOG = 2
+    """40001 OC001: a relation's schema changed after tau_start, or the client's catalog is older."""
+    FLOOR = 3
+    """40001: tau_start lies before the conflict window."""
+    PARTS = 4
+    """Chunks of a large write set are missing, doubled or too many."""
+    MALFORMED = 5
+    """08P01: the write set cannot be decoded."""
+    RESOLVED = 6
+    """Somebody asked for the outcome before the commit arrived: it was made an abort."""
+    STARTING = 20
+    """RETRY: this owner does not serve (yet)."""
+    BUSY = 21
+    """RETRY: too many commits or large transactions are under way."""
+    CLOCK = 22
+    """RETRY: tau_start lies more than TAU_FUTURE_NS beyond this owner's clock (4.3)."""
+
+
+# Events
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """At start: an accepted record of the own journal and its payload, in order."""
+
+    record: Record
+    payload: Payload
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """At start: the journal was read to its end, where the reader stands at `position`.
+
+    `epoch` is the new epoch: its number exceeds every marker's.
+    """
+
+    position: Position
+    epoch: tuple[int, int]
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """Every record through `n` is durable, and no higher marker came before it."""
+
+    n: int
+
+
+class AppendFailed(msgspec.Struct, frozen=True):
+    """An append was rejected or its outcome is unknown: this owner is finished (6.8)."""
+
+    reason: str
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """COMMIT: the last chunk of a write set; `parts` chunks came before as Part."""
+
+    to: int
+    txid: bytes
+    tau_start: int
+    catver: int
+    flags: int
+    parts: int
+    chunk: bytes
+
+
+class Part(msgspec.Struct, frozen=True):
+    """An earlier chunk of a large write set, `seq` from 0.
+
+    The shell sends the next one of a transaction when its queue to the journal has room.
+    """
+
+    txid: bytes
+    tau_start: int
+    seq: int
+    chunk: bytes
+
+
+class Discard(msgspec.Struct, frozen=True):
+    """The client of a large transaction went away before COMMIT."""
+
+    txid: bytes
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The outcome of a transaction whose answer was lost.  An unknown id is aborted for good."""
+
+    to: int
+    txid: bytes
+    tau_start: int
+
+
+class WantHeartbeat(msgspec.Struct, frozen=True):
+    """A reader waits for this journal to be complete through `tau` (4.6)."""
+
+    tau: int
+
+
+class TimerFired(msgspec.Struct, frozen=True):
+    """A timer set by SetTimer fired.  Late, early and double firings are harmless."""
+
+    name: str
+
+
+Event = (
+    Replay
+    | Replayed
+    | Appended
+    | AppendFailed
+    | Commit
+    | Part
+    | Discard
+    | Status
+    | WantHeartbeat
+    | TimerFired
+)
+
+# Effects
+
+
+class Append(msgspec.Struct, frozen=True):
+    """Append to the own journal, in this order.  Group commit and fsync are the backend's."""
+
+    record: Record
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to Commit or Status `to`."""
+
+    to: int
+    txid: bytes
+    outcome: Outcome
+    tau: int = 0
+    code: Code = Code.NONE
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A large transaction cannot commit any more: tell the client early, drop further parts."""
+
+    txid: bytes
+    code: Code
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """To the crossbar: every commit <= `tau` is at or before record `n` of `epoch` (4.6)."""
+
+    epoch: tuple[int, int]
+    n: int
+    tau: int
+
+
+class SetTimer(msgspec.Struct, frozen=True):
+    """TimerFired(name) once the clock's earliest reaches `at`; 0 = right after other waiting work.
+
+    A later SetTimer of the same name replaces an earlier one.
+    """
+
+    name: str
+    at: int
+
+
+class Serving(msgspec.Struct, frozen=True):
+    """The SEAL is durable: commits are decided and heartbeats given from here on."""
+
+
+class Fatal(msgspec.Struct, frozen=True):
+    """This owner is finished: no more events.  Start anew with a higher epoch."""
+
+    reason: str
+
+
+Effect = Append | Answer | Refused | Heartbeat | SetTimer | Serving | Fatal
