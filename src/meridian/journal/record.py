@@ -48,7 +48,6 @@ class RecordKind(IntEnum):
     CLOSE = 8
     SKIP = 9
     ABORT = 10
-    ABORT = 10
 
 
 class Record(NamedTuple):
