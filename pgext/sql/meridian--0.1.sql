@@ -1,0 +1,104 @@
+/*
+ * The extension's objects: schema meridian, both access methods, and the
+ * operator classes of our index access method.
+ *
+ * Run once, by bootstrap.sql, while the template of a cluster is built in
+ * single-user mode.  All object ids lie below 16384 then, so pg_dump and psql
+ * treat everything here as part of the system.
+ */
+\echo Use bootstrap.sql to load this file. \quit
+
+SET LOCAL allow_system_table_mods = on;
+SET LOCAL default_table_access_method = heap;
+
+/* ---------- local catalog tables: heap, indexed by PostgreSQL's own btree ---------- */
+
+-- One row per stored relation: its storage id now.  TRUNCATE and rewrites change sid.
+CREATE TABLE @extschema@.relation (
+	relid oid NOT NULL,
+	sid int8 NOT NULL,
+	organised bool NOT NULL,
+	CONSTRAINT relation_pkey PRIMARY KEY (relid)
+) USING heap;
+
+-- Named numbers of this instance, such as the applied catalog version.
+CREATE TABLE @extschema@.state (
+	name text COLLATE "C" NOT NULL,
+	value int8 NOT NULL,
+	CONSTRAINT state_pkey PRIMARY KEY (name)
+) USING heap;
+
+REVOKE ALL ON @extschema@.relation, @extschema@.state FROM PUBLIC;
+
+/* ---------- access methods: ours takes the name btree ---------- */
+
+CREATE FUNCTION @extschema@.mer_tableam_handler(internal) RETURNS table_am_handler
+	LANGUAGE C AS 'MODULE_PATHNAME', 'mer_tableam_handler';
+CREATE FUNCTION @extschema@.mer_indexam_handler(internal) RETURNS index_am_handler
+	LANGUAGE C AS 'MODULE_PATHNAME', 'mer_indexam_handler';
+
+-- Indexes name their access method by default as "btree", in the parser, in
+-- pg_get_indexdef and in pg_dump; with the name ours, none of them needs help.
+UPDATE pg_catalog.pg_am SET amname = 'heap_btree' WHERE oid = 403;
+
+CREATE ACCESS METHOD btree TYPE INDEX HANDLER @extschema@.mer_indexam_handler;
+CREATE ACCESS METHOD meridian TYPE TABLE HANDLER @extschema@.mer_tableam_handler;
+
+/* ---------- operator families and classes: those of PostgreSQL's btree ---------- */
+
+-- Strategy and support numbers stay, so everything that reasons about ordering
+-- and equality through one family finds the same meaning in the other.
+DO $$
+DECLARE
+	mine oid := (SELECT oid FROM pg_catalog.pg_am WHERE amname = 'btree');
+BEGIN
+	INSERT INTO pg_catalog.pg_opfamily (oid, opfmethod, opfname, opfnamespace, opfowner)
+	SELECT pg_nextoid('pg_opfamily', 'oid', 'pg_opfamily_oid_index'), mine, opfname, opfnamespace, opfowner
+	FROM pg_catalog.pg_opfamily WHERE opfmethod = 403 ORDER BY oid;
+
+	CREATE TEMP TABLE family_map USING heap ON COMMIT DROP AS
+	SELECT o.oid AS old, n.oid AS new
+	FROM pg_catalog.pg_opfamily o JOIN pg_catalog.pg_opfamily n
+		ON n.opfmethod = mine AND n.opfname = o.opfname AND n.opfnamespace = o.opfnamespace
+	WHERE o.opfmethod = 403;
+
+	-- name_ops stores cstring in PostgreSQL's btree; keys of ours have no storage type.
+	INSERT INTO pg_catalog.pg_opclass
+		(oid, opcmethod, opcname, opcnamespace, opcowner, opcfamily, opcintype, opcdefault, opckeytype)
+	SELECT pg_nextoid('pg_opclass', 'oid', 'pg_opclass_oid_index'), mine, opcname, opcnamespace, opcowner,
+		m.new, opcintype, opcdefault, 0
+	FROM pg_catalog.pg_opclass c JOIN family_map m ON m.old = c.opcfamily
+	WHERE opcmethod = 403 ORDER BY c.oid;
+
+	INSERT INTO pg_catalog.pg_amop
+		(oid, amopfamily, amoplefttype, amoprighttype, amopstrategy, amoppurpose, amopopr, amopmethod, amopsortfamily)
+	SELECT pg_nextoid('pg_amop', 'oid', 'pg_amop_oid_index'), m.new, amoplefttype, amoprighttype, amopstrategy,
+		amoppurpose, amopopr, mine, amopsortfamily
+	FROM pg_catalog.pg_amop o JOIN family_map m ON m.old = o.amopfamily ORDER BY o.oid;
+
+	INSERT INTO pg_catalog.pg_amproc (oid, amprocfamily, amproclefttype, amprocrighttype, amprocnum, amproc)
+	SELECT pg_nextoid('pg_amproc', 'oid', 'pg_amproc_oid_index'), m.new, amproclefttype, amprocrighttype,
+		amprocnum, amproc
+	FROM pg_catalog.pg_amproc p JOIN family_map m ON m.old = p.amprocfamily ORDER BY p.oid;
+
+	DROP TABLE family_map;
+END
+$$;
+
+/* ---------- functions ---------- */
+
+-- Identity columns draw their numbers here.  The second argument is of a type no
+-- user can make a value of: only the planner builds this call, for a column the
+-- user may insert into.
+CREATE FUNCTION @extschema@.identity_nextval(oid, internal) RETURNS int8
+	LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_identity_nextval';
+
+-- What SELECT ... FROM a sequence reads; checks the caller's privilege on it.
+CREATE FUNCTION @extschema@.sequence_row(seq regclass, OUT last_value int8, OUT log_cnt int8, OUT is_called bool)
+	RETURNS SETOF record
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'mer_sequence_row';
+
+-- The class of every utility statement, as the extension applies it.
+CREATE FUNCTION @extschema@.utility_classes(OUT node_tag text, OUT statement text, OUT class text, OUT note text)
+	RETURNS SETOF record
+	LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'mer_utility_classes';
