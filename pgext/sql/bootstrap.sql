@@ -5,7 +5,7 @@
  *
  *   postgres --single -j -F -D DIR -c exit_on_error=true \
  *       -c allow_system_table_mods=on -c shared_preload_libraries=meridian \
- *       -c extension_control_path=... -c dynamic_library_path=... \
+ *       -c "extension_control_path=...:$system" -c "dynamic_library_path=...:$libdir" \
  *       postgres < bootstrap.sql
  *
  * In single-user mode object ids continue below 16384, where pg_dump and psql
