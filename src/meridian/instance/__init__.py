@@ -1,0 +1,1 @@
+"""The instance manager: one PostgreSQL postmaster with Meridian's extension."""

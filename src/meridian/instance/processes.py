@@ -1,0 +1,65 @@
+"""PostgreSQL processes of a data directory: is it ready, what is left over, end them all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from meridian.instance.errors import SetupError
+
+STOP_TIMEOUT_S = 3.0
+GIVE_UP_S = 15.0
+POLL_S = 0.005
+
+
+def is_ready(data: Path, pid: int) -> bool:
+    """Does postmaster.pid of process `pid` say that connections are accepted?"""
+    try:
+        lines = (data / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return False
+    return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
+
+
+def processes_of(data: Path) -> list[int]:
+    """Live processes whose working directory is `data`: PostgreSQL's processes and no others."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str((entry / "cwd").readlink()).removesuffix(" (deleted)") == str(data):
+                found.append(int(entry.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def kill_leftovers(data: Path) -> int:
+    """End PostgreSQL processes that an earlier run left on `data`; the number found.
+
+    The directory must be ours by its lock. First politely (immediate shutdown), then by force;
+    a directory whose shared memory is still attached would refuse to start. Raises SetupError when
+    a process survives even that.
+    """
+    data = Path(os.path.realpath(data))
+    leftovers = processes_of(data)
+    found = len(leftovers)
+    _signal(leftovers, signal.SIGQUIT)
+    started = time.monotonic()
+    while leftovers:
+        waited = time.monotonic() - started
+        if waited > GIVE_UP_S:
+            raise SetupError(f"processes {leftovers} hold {data} and cannot be ended")
+        if waited > STOP_TIMEOUT_S:
+            _signal(leftovers, signal.SIGKILL)
+        time.sleep(POLL_S * 4)
+        leftovers = processes_of(data)
+    with contextlib.suppress(OSError):
+        (data / "postmaster.pid").unlink()
+    return found
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
