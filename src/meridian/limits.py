@@ -127,8 +127,8 @@ CONFLICT_WINDOW_NS = 310 * S
 """Transaction age limit and slack (design 5)."""
 CONFLICT_KEYS = 4_000_000
 """Keys in one adjudicator's window; beyond it the oldest are forgotten and the floor rises."""
-LEASE_NS = 10 * S
-"""Length of one journal lease (design 6.6)."""
+LEASE_NS = 1 * S
+"""Length of one journal lease (design 6.6): after a restart acknowledgements may wait for its rest."""
 GC_HORIZON_NS = 310 * S
 """Versions that ended longer ago than this may go (C6)."""
 
@@ -142,8 +142,8 @@ CHECKPOINT_JOURNAL_BYTES = 512 * MIB
 """Journal bytes after which a checkpoint is taken."""
 READ_WAIT_MS = 30_000
 """Longest wait of a read for storage to be complete through its tau."""
-OUTCOMES = 200_000
-"""Transaction outcomes kept in memory; older than the window go first."""
+OUTCOMES = 2_000_000
+"""Transaction outcomes kept in memory (about 30 bytes each); the oldest go first."""
 SEQUENCE_LOGGED_AHEAD = 32
 """Values of a sequence logged ahead, as PostgreSQL does; a kill -9 may skip them."""
 SEQUENCES_CACHED = 10_000
