@@ -1,63 +1,76 @@
-"""What storage refuses, and why."""
+"""What storage refuses: shorthands for lines of the one error table (`meridian.errors`)."""
 
 from __future__ import annotations
 
+from meridian.errors import Kind, MeridianError
 
-class StorageError(Exception):
-    """Base of all refusals; `sqlstate` is what a client is told."""
 
-    sqlstate = "XX000"
+class StorageError(MeridianError):
+    """Base of all refusals of the storage engine."""
 
 
 class BadRequest(StorageError):
     """The request is malformed: unknown column, wrong value class, too large a filter."""
 
-    sqlstate = "08P01"
+    def __init__(self, why: str) -> None:
+        super().__init__(Kind.PROTOCOL_VIOLATION, why=why)
+
+
+class BadWriteSet(StorageError):
+    """An op that must not reach the journal (`check_ops`)."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(Kind.BAD_WRITE_SET, why=why)
 
 
 class UnknownRelation(StorageError):
-    """No such storage id at this tau: the client's catalog is stale (OC001)."""
+    """No such storage id at this tau: the client's catalog may be stale."""
 
-    sqlstate = "40001"
+    def __init__(self, sid: int) -> None:
+        super().__init__(Kind.UNKNOWN_RELATION, sid=sid)
 
 
 class BelowHorizon(StorageError):
     """tau lies below what this replica still holds (design section 8)."""
 
-    sqlstate = "40001"
+    def __init__(self) -> None:
+        super().__init__(Kind.SNAPSHOT_TOO_OLD)
+
+
+class TooManyGroups(StorageError):
+    """The groups of an aggregate do not fit into one frame."""
+
+    def __init__(self) -> None:
+        super().__init__(Kind.OUT_OF_MEMORY)
 
 
 class Cancelled(StorageError):
     """The reader asked to stop."""
 
-    sqlstate = "57014"
+    def __init__(self) -> None:
+        super().__init__(Kind.CANCELED)
 
 
 class Busy(StorageError):
     """A bounded queue of this replica is full."""
 
-    sqlstate = "53000"
+    def __init__(self) -> None:
+        super().__init__(Kind.TOO_MANY_REQUESTS)
 
 
-class OutOfRange(StorageError):
-    """An exact sum does not fit (SQLite overflows with an error, never silently)."""
+class Failed(StorageError):
+    """SQLite failed (disk full, I/O error); the transaction was rolled back."""
 
-    sqlstate = "22003"
-
-
-class MissingChunks(StorageError):
-    """A commit record names more chunks than were staged: the feed has a gap."""
-
-    sqlstate = "XX000"
+    def __init__(self, why: str) -> None:
+        super().__init__(Kind.STORAGE_FAILED, why=why)
 
 
 class Corrupt(StorageError):
-    """The file contradicts itself."""
+    """The feed or the file contradicts itself; the replica must stop and be rebuilt."""
 
-    sqlstate = "XX001"
+    def __init__(self, why: str) -> None:
+        super().__init__(Kind.STORAGE_FAILED, why=why)
 
 
-class RebuildNeeded(StorageError):
+class RebuildNeeded(Exception):
     """The file must be discarded and rebuilt from checkpoint and journal; `args[0]` says why."""
-
-    sqlstate = "XX000"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-TS_MAX = (1 << 63) - 1
+from meridian.clock.tau import TAU_MAX
+from meridian.limits import SCAN_PAGE_BYTES
+
+TS_MAX = TAU_MAX
 """te of a version that nothing has ended."""
 
 PROVISIONAL = 1 << 62
 """ts of staged rows start here: above every tau."""
 
-GET_BYTES_MAX = 8 << 20
-"""A GET, SCAN or SAMPLE answer stops at about this size (frames are limited to 16 MiB)."""
+NEVER = PROVISIONAL - 1
+"""born of a relation that no read may see (its creator was discarded)."""
+
+PAGE_BYTES_MAX = SCAN_PAGE_BYTES
+"""A GET, SCAN or SAMPLE answer ends at this size, or holds one larger row."""
 
 DESCENDING = 1
 LO_EXCLUSIVE = 2
@@ -24,7 +31,11 @@ Page = tuple[bool, bytes]
 
 
 class ScanRequest(msgspec.Struct, frozen=True):
-    """SCAN of docs/protocol.md. `limit` in rows (0 = none), `page_bytes` 0 = GET_BYTES_MAX."""
+    """SCAN of docs/protocol.md. `limit` in rows (0 = none), `page_bytes` 0 = PAGE_BYTES_MAX.
+
+    With `row_sid`, `filter` and `cols` speak of the index, `row_filter` and `row_cols` of the row;
+    `group` and `aggs` of the row.
+    """
 
     tau: int
     sid: int
@@ -51,8 +62,28 @@ class SampleRequest(msgspec.Struct, frozen=True):
     cols: tuple[int, ...] = ()
 
 
+ReadRequest = ScanRequest | SampleRequest
+
+
 class Statistics(NamedTuple):
     """Estimates: live rows and their bytes."""
 
     rows: int
     size_bytes: int
+
+
+class Row(NamedTuple):
+    """Only for typing cursors: a row of SQLite values."""
+
+    values: tuple[Any, ...]
+
+
+class Rows(Protocol):
+    """What the engine needs of a SQLite cursor."""
+
+    def fetchall(self) -> list[tuple[Any, ...]]: ...
+
+    def __iter__(self) -> Any: ...
+
+
+Keys = Iterable[bytes]

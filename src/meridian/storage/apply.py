@@ -1,0 +1,224 @@
+"""Applying durable commits: deterministic, idempotent, no Python per row (design section 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+from operator import concat
+from typing import Any
+
+import apsw
+import msgspec
+
+from meridian.storage import relations, staging
+from meridian.storage.errors import BadWriteSet, Corrupt
+from meridian.storage.relations import Overlay, Relation
+from meridian.storage.types import NEVER, PROVISIONAL, TS_MAX
+from meridian.wire import ops
+from meridian.wire.ops import Add, Big, Create, Delete, Drop, Lock, Op, Put, Share
+
+encode = msgspec.msgpack.Encoder().encode
+
+SAMPLED_ROWS = 64
+"""Rows measured per op for the size estimate."""
+
+_BIG = "INSERT OR REPLACE INTO big(sid, k, ts, attnum, v) VALUES(?, ?, ?, ?, ?)"
+
+
+def check_ops(chunk: Sequence[Op]) -> None:
+    """Refuse a write set that storage could not apply; call it before the journal sees the chunk.
+
+    Raises BadWriteSet. Costs C loops only. Existence of relations is the catalog's business.
+    """
+    for op in chunk:
+        if isinstance(op, (Put, Delete, Big, Lock, Share)):
+            _check_keys(op)
+        if isinstance(op, Put):
+            _check_rows(op)
+        elif isinstance(op, Big) and (
+            len(op.values) != len(op.keys) or set(map(type, op.values)) - {bytes}
+        ):
+            raise BadWriteSet("BIG values and keys are not parallel byte strings")
+        elif isinstance(op, Add) and not isinstance(op.default, (int, bytes, type(None))):
+            raise BadWriteSet("the default of a column is nil, an int or bin")
+
+
+def _check_keys(op: Put | Delete | Big | Lock | Share) -> None:
+    keys = op.keys
+    if set(map(type, keys)) - {bytes}:
+        raise BadWriteSet("keys are byte strings")
+    if len(set(keys)) != len(keys) or sorted(keys) != keys:
+        raise BadWriteSet("keys are not strictly ascending")
+
+
+_VALUE_TYPES = {int, bytes, type(None), bool, str}
+
+
+def _check_rows(op: Put) -> None:
+    if len(op.rows) != len(op.keys) or len(set(op.attnums)) != len(op.attnums):
+        raise BadWriteSet("rows, keys and attnums do not match")
+    if set(map(len, op.rows)) - {len(op.attnums)}:
+        raise BadWriteSet("a row has another number of columns than its op")
+    for column in zip(*op.rows, strict=True):
+        types = set(map(type, column))
+        if types - _VALUE_TYPES:
+            raise BadWriteSet("a value is neither nil, int nor bin")
+        if str in types and {v for v in column if type(v) is str} != {"b"}:
+            raise BadWriteSet("the only string value is the marker of a big value")
+        if int in types and max(filter(_is_int, column)) > TS_MAX:
+            raise BadWriteSet("an integer exceeds int64")
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) is int
+
+
+class Applier:
+    """Writes ops into the file inside the caller's SQLite transaction.
+
+    Keeps the image of the relations in step; after a rollback the owner reloads it.
+    """
+
+    def __init__(
+        self, db: apsw.Connection, known: dict[int, Relation], overlay: Overlay
+    ) -> None:
+        self.db = db
+        self.relations = known
+        self.overlay = overlay
+        self.touched: dict[int, Relation] = {}
+        self.catalog_changed = False
+        self._insert_sql: dict[tuple[int, tuple[int, ...]], str] = {}
+
+    def relation(self, sid: int) -> Relation:
+        """A relation that rows or DDL name. Raises Corrupt: the catalog let a stale writer pass."""
+        relation = self.relations.get(sid)
+        if relation is None:
+            raise Corrupt(f"a durable commit names the unknown storage id {sid}")
+        return relation
+
+    def commit(self, tau: int, chunk: Sequence[Op]) -> None:
+        """All ops of one small transaction; CREATE, ADD and DROP first."""
+        assert 0 < tau < NEVER, tau
+        for op in chunk:
+            if isinstance(op, (Create, Add, Drop)):
+                self.ddl(op, tau)
+        for op in chunk:
+            if isinstance(op, Put):
+                self._put(op, tau)
+            elif isinstance(op, Delete):
+                self._delete(op, tau)
+            elif isinstance(op, Big):
+                self.big(op, tau)
+
+    def ddl(self, op: Create | Add | Drop, tau: int) -> None:
+        """Catalog of storage. `tau` may be provisional for CREATE and ADD."""
+        self.catalog_changed = True
+        self._insert_sql.clear()
+        if isinstance(op, Create):
+            if op.sid in self.relations:
+                raise Corrupt(f"storage id {op.sid} is created twice")
+            self.relations[op.sid] = relations.create(self.db, op, tau)
+        elif isinstance(op, Add):
+            relations.add_column(self.db, self.relation(op.sid), op)
+        else:
+            self.end_relation(op.sid, tau)
+
+    def end_relation(self, sid: int, tau: int) -> None:
+        """DROP: invisible from tau on."""
+        relation = self.relation(sid)
+        relation.died = min(relation.died, tau)
+        self.db.execute("UPDATE relations SET died = ? WHERE sid = ?", (relation.died, sid))
+        self.catalog_changed = True
+
+    def _put(self, op: Put, tau: int) -> None:
+        relation = self.relation(op.sid)
+        if not op.flags & ops.FRESH:
+            self.close(relation, tau, op.keys)
+        elif op.sid in self.overlay:
+            self._settle(relation, op.keys)
+        self.insert(relation, op, tau)
+        relation.rows += len(op.keys)
+
+    def insert(self, relation: Relation, op: Put, ts: int) -> None:
+        """New versions at ts, tau or provisional."""
+        stamped = zip(op.keys, repeat(ts))
+        self.db.executemany(self._insert(relation, op.attnums), map(concat, stamped, op.rows))
+        sampled = op.rows[:: max(1, len(op.rows) // SAMPLED_ROWS)]
+        if sampled:
+            size_bytes = len(encode(sampled)) + sum(map(len, op.keys[: len(sampled)]))
+            relation.put_bytes += size_bytes * len(op.rows) // len(sampled)
+            relation.put_rows += len(op.rows)
+        self.touched[relation.sid] = relation
+
+    def _insert(self, relation: Relation, attnums: tuple[int, ...]) -> str:
+        cached = self._insert_sql.get((relation.sid, attnums))
+        if cached is None:
+            missing = [a for a in attnums if a not in relation.columns]
+            if missing:
+                raise Corrupt(f"relation {relation.sid} has no column {missing[0]}")
+            names = "".join(f", {relation.columns[a].name}" for a in attnums)
+            marks = ", ?" * len(attnums)
+            cached = (
+                f"INSERT OR REPLACE INTO {relation.table}(k, ts, te{names})"
+                f" VALUES(?, ?, {TS_MAX}{marks})"
+            )
+            self._insert_sql[relation.sid, attnums] = cached
+        return cached
+
+    def close(self, relation: Relation, tau: int, keys: list[bytes]) -> None:
+        """End the current versions of keys at tau and queue them for collection."""
+        if relation.sid in self.overlay:
+            self._settle(relation, keys)
+        before = self.db.total_changes()
+        self.db.executemany(
+            f"UPDATE {relation.table} SET te = ?1 WHERE k = ?2 AND ts = (SELECT v.ts FROM"
+            f" {relation.table} v WHERE v.k = ?2 AND v.ts < {PROVISIONAL}"
+            f" AND v.te = {TS_MAX} LIMIT 1)",
+            zip(repeat(tau), keys),
+        )
+        self.closed(relation, tau, keys, self.db.total_changes() - before)
+
+    def _settle(self, relation: Relation, keys: list[bytes]) -> None:
+        """Give resolved staged rows of these keys their tau before a newer version comes.
+
+        Invariant for reads: key by key, versions without a number are older than those with one.
+        """
+        for staged in self.overlay[relation.sid]:
+            staging.settle_keys(self, relation, staged, keys)
+
+    def closed(self, relation: Relation, tau: int, keys: list[bytes], count: int) -> None:
+        """Account for `count` versions of `keys` that ended at tau."""
+        if count:
+            relation.rows -= count
+            relation.dead += count
+            self.db.execute(
+                "INSERT INTO gc(te, sid, keys) VALUES(?, ?, ?)", (tau, relation.sid, encode(keys))
+            )
+        self.touched[relation.sid] = relation
+
+    def _delete(self, op: Delete, tau: int) -> None:
+        self.close(self.relation(op.sid), tau, op.keys)
+
+    def big(self, op: Big, ts: int) -> None:
+        """Values above 2,048 bytes, beside their rows."""
+        relation = self.relation(op.sid)
+        column = relation.columns.get(op.attnum)
+        if column is None:
+            raise Corrupt(f"relation {op.sid} has no column {op.attnum}")
+        if not column.big:
+            relations.mark_big(self.db, relation, op.attnum)
+            self.catalog_changed = True
+        if ts >= PROVISIONAL and not relation.origin:
+            relations.add_origin(self.db, relation)
+            self.catalog_changed = True
+        self.db.executemany(
+            _BIG, zip(repeat(op.sid), op.keys, repeat(ts), repeat(op.attnum), op.values)
+        )
+        relation.put_bytes += sum(map(len, op.values))
+        self.touched[relation.sid] = relation
+
+    def save_counters(self) -> None:
+        """Counters of the touched relations, in this transaction."""
+        for relation in self.touched.values():
+            relations.save_counters(self.db, relation)
+        self.touched.clear()

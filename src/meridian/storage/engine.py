@@ -1,0 +1,351 @@
+"""The storage engine of one shard replica: one SQLite file, one owning thread (design section 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+
+from meridian.storage import gc, query, reading, staging
+from meridian.storage import schema as schema_
+from meridian.storage.apply import Applier
+from meridian.storage.errors import (
+    BadRequest,
+    BelowHorizon,
+    Corrupt,
+    Failed,
+    RebuildNeeded,
+    UnknownRelation,
+)
+from meridian.storage.readers import ReadPool
+from meridian.storage.relations import Snapshot, load_overlay, load_relations
+from meridian.storage.types import (
+    PAGE_BYTES_MAX,
+    Page,
+    ReadRequest,
+    SampleRequest,
+    ScanRequest,
+    Statistics,
+)
+from meridian.wire.ops import Op
+
+CACHE_BYTES = 64 << 20
+SHORT_ROWS = 2_000
+"""Scans that visit at most about this many versions run on the caller's thread."""
+
+Commit = tuple[int, Sequence[Op]]
+"""(tau_commit, ops)."""
+
+
+class Engine:
+    """See README.md. Not thread-safe: one thread calls it; `readers` have their own connections."""
+
+    def __init__(self, path: Path, db: apsw.Connection, boot_id: str) -> None:
+        self.path = path
+        self.boot_id = boot_id
+        self.readers = ReadPool(path)
+        self._db = db
+        self._execute = db.execute
+        self._gets: dict[tuple[int, tuple[int, ...]], tuple[str, int, int]] = {}
+        self._failed = ""
+        self._reload()
+
+    @classmethod
+    def create(
+        cls, path: Path, *, boot_id: str, base_tau: int = 0, cache_bytes: int = CACHE_BYTES
+    ) -> Engine:
+        """A new, empty file complete through `base_tau`; an older file at the path is deleted."""
+        db = schema_.create_file(path, boot_id=boot_id, base_tau=base_tau, cache_bytes=cache_bytes)
+        return cls(path, db, boot_id)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        boot_id: str,
+        durable: Mapping[int, int] | None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> Engine:
+        """An existing file, if it can be trusted and is not ahead of the durable journals.
+
+        `durable`: number of the last durable record per journal; None skips the check. Raises
+        RebuildNeeded (design section 8: such a file must be discarded).
+        """
+        db = schema_.open_file(path, boot_id=boot_id, durable=durable, cache_bytes=cache_bytes)
+        try:
+            return cls(path, db, boot_id)
+        except apsw.Error as error:
+            db.close(True)
+            raise RebuildNeeded(f"the storage file cannot be read: {error}") from error
+
+    def close(self) -> None:
+        """Clean close: the next boot may trust the file."""
+        self.readers.close()
+        schema_.close_file(self._db, boot_id=self.boot_id)
+
+    def abandon(self) -> None:
+        """Close without the clean mark (tests, and after a failure)."""
+        self.readers.close()
+        self._db.close(True)
+
+    # -- state ------------------------------------------------------------------------------
+
+    @property
+    def applied_tau(self) -> int:
+        """The newest commit applied."""
+        return self._state.applied_tau
+
+    @property
+    def horizon(self) -> int:
+        """Reads below this tau are refused."""
+        return self._state.horizon
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """Last applied record per journal."""
+        return dict(self._state.positions)
+
+    @property
+    def note(self) -> bytes:
+        """The caller's bytes stored with the positions."""
+        return self._state.note
+
+    def unresolved(self) -> list[bytes]:
+        """Transaction ids that were staged and whose outcome is not known yet."""
+        rows = self._execute("SELECT txid FROM staged WHERE tau IS NULL ORDER BY number")
+        return [row[0] for row in rows]
+
+    @property
+    def unsettled(self) -> bool:
+        """`settle` has work."""
+        return bool(self._execute("SELECT 1 FROM staged WHERE tau IS NOT NULL LIMIT 1").fetchall())
+
+    def _reload(self) -> None:
+        self._state = schema_.load_state(self._db)
+        self._relations = load_relations(self._db)
+        self._overlay = load_overlay(self._db)
+        self._applier = Applier(self._db, self._relations, self._overlay)
+        self._settler = staging.Settler()
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """After a change of catalog, overlay or horizon."""
+        self._gets.clear()
+        self._horizon = self._state.horizon
+        self._snapshot = Snapshot(self._relations, self._overlay, self._horizon)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Applier]:
+        """One SQLite transaction; on any error the file and its image go back together."""
+        if self._failed:
+            raise Failed(self._failed)
+        applier = self._applier
+        try:
+            self._execute("BEGIN IMMEDIATE")
+            yield applier
+            if applier.touched:
+                applier.save_counters()
+            schema_.save_state(self._db, self._state)
+            self._execute("COMMIT")
+        except BaseException as error:
+            self._undo()
+            if isinstance(error, apsw.Error):
+                raise Failed(str(error)) from error
+            raise
+        if applier.catalog_changed:
+            applier.catalog_changed = False
+            self._overlay = applier.overlay = load_overlay(self._db)
+            self._refresh()
+        elif self._horizon != self._state.horizon:
+            self._refresh()
+
+    def _undo(self) -> None:
+        try:
+            if self._db.in_transaction:
+                self._execute("ROLLBACK")
+            self._reload()
+        except apsw.Error as error:
+            self._failed = f"rollback failed: {error}"
+
+    def _advance(self, positions: Mapping[int, int], note: bytes | None) -> None:
+        for journal, n in positions.items():
+            if n > self._state.positions.get(journal, -1):
+                self._state.positions[journal] = n
+        if note is not None:
+            self._state.note = note
+
+    def _repeated(self, positions: Mapping[int, int]) -> bool:
+        known = self._state.positions
+        return bool(positions) and all(n <= known.get(j, -1) for j, n in positions.items())
+
+    # -- writes -----------------------------------------------------------------------------
+
+    def apply(
+        self,
+        commits: Sequence[Commit],
+        positions: Mapping[int, int],
+        note: bytes | None = None,
+    ) -> None:
+        """Apply durable commits in ascending tau in one SQLite transaction, position included.
+
+        Commits at or below `applied_tau` are skipped. Raises Failed (rolled back; may be tried
+        again), Corrupt (the feed contradicts the file: stop and rebuild).
+        """
+        with self._transaction() as applier:
+            state = self._state
+            for tau, chunk in commits:
+                if tau > state.applied_tau:
+                    applier.commit(tau, chunk)
+                    state.applied_tau = tau
+            self._advance(positions, note)
+
+    def stage(
+        self, txid: bytes, seq: int, chunk: Sequence[Op], positions: Mapping[int, int]
+    ) -> None:
+        """Write chunk `seq` of a large transaction whose outcome is not known yet.
+
+        A repeat (by position or seq) is skipped. Raises Failed, Corrupt.
+        """
+        if self._repeated(positions):
+            return
+        with self._transaction() as applier:
+            staging.stage(applier, self._state, txid, seq, chunk)
+            self._advance(positions, None)
+
+    def resolve(
+        self,
+        txid: bytes,
+        chunk_count: int,
+        tau: int,
+        positions: Mapping[int, int],
+        note: bytes | None = None,
+    ) -> None:
+        """The staged transaction committed at tau; O(its DDL + its chunks), whatever its rows.
+
+        Raises Failed, Corrupt (chunks are missing).
+        """
+        if tau <= self._state.applied_tau:
+            return
+        with self._transaction() as applier:
+            staging.resolve(applier, txid, chunk_count, tau)
+            self._state.applied_tau = tau
+            self._advance(positions, note)
+
+    def discard(self, txid: bytes, positions: Mapping[int, int]) -> None:
+        """The staged transaction will never commit. Unknown ids are fine."""
+        with self._transaction() as applier:
+            staging.discard(applier, txid)
+            self._advance(positions, None)
+
+    # -- background -------------------------------------------------------------------------
+
+    def settle(self, budget_rows: int = 500) -> bool:
+        """One slice of turning provisional numbers into taus. False: nothing is left."""
+        if not self.unsettled:
+            return False
+        with self._transaction() as applier:
+            return self._settler.slice(applier, budget_rows)
+
+    def raise_floor(self, floor: int) -> None:
+        """Refuse reads below `floor` from here on; collection may take what only they could see."""
+        if floor > self._state.horizon:
+            with self._transaction():
+                self._state.horizon = floor
+
+    def collect(self, budget_rows: int = 500) -> bool:
+        """One slice of garbage collection. False: nothing may go at this horizon."""
+        horizon = self._state.horizon
+        if not self._collectable(horizon):
+            return False
+        with self._transaction() as applier:
+            return gc.slice_versions(applier, horizon, budget_rows) or gc.slice_dropped(
+                applier, horizon, budget_rows
+            )
+
+    def _collectable(self, horizon: int) -> bool:
+        head = self._execute("SELECT te FROM gc ORDER BY id LIMIT 1").fetchall()
+        return bool(head and head[0][0] <= horizon) or any(
+            relation.died <= horizon for relation in self._relations.values()
+        )
+
+    # -- reads ------------------------------------------------------------------------------
+
+    def get(self, tau: int, sid: int, cols: tuple[int, ...], keys: Sequence[bytes]) -> Page:
+        """Rows `[k, c...]` of the keys found, ascending; keys strictly ascending.
+
+        `more`: cut at PAGE_BYTES_MAX; ask again for the keys after the last row. Raises
+        BelowHorizon, UnknownRelation, BadRequest, Failed.
+        """
+        if len(keys) == 1 and not self._overlay:
+            known = self._gets.get((sid, cols)) or self._prepare_get(sid, cols)
+            if tau < self._horizon:
+                raise BelowHorizon()
+            sql, born, died = known
+            if not born <= tau < died:
+                raise UnknownRelation(sid)
+            try:
+                return False, reading.encode(self._execute(sql, (tau, keys[0])).fetchall())
+            except apsw.Error as error:
+                raise reading.translate(error) from error
+        return self._get_many(tau, sid, cols, keys)
+
+    def _prepare_get(self, sid: int, cols: tuple[int, ...]) -> tuple[str, int, int]:
+        relation = self._relations.get(sid)
+        if relation is None:
+            raise UnknownRelation(sid)
+        known = query.get_one(relation, cols), relation.born, relation.died
+        if len(self._gets) > 10_000:
+            self._gets.clear()
+        self._gets[sid, cols] = known
+        return known
+
+    def _get_many(self, tau: int, sid: int, cols: tuple[int, ...], keys: Sequence[bytes]) -> Page:
+        sql = query.get_many(self._snapshot, tau, sid, cols)
+        if not keys:
+            return False, reading.EMPTY
+        try:
+            cursor = self._execute(sql, (tau, apsw.carray(tuple(keys))))
+            try:
+                big = self._relations[sid].has_big
+                return reading.collect_page(cursor, PAGE_BYTES_MAX, limit=0, big=big)
+            finally:
+                cursor.close(True)
+        except apsw.Error as error:
+            raise reading.translate(error) from error
+        except TypeError as error:
+            raise BadRequest(f"keys are byte strings: {error}") from error
+
+    def scan(self, request: ReadRequest) -> Page:
+        """SCAN or SAMPLE on the caller's thread. Raises like `get`."""
+        return reading.run(self._db, self._snapshot, request)
+
+    def sample(self, tau: int, sid: int, count: int, cols: tuple[int, ...]) -> Page:
+        """About `count` random rows on the caller's thread."""
+        return self.scan(SampleRequest(tau, sid, count, cols))
+
+    def is_short(self, request: ReadRequest) -> bool:
+        """May it run on the caller's thread without stalling others? Else use `readers`."""
+        relation = self._relations.get(request.sid)
+        if relation is None or relation.rows + relation.dead <= SHORT_ROWS:
+            return True
+        if isinstance(request, SampleRequest) or request.aggs is not None or request.group:
+            return False
+        few = 0 < request.limit <= SHORT_ROWS
+        return few and request.filter is None and request.row_filter is None
+
+    def stats(self, sids: Sequence[int]) -> list[Statistics]:
+        """Live rows and bytes of each relation, estimated from maintained counters."""
+        return [self._statistics(sid) for sid in sids]
+
+    def _statistics(self, sid: int) -> Statistics:
+        relation = self._relations.get(sid)
+        if relation is None or not relation.put_rows:
+            return Statistics(0, 0)
+        rows = max(0, relation.rows)
+        return Statistics(rows, rows * relation.put_bytes // relation.put_rows)
+
+
+__all__ = ["Commit", "Corrupt", "Engine", "ScanRequest"]

@@ -1,0 +1,173 @@
+"""The replica file: its metadata tables, trust and life cycle (design section 8).
+
+Format 1. A file is trusted when its format is known and it was either closed cleanly or last used
+in this very boot: WAL without fsync survives the death of a process, not of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import apsw
+import msgspec
+
+from meridian.storage.errors import RebuildNeeded
+
+FORMAT = 1
+APPLICATION_ID = 0x4D455244
+
+_TABLES = f"""
+CREATE TABLE file(format INTEGER, boot_id TEXT, clean INTEGER, generation BLOB);
+CREATE TABLE state(id INTEGER PRIMARY KEY, applied_tau INTEGER, horizon INTEGER,
+  next_number INTEGER, positions BLOB, note BLOB);
+CREATE TABLE relations(sid INTEGER PRIMARY KEY, kind INTEGER, table_sid INTEGER,
+  born INTEGER, died INTEGER, rows INTEGER DEFAULT 0, dead INTEGER DEFAULT 0,
+  put_rows INTEGER DEFAULT 0, put_bytes INTEGER DEFAULT 0, origin INTEGER DEFAULT 0);
+CREATE TABLE columns(sid INTEGER, attnum INTEGER, name TEXT, class INTEGER, big INTEGER,
+  PRIMARY KEY(sid, attnum)) WITHOUT ROWID;
+CREATE TABLE big(sid INTEGER, k BLOB, ts INTEGER, attnum INTEGER, v BLOB,
+  PRIMARY KEY(sid, k, ts, attnum)) WITHOUT ROWID;
+CREATE TABLE staged(number INTEGER PRIMARY KEY, txid BLOB UNIQUE, tau INTEGER, chunks INTEGER);
+CREATE TABLE staged_ops(number INTEGER, seq INTEGER, n INTEGER, sid INTEGER, kind INTEGER,
+  closes INTEGER, attnum INTEGER, keys BLOB, PRIMARY KEY(number, seq, n)) WITHOUT ROWID;
+CREATE TABLE gc(id INTEGER PRIMARY KEY, te INTEGER, sid INTEGER, keys BLOB);
+PRAGMA application_id = {APPLICATION_ID};
+"""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_positions = msgspec.msgpack.Decoder(dict[int, int]).decode
+
+
+@dataclass(slots=True)
+class State:
+    """The one row of `state`."""
+
+    applied_tau: int
+    horizon: int
+    next_number: int
+    positions: dict[int, int]
+    note: bytes
+
+
+def connect(path: Path, *, cache_bytes: int) -> apsw.Connection:
+    """The writing connection of a file, with the pragmas of the design."""
+    db = apsw.Connection(str(path), statementcachesize=1000)
+    db.set_busy_timeout(5000)
+    for pragma in (
+        "page_size = 16384",
+        "journal_mode = WAL",
+        "synchronous = OFF",
+        f"cache_size = -{cache_bytes // 1024}",
+        "wal_autocheckpoint = 512",
+        "temp_store = MEMORY",
+    ):
+        db.execute(f"PRAGMA {pragma}").fetchall()
+    return db
+
+
+def connect_reader(path: Path, *, cache_bytes: int) -> apsw.Connection:
+    """A read-only connection for another thread."""
+    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, statementcachesize=100)
+    db.set_busy_timeout(5000)
+    db.execute(f"PRAGMA cache_size = -{cache_bytes // 1024}").fetchall()
+    db.execute("PRAGMA temp_store = MEMORY").fetchall()
+    return db
+
+
+def remove_file(path: Path) -> None:
+    """Delete a replica file and its companions; absent ones are fine."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def create_file(path: Path, *, boot_id: str, base_tau: int, cache_bytes: int) -> apsw.Connection:
+    """A new, empty replica file; an older one at the path is deleted."""
+    remove_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = connect(path, cache_bytes=cache_bytes)
+    with db:
+        db.execute(_TABLES).fetchall()
+        db.execute(
+            "INSERT INTO file VALUES(?,?,0,?)", (FORMAT, boot_id, os.urandom(16))
+        ).fetchall()
+        db.execute("INSERT INTO state VALUES(0,?,?,0,?,X'')", (base_tau, base_tau, _encode({})))
+    return db
+
+
+def open_file(
+    path: Path, *, boot_id: str, durable: Mapping[int, int] | None, cache_bytes: int
+) -> apsw.Connection:
+    """An existing file if it can be trusted. Raises RebuildNeeded.
+
+    `durable`: last durable record of each journal; None skips that check (tests, inspection).
+    """
+    if not path.exists():
+        raise RebuildNeeded("there is no storage file")
+    try:
+        db = connect(path, cache_bytes=cache_bytes)
+        try:
+            _check_trust(db, boot_id, durable)
+            _mark(db, boot_id=boot_id, clean=False)
+        except BaseException:
+            db.close(True)
+            raise
+        return db
+    except apsw.Error as error:
+        raise RebuildNeeded(f"the storage file cannot be read: {error}") from error
+
+
+def _check_trust(db: apsw.Connection, boot_id: str, durable: Mapping[int, int] | None) -> None:
+    ours = db.execute("PRAGMA application_id").fetchall()[0][0]
+    if ours != APPLICATION_ID:
+        raise RebuildNeeded("the file is not a storage file of ours")
+    rows = db.execute("SELECT format, boot_id, clean FROM file").fetchall()
+    if len(rows) != 1 or rows[0][0] != FORMAT:
+        raise RebuildNeeded(f"storage format {rows[0][0] if rows else None} is not known")
+    if rows[0][1] != boot_id and not rows[0][2]:
+        raise RebuildNeeded("the machine restarted without a clean close of the storage file")
+    if durable is None:
+        return
+    for journal, n in sorted(load_state(db).positions.items()):
+        if n > durable.get(journal, -1):
+            raise RebuildNeeded(f"the file is ahead of durable journal {journal}")
+
+
+def _mark(db: apsw.Connection, *, boot_id: str, clean: bool) -> None:
+    """Write the trust mark with a real fsync: it must never reach the disk out of order."""
+    db.execute("PRAGMA synchronous = FULL").fetchall()
+    db.execute("UPDATE file SET boot_id = ?, clean = ?", (boot_id, int(clean))).fetchall()
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    db.execute("PRAGMA synchronous = OFF").fetchall()
+
+
+def close_file(db: apsw.Connection, *, boot_id: str) -> None:
+    """Make everything durable, then mark the file clean, then close it."""
+    db.execute("PRAGMA synchronous = FULL").fetchall()
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    _mark(db, boot_id=boot_id, clean=True)
+    db.close()
+
+
+def load_state(db: apsw.Connection) -> State:
+    """The state row."""
+    row = db.execute(
+        "SELECT applied_tau, horizon, next_number, positions, note FROM state"
+    ).fetchall()[0]
+    return State(row[0], row[1], row[2], _decode_positions(row[3]), row[4])
+
+
+def save_state(db: apsw.Connection, state: State) -> None:
+    """The state row, in the caller's transaction."""
+    db.execute(
+        "UPDATE state SET applied_tau = ?, horizon = ?, next_number = ?, positions = ?, note = ?",
+        (
+            state.applied_tau,
+            state.horizon,
+            state.next_number,
+            _encode(state.positions),
+            state.note,
+        ),
+    )
