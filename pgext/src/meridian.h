@@ -22,27 +22,8 @@
 #include "nodes/lockoptions.h"
 #include "utils/rel.h"
 
-/* ---------- msgpack (msgpack.c): no PostgreSQL calls but StringInfo ---------- */
-
-typedef struct MpReader
-{
-	const char *p;
-	const char *end;
-} MpReader;
-
-extern void mp_put_array(StringInfo buf, uint32 n);
-extern void mp_put_int(StringInfo buf, int64 v);
-extern void mp_put_bin(StringInfo buf, const void *data, uint32 len);
-extern void mp_put_str(StringInfo buf, const char *data, uint32 len);
-extern void mp_put_nil(StringInfo buf);
-
-/* Readers ereport(ERROR, 08P01) on malformed input; pointers alias the input. */
-extern uint32 mp_get_array(MpReader *r);
-extern int64 mp_get_int(MpReader *r);
-extern bool mp_get_bool(MpReader *r);
-extern bool mp_try_nil(MpReader *r);	/* consumes a nil if one is next */
-extern const char *mp_get_bytes(MpReader *r, uint32 *len);	/* bin or str */
-extern void mp_skip(MpReader *r);
+/* msgpack (msgpack.c) and the protocol's numbers: proto.h */
+#include "proto.h"
 
 /* ---------- column classes and row values (rowcodec.c) ---------- */
 
@@ -168,6 +149,7 @@ extern bool mer_is_index(Relation rel);
 extern int64 mer_relmap_create(Relation rel, bool organised);
 extern int64 mer_relmap_sid(Oid relid, bool missing_ok);
 extern void mer_relmap_drop(Oid relid);
+extern void mer_relmap_swap(Oid a, Oid b);	/* after a rewrite */
 
 /* ---------- transaction and write buffer (txn.c) ---------- */
 
