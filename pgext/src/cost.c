@@ -1,0 +1,391 @@
+/*
+ * cost.c
+ *	  What reads cost: round trips, rows and bytes instead of pages.
+ *
+ * Row counts come from storage and are kept for a short time, so that
+ * planning costs no round trip each time.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/genam.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/cost.h"
+#include "optimizer/optimizer.h"
+#include "utils/hsearch.h"
+#include "utils/lsyscache.h"
+#include "utils/selfuncs.h"
+#include "utils/timestamp.h"
+
+#include "push.h"
+
+/*
+ * Request and answer numbers of docs/protocol.md.
+ */
+#define REQUEST_STATS 9
+
+#define MAX_CACHED_STATS 4096
+
+/* Rows of one answer, in bytes, for counting round trips. */
+#define PAGE_BYTES_ASSUMED (256.0 * 1024)
+
+/* A table nobody has analysed is planned as at least this big: it may fill. */
+#define UNANALYSED_ROWS 1000.0
+
+/* Storage's work per row looked at, and per row found through an index. */
+#define EXAMINE_ROW_COST 0.004
+#define LOOKUP_ROW_COST 0.2
+#define FETCH_BYTE_COST 0.0001
+
+double		mer_round_trip_cost = 10.0;
+double		mer_row_fetch_cost = 0.03;
+int			mer_stats_ttl_ms = 10000;
+
+typedef struct StatsEntry
+{
+	int64		sid;			/* hash key */
+	double		rows;
+	double		bytes;
+	TimestampTz fetched_at;
+} StatsEntry;
+
+static HTAB *stats_cache;
+
+/* ---------- statistics from storage ---------- */
+
+void
+mer_rel_stats_forget(void)
+{
+	if (stats_cache)
+		hash_destroy(stats_cache);
+	stats_cache = NULL;
+}
+
+static StatsEntry *
+stats_lookup(int64 sid)
+{
+	StatsEntry *entry;
+
+	if (stats_cache == NULL)
+		return NULL;
+	entry = hash_search(stats_cache, &sid, HASH_FIND, NULL);
+	if (entry == NULL ||
+		TimestampDifferenceExceeds(entry->fetched_at, GetCurrentTimestamp(),
+								   mer_stats_ttl_ms))
+		return NULL;
+	return entry;
+}
+
+static void
+stats_enter(int64 sid, double rows, double bytes)
+{
+	StatsEntry *entry;
+
+	if (stats_cache && hash_get_num_entries(stats_cache) >= MAX_CACHED_STATS)
+		mer_rel_stats_forget();
+	if (stats_cache == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(int64), .entrysize = sizeof(StatsEntry)};
+
+		stats_cache = hash_create("meridian statistics", 64, &ctl,
+								  HASH_ELEM | HASH_BLOBS);
+	}
+	entry = hash_search(stats_cache, &sid, HASH_ENTER, NULL);
+	entry->rows = rows;
+	entry->bytes = bytes;
+	entry->fetched_at = GetCurrentTimestamp();
+}
+
+/* One round trip for all storage ids that are not known or known too long. */
+static void
+stats_fetch(const int64 *sids, int nsids)
+{
+	StringInfoData buf;
+	MerReply	reply;
+	uint32		id,
+				n;
+
+	initStringInfo(&buf);
+	id = mer_wire_begin(&buf, REQUEST_STATS, 3);
+	mp_put_array(&buf, nsids);
+	for (int i = 0; i < nsids; i++)
+		mp_put_int(&buf, sids[i]);
+	reply = mer_wire_call(&buf, id);
+	n = mp_get_array(&reply.body);
+	if (n != (uint32) nsids)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("storage answered statistics of %u relations instead of %d",
+						n, nsids)));
+	for (int i = 0; i < nsids; i++)
+	{
+		int64		rows,
+					bytes;
+
+		if (mp_get_array(&reply.body) != 2)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("malformed statistics from storage")));
+		rows = mp_get_int(&reply.body);
+		bytes = mp_get_int(&reply.body);
+		stats_enter(sids[i], Max(rows, 0), Max(bytes, 0));
+	}
+	pfree(reply.frame);
+	pfree(buf.data);
+}
+
+bool
+mer_rel_stats(Relation rel, double *rows, double *bytes)
+{
+	MerRel	   *mrel = mer_rel(rel);
+	int64		sid = mrel->primary_of_organised ? mrel->table_sid : mrel->sid;
+	StatsEntry *entry = stats_lookup(sid);
+
+	if (entry == NULL)
+	{
+		stats_fetch(&sid, 1);
+		entry = stats_lookup(sid);
+	}
+	if (entry == NULL)
+		return false;
+	*rows = entry->rows;
+	*bytes = entry->bytes;
+	return true;
+}
+
+/* ---------- get_relation_info ---------- */
+
+/*
+ * "Pages" of a table: what reading all of it costs, in units of
+ * seq_page_cost.  Core's own sequential scan, which set_rel_pathlist_hook
+ * will replace, must never look cheaper than ours, or it would drive out index
+ * paths before the hook runs; and core charges an index scan its share of
+ * these pages for the rows it fetches.
+ */
+static BlockNumber
+pages_of(double rows, double bytes)
+{
+	double		width = rows > 0 ? bytes / rows : 0;
+	double		pages = MER_FULL_SCAN_PAGES + mer_scan_cost(rows, rows, width);
+
+	return (BlockNumber) Min(ceil(pages), (double) MaxBlockNumber);
+}
+
+/* The statistics of a table and of all its indexes in one round trip. */
+static void
+prefetch_stats(const int64 *sids, int nsids)
+{
+	int64	   *missing = palloc(sizeof(int64) * nsids);
+	int			n = 0;
+
+	for (int i = 0; i < nsids; i++)
+		if (stats_lookup(sids[i]) == NULL)
+			missing[n++] = sids[i];
+	if (n > 0)
+		stats_fetch(missing, n);
+	pfree(missing);
+}
+
+static void
+index_info_from_stats(IndexOptInfo *info, int64 sid, double table_rows)
+{
+	StatsEntry *entry = stats_lookup(sid);
+	double		rows = entry ? entry->rows : table_rows;
+
+	/* A full index has the table's rows; a partial one what it has. */
+	info->tuples = info->indpred ? Min(Max(rows, 1), table_rows) : table_rows;
+	info->pages = (BlockNumber) clamp_row_est(Min(rows / 100, (double) MaxBlockNumber));
+	info->tree_height = 1;
+}
+
+void
+mer_relation_info(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
+{
+	Relation	table;
+	int64	   *sids;
+	int			nsids = 0,
+				i = 1;
+	double		rows,
+				bytes;
+
+	if (inhparent)
+		return;
+	table = table_open(relid, NoLock);
+	if (!mer_is_table(table))
+	{
+		table_close(table, NoLock);
+		return;
+	}
+	sids = palloc(sizeof(int64) * (list_length(rel->indexlist) + 1));
+	sids[nsids++] = mer_rel(table)->sid;
+	foreach_node(IndexOptInfo, info, rel->indexlist)
+	{
+		Relation	index = index_open(info->indexoid, NoLock);
+
+		sids[nsids++] = mer_rel(index)->primary_of_organised ? sids[0] :
+			mer_rel(index)->sid;
+		index_close(index, NoLock);
+	}
+	prefetch_stats(sids, nsids);
+	if (mer_rel_stats(table, &rows, &bytes))
+	{
+		if (table->rd_rel->reltuples < 0)
+			rows = Max(rows, UNANALYSED_ROWS);
+		rel->tuples = Max(rows, 1);
+		rel->pages = pages_of(rel->tuples, bytes);
+		rel->allvisfrac = 1.0;
+		foreach_node(IndexOptInfo, info, rel->indexlist)
+			index_info_from_stats(info, sids[i++], rel->tuples);
+	}
+	table_close(table, NoLock);
+}
+
+/* ---------- the model ---------- */
+
+double
+mer_round_trips(double rows, double row_bytes)
+{
+	return Max(1.0, ceil(rows * (row_bytes + 16) / PAGE_BYTES_ASSUMED));
+}
+
+Cost
+mer_scan_cost(double rows_examined, double rows_shipped, double row_bytes)
+{
+	return mer_round_trip_cost * mer_round_trips(rows_shipped, row_bytes) +
+		rows_examined * EXAMINE_ROW_COST +
+		rows_shipped * (mer_row_fetch_cost + row_bytes * FETCH_BYTE_COST);
+}
+
+/* What an index scan's conditions bound. */
+typedef struct IndexBounds
+{
+	List	   *quals;			/* those that bound the range read */
+	double		ranges;			/* separate ranges (= ANY) */
+	bool		point;			/* equality on all columns of a unique index */
+} IndexBounds;
+
+/*
+ * One index qual as a bound: does it fix its column to one value (per range)?
+ */
+static bool
+qual_is_equality(PlannerInfo *root, IndexOptInfo *index, int column,
+				 Expr *clause, IndexBounds *bounds, bool *plain)
+{
+	Oid			opno = InvalidOid;
+
+	*plain = true;
+	if (IsA(clause, OpExpr))
+		opno = ((OpExpr *) clause)->opno;
+	else if (IsA(clause, ScalarArrayOpExpr))
+	{
+		ScalarArrayOpExpr *saop = (ScalarArrayOpExpr *) clause;
+
+		opno = saop->opno;
+		bounds->ranges *= Max(1.0, estimate_array_length(root, lsecond(saop->args)));
+	}
+	else if (IsA(clause, NullTest))
+	{
+		*plain = false;
+		return ((NullTest *) clause)->nulltesttype == IS_NULL;
+	}
+	return OidIsValid(opno) &&
+		get_op_opfamily_strategy(opno, index->opfamily[column]) == BTEqualStrategyNumber;
+}
+
+/* Equalities on leading columns and the first inequality bound the range. */
+static void
+find_bounds(PlannerInfo *root, IndexPath *path, IndexBounds *bounds)
+{
+	IndexOptInfo *index = path->indexinfo;
+	int			column = 0;
+	bool		equal_here = false,
+				all_plain = true,
+				stopped = false;
+
+	bounds->quals = NIL;
+	bounds->ranges = 1;
+	foreach_node(IndexClause, iclause, path->indexclauses)
+	{
+		if (iclause->indexcol != column)
+		{
+			if (!equal_here || iclause->indexcol != column + 1)
+			{
+				stopped = true;
+				break;
+			}
+			column++;
+			equal_here = false;
+		}
+		foreach_node(RestrictInfo, rinfo, iclause->indexquals)
+		{
+			bool		plain;
+
+			equal_here |= qual_is_equality(root, index, column, rinfo->clause,
+										   bounds, &plain);
+			all_plain &= plain;
+			bounds->quals = lappend(bounds->quals, rinfo);
+		}
+	}
+	bounds->point = index->unique && !stopped && equal_here && all_plain &&
+		column == index->nkeycolumns - 1;
+}
+
+static Selectivity
+quals_selectivity(PlannerInfo *root, IndexOptInfo *index, List *quals)
+{
+	return clauselist_selectivity(root, add_predicate_to_index_quals(index, quals),
+								  index->rel->relid, JOIN_INNER, NULL);
+}
+
+/* Is the index the table's own order, with no entries apart from the rows? */
+static bool
+is_table_order(Oid indexoid)
+{
+	Relation	index = index_open(indexoid, NoLock);
+	bool		result = mer_rel(index)->primary_of_organised;
+
+	index_close(index, NoLock);
+	return result;
+}
+
+void
+mer_index_cost(PlannerInfo *root, IndexPath *path, double loop_count,
+			   double *startup_cost, double *total_cost, double *selectivity,
+			   double *correlation, double *pages)
+{
+	IndexOptInfo *index = path->indexinfo;
+	bool		only = path->path.pathtype == T_IndexOnlyScan;
+	double		width = index->rel->reltarget->width;
+	List	   *all_quals = get_quals_from_indexclauses(path->indexclauses);
+	IndexBounds bounds;
+	double		entries;
+
+	find_bounds(root, path, &bounds);
+	*selectivity = quals_selectivity(root, index, all_quals);
+	if (bounds.point)
+	{
+		entries = bounds.ranges;
+		*selectivity = Min(*selectivity, entries / index->rel->tuples);
+	}
+	else
+		entries = rint(quals_selectivity(root, index, bounds.quals) * index->tuples);
+	entries = clamp_row_est(Min(entries, Max(index->tuples, 1)));
+
+	/*
+	 * One request per range; a long range takes more.  Rows are joined to
+	 * their entries in storage, so that a secondary index costs a lookup
+	 * there but no round trip.  Core adds the rows' share of the table's
+	 * pages on top, except for index-only scans.
+	 */
+	*startup_cost = mer_round_trip_cost;
+	*total_cost = (bounds.ranges - 1) * mer_round_trip_cost +
+		mer_scan_cost(entries, only ? entries : 0, width) +
+		list_length(all_quals) * entries * cpu_operator_cost;
+	if (!only && !is_table_order(index->indexoid))
+		*total_cost += entries * LOOKUP_ROW_COST;
+	*correlation = 1.0;
+	*pages = Max(1.0, ceil(entries / 100));
+}

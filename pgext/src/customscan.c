@@ -1,0 +1,356 @@
+/*
+ * customscan.c
+ *	  "Meridian Scan": a sequential scan of one of our tables that tells
+ *	  storage which columns and rows are wanted.
+ *
+ * All conditions stay in plan.qual as well: what goes out is a superset hint,
+ * so rows of this transaction's own write buffer, which never pass storage,
+ * are filtered all the same.
+ */
+#include "postgres.h"
+
+#include "access/sysattr.h"
+#include "access/table.h"
+#include "executor/executor.h"
+#include "nodes/makefuncs.h"
+#include "optimizer/cost.h"
+#include "optimizer/optimizer.h"
+#include "optimizer/pathnode.h"
+#include "optimizer/paths.h"
+#include "optimizer/restrictinfo.h"
+#include "utils/rel.h"
+
+#include "push.h"
+#include "store.h"
+
+typedef struct ScanPlanState
+{
+	CustomScanState css;
+	List	   *clauses;		/* pushed, for EXPLAIN */
+	MerFilter  *filter;			/* NULL: none pushed */
+	StringInfoData filter_buf;
+	MerScanSpec spec;
+	MerScan    *scan;			/* NULL: not begun */
+	bool		empty;			/* no row can qualify: storage was not asked */
+	MerNodeCounters counters;
+} ScanPlanState;
+
+static Plan *plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
+					   List *tlist, List *clauses, List *custom_plans);
+static Node *create_scan_state(CustomScan *cscan);
+static void begin_scan(CustomScanState *node, EState *estate, int eflags);
+static TupleTableSlot *exec_scan(CustomScanState *node);
+static void end_scan(CustomScanState *node);
+static void rescan_scan(CustomScanState *node);
+static void explain_scan(CustomScanState *node, List *ancestors, ExplainState *es);
+
+static const CustomPathMethods path_methods = {
+	.CustomName = "Meridian Scan",
+	.PlanCustomPath = plan_scan,
+};
+
+static const CustomScanMethods scan_methods = {
+	.CustomName = "Meridian Scan",
+	.CreateCustomScanState = create_scan_state,
+};
+
+static const CustomExecMethods exec_methods = {
+	.CustomName = "Meridian Scan",
+	.BeginCustomScan = begin_scan,
+	.ExecCustomScan = exec_scan,
+	.EndCustomScan = end_scan,
+	.ReScanCustomScan = rescan_scan,
+	.ExplainCustomScan = explain_scan,
+};
+
+/* ---------- planning ---------- */
+
+bool
+mer_rte_is_ours(RangeTblEntry *rte)
+{
+	Relation	rel;
+	bool		ours;
+
+	if (rte->rtekind != RTE_RELATION || rte->inh || rte->tablesample != NULL ||
+		(rte->relkind != RELKIND_RELATION && rte->relkind != RELKIND_MATVIEW))
+		return false;
+	rel = table_open(rte->relid, NoLock);
+	ours = mer_is_table(rel);
+	table_close(rel, NoLock);
+	return ours;
+}
+
+/* The rows storage would still send with the pushable clauses applied. */
+static double
+rows_shipped(PlannerInfo *root, RelOptInfo *rel)
+{
+	List	   *pushed = NIL;
+
+	foreach_node(RestrictInfo, rinfo, rel->baserestrictinfo)
+	{
+		bool		exact;
+
+		if (mer_push_extract(rinfo->clause, rel->relid, &exact) != NULL && exact)
+			pushed = lappend(pushed, rinfo);
+	}
+	return clamp_row_est(rel->tuples *
+						 clauselist_selectivity(root, pushed, rel->relid,
+												JOIN_INNER, NULL));
+}
+
+static void
+cost_scan_path(PlannerInfo *root, RelOptInfo *rel, Path *path)
+{
+	double		shipped = rows_shipped(root, rel);
+	QualCost	qual = rel->baserestrictcost;
+
+	path->rows = path->param_info ? path->param_info->ppi_rows : rel->rows;
+	path->startup_cost = mer_round_trip_cost + qual.startup +
+		path->pathtarget->cost.startup;
+	path->total_cost = path->startup_cost - mer_round_trip_cost +
+		MER_FULL_SCAN_PAGES * seq_page_cost +
+		mer_scan_cost(rel->tuples, shipped, rel->reltarget->width) +
+		shipped * (cpu_tuple_cost + qual.per_tuple) +
+		path->rows * path->pathtarget->cost.per_tuple;
+	path->disabled_nodes = enable_seqscan ? 0 : 1;
+}
+
+void
+mer_scan_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
+{
+	CustomPath *path;
+	ListCell   *lc;
+
+	if (IS_DUMMY_REL(rel) || !mer_rte_is_ours(rte))
+		return;
+	foreach(lc, rel->pathlist)
+	{
+		if (((Path *) lfirst(lc))->pathtype == T_SeqScan)
+		{
+			rel->pathlist = foreach_delete_current(rel->pathlist, lc);
+		}
+	}
+	/* No sequential scan left: an index path dominated it at heap prices. */
+	rel->partial_pathlist = NIL;
+
+	path = makeNode(CustomPath);
+	path->path.pathtype = T_CustomScan;
+	path->path.parent = rel;
+	path->path.pathtarget = rel->reltarget;
+	path->path.param_info = get_baserel_parampathinfo(root, rel, rel->lateral_relids);
+	path->flags = CUSTOMPATH_SUPPORT_BACKWARD_SCAN | CUSTOMPATH_SUPPORT_PROJECTION;
+	path->methods = &path_methods;
+	cost_scan_path(root, rel, &path->path);
+	add_path(rel, &path->path);
+}
+
+/* Do the statement's other parts need to find these rows again? */
+static bool
+needs_tids(RelOptInfo *rel, Bitmapset *attrs)
+{
+	/* WHERE CURRENT OF may come for any cursor. */
+	if (mer_cursor_options & (CURSOR_OPT_SCROLL | CURSOR_OPT_NO_SCROLL |
+							  CURSOR_OPT_HOLD | CURSOR_OPT_INSENSITIVE |
+							  CURSOR_OPT_ASENSITIVE | CURSOR_OPT_BINARY |
+							  CURSOR_OPT_FAST_PLAN))
+		return true;
+	return bms_is_member(SelfItemPointerAttributeNumber -
+						 FirstLowInvalidHeapAttributeNumber, attrs);
+}
+
+/* Attribute numbers as a list of integers for custom_private; NIL means all. */
+static List *
+column_list(Bitmapset *attrs, bool all)
+{
+	List	   *result = NIL;
+	int			x = -1;
+
+	if (all || bms_is_member(-FirstLowInvalidHeapAttributeNumber, attrs))
+		return NIL;
+	/* Never empty, which would mean all. */
+	result = list_make1_int(TableOidAttributeNumber);
+	while ((x = bms_next_member(attrs, x)) >= 0)
+		if (x + FirstLowInvalidHeapAttributeNumber > 0)
+			result = lappend_int(result, x + FirstLowInvalidHeapAttributeNumber);
+	return result;
+}
+
+/* How many rows the statement will take from this scan, 0 if unknown. */
+static double
+wanted_rows(PlannerInfo *root, RelOptInfo *rel, bool exact)
+{
+	if (root->limit_tuples < 0 || !exact || root->parse->sortClause != NIL ||
+		!bms_equal(root->all_baserels, rel->relids))
+		return 0;
+	return root->limit_tuples;
+}
+
+static Plan *
+plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path, List *tlist,
+		  List *clauses, List *custom_plans)
+{
+	CustomScan *cscan = makeNode(CustomScan);
+	List	   *quals = extract_actual_clauses(clauses, false);
+	List	   *pushed = NIL;
+	Bitmapset  *attrs = NULL;
+	bool		tids,
+				all_exact = true;
+
+	foreach_ptr(Expr, clause, quals)
+	{
+		bool		exact = false;
+		Expr	   *part = mer_enable_pushdown ?
+			mer_push_extract(clause, rel->relid, &exact) : NULL;
+
+		if (part != NULL)
+			pushed = lappend(pushed, part);
+		all_exact &= exact;
+	}
+	pull_varattnos((Node *) rel->reltarget->exprs, rel->relid, &attrs);
+	pull_varattnos((Node *) path->path.pathtarget->exprs, rel->relid, &attrs);
+	pull_varattnos((Node *) quals, rel->relid, &attrs);
+	tids = needs_tids(rel, attrs);
+
+	cscan->scan.plan.targetlist = tlist;
+	cscan->scan.plan.qual = quals;
+	cscan->scan.scanrelid = rel->relid;
+	cscan->flags = path->flags;
+	cscan->custom_exprs = pushed;
+	/* Rows that will be updated or locked are needed whole. */
+	cscan->custom_private = list_make3(column_list(attrs, tids || !mer_enable_pushdown),
+									   makeInteger(tids),
+									   makeInteger((int) Min(wanted_rows(root, rel, all_exact),
+															 (double) INT_MAX)));
+	cscan->methods = &scan_methods;
+	return &cscan->scan.plan;
+}
+
+/* ---------- execution ---------- */
+
+static Node *
+create_scan_state(CustomScan *cscan)
+{
+	ScanPlanState *state = (ScanPlanState *) newNode(sizeof(ScanPlanState),
+													 T_CustomScanState);
+
+	state->css.methods = &exec_methods;
+	state->css.slotOps = mer_slot_ops();
+	return (Node *) state;
+}
+
+static void
+begin_scan(CustomScanState *node, EState *estate, int eflags)
+{
+	ScanPlanState *state = (ScanPlanState *) node;
+	CustomScan *cscan = castNode(CustomScan, node->ss.ps.plan);
+	List	   *columns = linitial(cscan->custom_private);
+
+	state->clauses = cscan->custom_exprs;
+	if (state->clauses != NIL)
+		state->filter = mer_filter_compile(state->clauses, cscan->scan.scanrelid,
+										   NULL, &node->ss.ps);
+	initStringInfo(&state->filter_buf);
+	state->spec.table = node->ss.ss_currentRelation;
+	state->spec.direction = ForwardScanDirection;
+	foreach_int(attnum, columns)
+		state->spec.attrs = bms_add_member(state->spec.attrs,
+										   attnum - FirstLowInvalidHeapAttributeNumber);
+	state->spec.want_tids = intVal(lsecond(cscan->custom_private)) != 0;
+	state->spec.limit = intVal(lthird(cscan->custom_private));
+}
+
+/* Encode the filter with the values of this (re)scan. */
+static void
+prepare_spec(ScanPlanState *state)
+{
+	bool		exact;
+	MerFilterResult result = MER_FILTER_TRUE;
+
+	resetStringInfo(&state->filter_buf);
+	if (state->filter)
+		result = mer_filter_encode(state->filter, state->css.ss.ps.ps_ExprContext,
+								   &state->filter_buf, &exact);
+	state->empty = result == MER_FILTER_FALSE;
+	state->spec.filter = result == MER_FILTER_SOME ? state->filter_buf.data : NULL;
+	state->spec.filter_len = result == MER_FILTER_SOME ? state->filter_buf.len : 0;
+}
+
+static TupleTableSlot *
+next_row(ScanState *ss)
+{
+	ScanPlanState *state = (ScanPlanState *) ss;
+	EState	   *estate = ss->ps.state;
+	TupleTableSlot *slot = ss->ss_ScanTupleSlot;
+	bool		found;
+
+	if (state->empty)
+		return ExecClearTuple(slot);
+	mer_count_start(&state->counters);
+	if (state->scan == NULL)
+	{
+		prepare_spec(state);
+		if (!state->empty)
+			state->scan = mer_scan_begin(&state->spec, estate->es_snapshot);
+	}
+	found = state->scan && mer_scan_next(state->scan, estate->es_direction, slot);
+	mer_count_stop(&state->counters);
+	if (!found)
+		return ExecClearTuple(slot);
+	slot->tts_tableOid = RelationGetRelid(ss->ss_currentRelation);
+	return slot;
+}
+
+static bool
+recheck_row(ScanState *ss, TupleTableSlot *slot)
+{
+	return true;				/* ExecScan evaluates all quals anyway */
+}
+
+static TupleTableSlot *
+exec_scan(CustomScanState *node)
+{
+	return ExecScan(&node->ss, next_row, recheck_row);
+}
+
+static void
+end_scan(CustomScanState *node)
+{
+	ScanPlanState *state = (ScanPlanState *) node;
+
+	if (state->scan)
+		mer_scan_end(state->scan);
+	state->scan = NULL;
+}
+
+static void
+rescan_scan(CustomScanState *node)
+{
+	ScanPlanState *state = (ScanPlanState *) node;
+
+	state->empty = false;
+	if (state->scan)
+	{
+		prepare_spec(state);
+		if (state->empty)
+			end_scan(node);
+		else
+			mer_scan_rescan(state->scan, &state->spec);
+	}
+	ExecScanReScan(&node->ss);
+}
+
+static void
+explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
+{
+	ScanPlanState *state = (ScanPlanState *) node;
+
+	mer_explain_filter(state->clauses, "Storage Filter", &node->ss.ps, ancestors, es);
+	mer_explain_columns(node->ss.ss_currentRelation, state->spec.attrs, es);
+	mer_explain_counters(&state->counters, es);
+}
+
+void
+mer_customscan_init(void)
+{
+	RegisterCustomScanMethods(&scan_methods);
+}
