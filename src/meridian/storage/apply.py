@@ -79,9 +79,7 @@ class Applier:
     Keeps the image of the relations in step; after a rollback the owner reloads it.
     """
 
-    def __init__(
-        self, db: apsw.Connection, known: dict[int, Relation], overlay: Overlay
-    ) -> None:
+    def __init__(self, db: apsw.Connection, known: dict[int, Relation], overlay: Overlay) -> None:
         self.db = db
         self.relations = known
         self.overlay = overlay

@@ -1,4 +1,4 @@
-"""The storage engine of one shard replica: one SQLite file, one owning thread (design section 8)."""
+"""The storage engine of one shard replica: one SQLite file, one owner (design section 8)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from meridian.storage.apply import Applier
 from meridian.storage.errors import (
     BadRequest,
     BelowHorizon,
-    Corrupt,
     Failed,
     RebuildNeeded,
     UnknownRelation,
 )
 from meridian.storage.readers import ReadPool
 from meridian.storage.relations import Snapshot, load_overlay, load_relations
+from meridian.storage.sql import fetch
 from meridian.storage.types import (
-    PAGE_BYTES_MAX,
+    GET_BYTES_MAX,
     Page,
     ReadRequest,
     SampleRequest,
-    ScanRequest,
     Statistics,
 )
 from meridian.wire.ops import Op
@@ -115,7 +114,7 @@ class Engine:
 
     def unresolved(self) -> list[bytes]:
         """Transaction ids that were staged and whose outcome is not known yet."""
-        rows = self._execute("SELECT txid FROM staged WHERE tau IS NULL ORDER BY number")
+        rows = fetch(self._db, "SELECT txid FROM staged WHERE tau IS NULL ORDER BY number")
         return [row[0] for row in rows]
 
     @property
@@ -266,7 +265,7 @@ class Engine:
             )
 
     def _collectable(self, horizon: int) -> bool:
-        head = self._execute("SELECT te FROM gc ORDER BY id LIMIT 1").fetchall()
+        head = fetch(self._db, "SELECT te FROM gc ORDER BY id LIMIT 1")
         return bool(head and head[0][0] <= horizon) or any(
             relation.died <= horizon for relation in self._relations.values()
         )
@@ -276,7 +275,7 @@ class Engine:
     def get(self, tau: int, sid: int, cols: tuple[int, ...], keys: Sequence[bytes]) -> Page:
         """Rows `[k, c...]` of the keys found, ascending; keys strictly ascending.
 
-        `more`: cut at PAGE_BYTES_MAX; ask again for the keys after the last row. Raises
+        `more`: cut at GET_BYTES_MAX; ask again for the keys after the last row. Raises
         BelowHorizon, UnknownRelation, BadRequest, Failed.
         """
         if len(keys) == 1 and not self._overlay:
@@ -310,7 +309,7 @@ class Engine:
             cursor = self._execute(sql, (tau, apsw.carray(tuple(keys))))
             try:
                 big = self._relations[sid].has_big
-                return reading.collect_page(cursor, PAGE_BYTES_MAX, limit=0, big=big)
+                return reading.collect_page(cursor, GET_BYTES_MAX, limit=0, big=big)
             finally:
                 cursor.close(True)
         except apsw.Error as error:
@@ -331,7 +330,7 @@ class Engine:
         relation = self._relations.get(request.sid)
         if relation is None or relation.rows + relation.dead <= SHORT_ROWS:
             return True
-        if isinstance(request, SampleRequest) or request.aggs is not None or request.group:
+        if isinstance(request, SampleRequest) or request.grouped:
             return False
         few = 0 < request.limit <= SHORT_ROWS
         return few and request.filter is None and request.row_filter is None
@@ -346,6 +345,3 @@ class Engine:
             return Statistics(0, 0)
         rows = max(0, relation.rows)
         return Statistics(rows, rows * relation.put_bytes // relation.put_rows)
-
-
-__all__ = ["Commit", "Corrupt", "Engine", "ScanRequest"]

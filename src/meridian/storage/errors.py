@@ -8,12 +8,17 @@ from meridian.errors import Kind, MeridianError
 class StorageError(MeridianError):
     """Base of all refusals of the storage engine."""
 
+    @property
+    def sqlstate(self) -> str:
+        """SQLSTATE in the `standard` profile."""
+        return self.kind.sqlstate
+
 
 class BadRequest(StorageError):
     """The request is malformed: unknown column, wrong value class, too large a filter."""
 
     def __init__(self, why: str) -> None:
-        super().__init__(Kind.PROTOCOL_VIOLATION, why=why)
+        super().__init__(Kind.BAD_REQUEST, why=why)
 
 
 class BadWriteSet(StorageError):
@@ -24,10 +29,10 @@ class BadWriteSet(StorageError):
 
 
 class UnknownRelation(StorageError):
-    """No such storage id at this tau: the client's catalog may be stale."""
+    """No such storage id at this tau: the client's catalog is stale (OC001)."""
 
     def __init__(self, sid: int) -> None:
-        super().__init__(Kind.UNKNOWN_RELATION, sid=sid)
+        super().__init__(Kind.SCHEMA_CHANGED, detail=f"storage id {sid} does not exist")
 
 
 class BelowHorizon(StorageError):
@@ -37,11 +42,11 @@ class BelowHorizon(StorageError):
         super().__init__(Kind.SNAPSHOT_TOO_OLD)
 
 
-class TooManyGroups(StorageError):
-    """The groups of an aggregate do not fit into one frame."""
+class OutOfRange(StorageError):
+    """An exact sum does not fit into int64; SQLite raises instead of wrapping."""
 
-    def __init__(self) -> None:
-        super().__init__(Kind.OUT_OF_MEMORY)
+    def __init__(self, why: str) -> None:
+        super().__init__(Kind.OUT_OF_RANGE, why=why)
 
 
 class Cancelled(StorageError):
@@ -52,10 +57,10 @@ class Cancelled(StorageError):
 
 
 class Busy(StorageError):
-    """A bounded queue of this replica is full."""
+    """The bounded queue of long reads is full."""
 
     def __init__(self) -> None:
-        super().__init__(Kind.TOO_MANY_REQUESTS)
+        super().__init__(Kind.STORAGE_BUSY)
 
 
 class Failed(StorageError):

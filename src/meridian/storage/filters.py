@@ -49,7 +49,7 @@ class Resolve(Protocol):
 
 
 def successor(prefix: bytes) -> bytes | None:
-    """The smallest byte string above every string that begins with `prefix`; None: there is none."""
+    """The smallest string above every string that begins with `prefix`; None: there is none."""
     stripped = prefix.rstrip(b"\xff")
     return stripped[:-1] + bytes((stripped[-1] + 1,)) if stripped else None
 
@@ -123,7 +123,7 @@ def _compare(column: Column, sql: str, cmp: Any, value: Any, parameters: Paramet
 
 
 def _compare_ordered(sql: str, word: str, value: bytes, parameters: Parameters) -> str:
-    """Order bytes are prefix-free, so that all values equal to v are the strings that begin with v."""
+    """Order bytes are prefix-free: the values equal to v are the strings that begin with v."""
     lowest = parameters.add(value)
     above = successor(value)
     # No string lies above the prefix ff..ff (NaN): the conditions keep NULL for NULL all the same.
@@ -151,7 +151,8 @@ def _in(column: Column, sql: str, values: list[Any], parameters: Parameters) -> 
     if column.column_class == CLASS_ORDERED:
         parts = [_compare_ordered(sql, "=", value, parameters) for value in present]
     elif len(present) > INLINE_LIST:
-        parts = [f"({sql} IN (SELECT value FROM carray({parameters.add(_array(column, present))})))"]
+        values_sql = f"carray({parameters.add(_array(column, present))})"
+        parts = [f"({sql} IN (SELECT value FROM {values_sql}))"]
     elif present:
         parts = [f"({sql} IN ({', '.join(map(parameters.add, present))}))"]
     if len(present) < len(checked):

@@ -12,6 +12,7 @@ import msgspec
 
 from meridian.storage.apply import Applier
 from meridian.storage.relations import Relation
+from meridian.storage.sql import fetch
 
 _decode_keys = msgspec.msgpack.Decoder(list[bytes]).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -24,7 +25,7 @@ def slice_versions(applier: Applier, horizon: int, budget_rows: int) -> bool:
     db = applier.db
     worked = False
     while budget_rows > 0:
-        head = db.execute("SELECT id, te, sid, keys FROM gc ORDER BY id LIMIT 1").fetchall()
+        head = fetch(db, "SELECT id, te, sid, keys FROM gc ORDER BY id LIMIT 1")
         if not head or head[0][1] > horizon:
             return worked
         worked = True
@@ -81,9 +82,7 @@ def slice_dropped(applier: Applier, horizon: int, budget_rows: int) -> bool:
 def _delete_slice(applier: Applier, table: str, where: str, rows: int) -> bool:
     """Delete the first `rows` rows of a key range. False: fewer than that are left."""
     db = applier.db
-    end = db.execute(
-        f"SELECT k FROM {table} WHERE {where} ORDER BY k LIMIT 1 OFFSET {rows}"
-    ).fetchall()
+    end = fetch(db, f"SELECT k FROM {table} WHERE {where} ORDER BY k LIMIT 1 OFFSET {rows}")
     if end:
         db.execute(f"DELETE FROM {table} WHERE {where} AND k <= ?", (end[0][0],))
     elif table == "big":

@@ -197,7 +197,7 @@ def scan(snapshot: Snapshot, request: ScanRequest) -> Statement:
             raise BadRequest("a row filter without a row relation")
         conditions.append(compile_filter(request.row_filter, row, parameters))
     where = " AND ".join(conditions)
-    if request.aggs is not None or request.group is not None:
+    if request.grouped:
         columns, tail = _aggregates(request, row or entry)
     else:
         keys = ["e.k"] if row is None else ["e.k", "r.k"]
@@ -205,9 +205,11 @@ def scan(snapshot: Snapshot, request: ScanRequest) -> Statement:
         cells += row.expressions(request.row_cols) if row else []
         columns = ", ".join(cells)
         tail = " ORDER BY e.k DESC" if request.flags & DESCENDING else " ORDER BY e.k"
-        if request.limit:
-            tail += f" LIMIT {parameters.add(request.limit)}"
-    return Statement(f"SELECT {columns} FROM {tables} WHERE {where}{tail}", tuple(parameters.values))
+    if request.limit:
+        # Groups: one more than asked for, since `more` says that the answer is not all of them.
+        tail += f" LIMIT {parameters.add(request.limit + request.grouped)}"
+    sql = f"SELECT {columns} FROM {tables} WHERE {where}{tail}"
+    return Statement(sql, tuple(parameters.values))
 
 
 def _aggregates(request: ScanRequest, source: Source) -> tuple[str, str]:

@@ -8,11 +8,10 @@ from typing import Any
 import apsw
 import msgspec
 
-from meridian.limits import FRAME_SIZE_BYTES
 from meridian.storage import query
-from meridian.storage.errors import BadRequest, Cancelled, Failed, StorageError, TooManyGroups
+from meridian.storage.errors import BadRequest, Cancelled, Failed, OutOfRange, StorageError
 from meridian.storage.relations import Snapshot, load_snapshot
-from meridian.storage.types import PAGE_BYTES_MAX, Page, ReadRequest, SampleRequest, ScanRequest
+from meridian.storage.types import GET_BYTES_MAX, Page, ReadRequest, SampleRequest, ScanRequest
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -20,8 +19,6 @@ EMPTY: bytes = encode([])
 CHUNK_ROWS_FIRST = 64
 CHUNK_ROWS_BIG = 2
 CHUNK_ROWS_MAX = 4096
-GROUPS_BYTES_MAX = FRAME_SIZE_BYTES - (1 << 16)
-"""All groups of an aggregate travel in one frame.  More are refused: grouping belongs elsewhere."""
 
 
 def translate(error: apsw.Error) -> StorageError:
@@ -30,6 +27,8 @@ def translate(error: apsw.Error) -> StorageError:
         return Cancelled()
     if isinstance(error, (apsw.TooBigError, apsw.BindingsError)):
         return BadRequest(str(error))
+    if isinstance(error, apsw.SQLError) and "integer overflow" in str(error):
+        return OutOfRange(str(error))
     return Failed(str(error))
 
 
@@ -89,27 +88,21 @@ def _page(parts: list[bytes], count: int, more: bool) -> Page:
 
 def page_size(requested: int) -> int:
     """The page a request gets: what it asks for, within the limit."""
-    return min(requested, PAGE_BYTES_MAX) if requested > 0 else PAGE_BYTES_MAX
+    return min(requested, GET_BYTES_MAX) if requested > 0 else GET_BYTES_MAX
 
 
 def run(db: apsw.Connection, snapshot: Snapshot, request: ReadRequest) -> Page:
     """One SCAN or SAMPLE on a connection whose state `snapshot` describes."""
     if isinstance(request, SampleRequest):
-        statement, limit, page_bytes = query.sample(snapshot, request), 0, PAGE_BYTES_MAX
-        sids = (request.sid,)
+        statement, limit, page_bytes = query.sample(snapshot, request), 0, GET_BYTES_MAX
     else:
-        statement, limit = query.scan(snapshot, request), request.limit
+        statement = query.scan(snapshot, request)
+        limit = request.limit + request.grouped if request.limit else 0
         page_bytes = page_size(request.page_bytes)
-        sids = sids_of(request)
     cursor = None
     try:
         cursor = db.execute(*statement)
-        if isinstance(request, ScanRequest) and (request.aggs is not None or request.group):
-            page = collect_page(cursor, GROUPS_BYTES_MAX, limit=0, big=False)
-            if page[0]:
-                raise TooManyGroups()
-            return page
-        big = any(snapshot.relations[sid].has_big for sid in sids)
+        big = any(snapshot.relations[sid].has_big for sid in sids_of(request))
         return collect_page(cursor, page_bytes, limit=limit, big=big)
     except apsw.Error as error:
         raise translate(error) from error

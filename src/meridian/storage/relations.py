@@ -12,6 +12,7 @@ from typing import Any
 
 import apsw
 
+from meridian.storage.sql import fetch
 from meridian.storage.types import PROVISIONAL, TS_MAX
 from meridian.wire import ops
 
@@ -92,7 +93,7 @@ _RELATIONS = (
 _COLUMNS = "SELECT sid, attnum, name, class, big FROM columns"
 _OVERLAY = (
     "SELECT o.sid, s.number, s.tau, max(o.closes) FROM staged s JOIN staged_ops o"
-    f" ON o.number = s.number WHERE s.tau > 0 AND o.kind IN (1, 2){{}}"
+    " ON o.number = s.number WHERE s.tau > 0 AND o.kind IN (1, 2){}"
     " GROUP BY o.sid, s.number ORDER BY o.sid, s.tau"
 )
 
@@ -101,9 +102,9 @@ def load_relations(db: apsw.Connection, sids: tuple[int, ...] = ()) -> dict[int,
     """All relations of the file, or those named."""
     where = f" WHERE sid IN ({','.join(map(str, sids))})" if sids else ""
     relations: dict[int, Relation] = {}
-    for row in db.execute(_RELATIONS + where):
-        relations[row[0]] = Relation(*row[:9], origin=bool(row[9]))
-    for sid, attnum, name, column_class, big in db.execute(_COLUMNS + where):
+    for row in fetch(db, _RELATIONS + where):
+        relations[row[0]] = Relation(*row)
+    for sid, attnum, name, column_class, big in fetch(db, _COLUMNS + where):
         relations[sid].columns[attnum] = Column(name, column_class, bool(big))
     return relations
 
@@ -112,14 +113,14 @@ def load_overlay(db: apsw.Connection, sids: tuple[int, ...] = ()) -> Overlay:
     """Resolved but unsettled transactions, by relation."""
     where = f" AND o.sid IN ({','.join(map(str, sids))})" if sids else ""
     overlay: Overlay = {}
-    for sid, number, tau, closes in db.execute(_OVERLAY.format(where)):
+    for sid, number, tau, closes in fetch(db, _OVERLAY.format(where)):
         overlay[sid] = (*overlay.get(sid, ()), Staged(number, tau, bool(closes)))
     return overlay
 
 
 def load_snapshot(db: apsw.Connection, sids: tuple[int, ...]) -> Snapshot:
     """The image for one read; call inside a read transaction."""
-    horizon = db.execute("SELECT horizon FROM state").fetchall()[0][0]
+    horizon = fetch(db, "SELECT horizon FROM state")[0][0]
     return Snapshot(load_relations(db, sids), load_overlay(db, sids), horizon)
 
 
@@ -161,7 +162,7 @@ def add_column(db: apsw.Connection, relation: Relation, op: ops.Add) -> None:
     A discarded transaction leaves its physical column behind (dropping it would rewrite the
     table), so a taken name gets a suffix.
     """
-    taken = {row[1] for row in db.execute(f"PRAGMA table_info({relation.table})")}
+    taken = {row[1] for row in fetch(db, f"PRAGMA table_info({relation.table})")}
     name, suffix = f"c{op.attnum}", 0
     while name in taken:
         suffix += 1
@@ -196,9 +197,7 @@ def forget_column(db: apsw.Connection, relation: Relation, attnum: int, name: by
 def mark_big(db: apsw.Connection, relation: Relation, attnum: int) -> None:
     """From now on reads of this column look for the marker of a big value."""
     relation.columns[attnum].big = True
-    db.execute(
-        "UPDATE columns SET big = 1 WHERE sid = ? AND attnum = ?", (relation.sid, attnum)
-    )
+    db.execute("UPDATE columns SET big = 1 WHERE sid = ? AND attnum = ?", (relation.sid, attnum))
 
 
 def add_origin(db: apsw.Connection, relation: Relation) -> None:

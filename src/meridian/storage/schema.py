@@ -15,6 +15,7 @@ import apsw
 import msgspec
 
 from meridian.storage.errors import RebuildNeeded
+from meridian.storage.sql import fetch
 
 FORMAT = 1
 APPLICATION_ID = 0x4D455244
@@ -90,9 +91,7 @@ def create_file(path: Path, *, boot_id: str, base_tau: int, cache_bytes: int) ->
     db = connect(path, cache_bytes=cache_bytes)
     with db:
         db.execute(_TABLES).fetchall()
-        db.execute(
-            "INSERT INTO file VALUES(?,?,0,?)", (FORMAT, boot_id, os.urandom(16))
-        ).fetchall()
+        db.execute("INSERT INTO file VALUES(?,?,0,?)", (FORMAT, boot_id, os.urandom(16))).fetchall()
         db.execute("INSERT INTO state VALUES(0,?,?,0,?,X'')", (base_tau, base_tau, _encode({})))
     return db
 
@@ -120,10 +119,10 @@ def open_file(
 
 
 def _check_trust(db: apsw.Connection, boot_id: str, durable: Mapping[int, int] | None) -> None:
-    ours = db.execute("PRAGMA application_id").fetchall()[0][0]
+    ours = fetch(db, "PRAGMA application_id")[0][0]
     if ours != APPLICATION_ID:
         raise RebuildNeeded("the file is not a storage file of ours")
-    rows = db.execute("SELECT format, boot_id, clean FROM file").fetchall()
+    rows = fetch(db, "SELECT format, boot_id, clean FROM file")
     if len(rows) != 1 or rows[0][0] != FORMAT:
         raise RebuildNeeded(f"storage format {rows[0][0] if rows else None} is not known")
     if rows[0][1] != boot_id and not rows[0][2]:
@@ -153,9 +152,7 @@ def close_file(db: apsw.Connection, *, boot_id: str) -> None:
 
 def load_state(db: apsw.Connection) -> State:
     """The state row."""
-    row = db.execute(
-        "SELECT applied_tau, horizon, next_number, positions, note FROM state"
-    ).fetchall()[0]
+    row = fetch(db, "SELECT applied_tau, horizon, next_number, positions, note FROM state")[0]
     return State(row[0], row[1], row[2], _decode_positions(row[3]), row[4])
 
 

@@ -22,6 +22,7 @@ import msgspec
 from meridian.storage import relations
 from meridian.storage.errors import Corrupt
 from meridian.storage.relations import Relation, Staged
+from meridian.storage.sql import fetch
 from meridian.storage.types import NEVER, PROVISIONAL, TS_MAX
 from meridian.wire import ops
 from meridian.wire.ops import Add, Big, Create, Delete, Drop, Op, Put
@@ -40,7 +41,7 @@ _decode_keys = msgspec.msgpack.Decoder(list[bytes]).decode
 def stage(applier: Applier, state: State, txid: bytes, seq: int, chunk: Sequence[Op]) -> None:
     """Write one chunk under the transaction's number. Chunks come in order; repeats are skipped."""
     db = applier.db
-    found = db.execute("SELECT number, tau, chunks FROM staged WHERE txid = ?", (txid,)).fetchall()
+    found = fetch(db, "SELECT number, tau, chunks FROM staged WHERE txid = ?", (txid,))
     if found:
         number, tau, chunks = found[0]
     else:
@@ -95,23 +96,22 @@ def resolve(applier: Applier, txid: bytes, chunks: int, tau: int) -> None:
     """The transaction committed at tau: visible from here on. Raises Corrupt on missing chunks."""
     assert 0 < tau < NEVER, tau
     db = applier.db
-    found = db.execute("SELECT number, tau, chunks FROM staged WHERE txid = ?", (txid,)).fetchall()
+    found = fetch(db, "SELECT number, tau, chunks FROM staged WHERE txid = ?", (txid,))
     if not found or found[0][2] != chunks or found[0][1] is not None:
         raise Corrupt(f"large transaction {txid.hex()} was not staged completely")
     number = found[0][0]
     db.execute("UPDATE staged SET tau = ? WHERE number = ?", (tau, number))
     rows: dict[int, int] = {}
-    for sid, kind, attnum, encoded in db.execute(
+    for sid, kind, attnum, encoded in fetch(
+        db,
         "SELECT sid, kind, attnum, keys FROM staged_ops WHERE number = ? AND kind IN (1, 7, 8)",
         (number,),
-    ).fetchall():
+    ):
         if kind == DROP:
             applier.end_relation(sid, tau)
         elif kind == ADD:
             name, column_class = _decode_keys(encoded)
-            relations.set_column(
-                db, applier.relation(sid), attnum, name.decode(), column_class[0]
-            )
+            relations.set_column(db, applier.relation(sid), attnum, name.decode(), column_class[0])
         else:
             rows[sid] = rows.get(sid, 0) + _key_count(encoded)
     for sid, count in rows.items():
@@ -138,9 +138,7 @@ def _key_count(encoded: bytes) -> int:
 def discard(applier: Applier, txid: bytes) -> None:
     """The transaction will never commit. Unknown and settled ones are fine."""
     db = applier.db
-    found = db.execute(
-        "SELECT number FROM staged WHERE txid = ? AND tau IS NULL", (txid,)
-    ).fetchall()
+    found = fetch(db, "SELECT number FROM staged WHERE txid = ? AND tau IS NULL", (txid,))
     if not found:
         return
     number = found[0][0]
@@ -149,9 +147,9 @@ def discard(applier: Applier, txid: bytes) -> None:
         if relation.born == number:
             relation.born, relation.died = NEVER, 0
     db.execute("UPDATE relations SET born = ?, died = 0 WHERE born = ?", (NEVER, number))
-    for sid, attnum, encoded in db.execute(
-        "SELECT sid, attnum, keys FROM staged_ops WHERE number = ? AND kind = ?", (number, ADD)
-    ).fetchall():
+    for sid, attnum, encoded in fetch(
+        db, "SELECT sid, attnum, keys FROM staged_ops WHERE number = ? AND kind = ?", (number, ADD)
+    ):
         relations.forget_column(db, applier.relations[sid], attnum, _decode_keys(encoded)[0])
     applier.catalog_changed = True
 
@@ -168,9 +166,7 @@ def settle_keys(applier: Applier, relation: Relation, staged: Staged, keys: list
             zip(repeat(tau), keys),
         )
         applier.closed(relation, tau, keys, db.total_changes() - before)
-        db.executemany(
-            f"DELETE FROM {table} WHERE k = ? AND ts = {number} AND te = 0", zip(keys)
-        )
+        db.executemany(f"DELETE FROM {table} WHERE k = ? AND ts = {number} AND te = 0", zip(keys))
     origin = ", x = ts" if relation.origin else ""
     db.executemany(
         f"UPDATE {table} SET ts = ?1{origin} WHERE k = ?2 AND ts = {number}",
@@ -190,17 +186,18 @@ class Settler:
         Resolved transactions go in the order of their taus: settling a key relies on it.
         """
         db = applier.db
-        found = db.execute(
-            "SELECT number, tau FROM staged WHERE tau IS NOT NULL ORDER BY tau LIMIT 1"
-        ).fetchall()
+        found = fetch(
+            db, "SELECT number, tau FROM staged WHERE tau IS NOT NULL ORDER BY tau LIMIT 1"
+        )
         if not found:
             return False
         number, tau = found[0]
-        pending = db.execute(
+        pending = fetch(
+            db,
             "SELECT seq, n, sid, kind, closes, attnum, keys FROM staged_ops WHERE number = ?"
             " ORDER BY seq, n LIMIT 1",
             (number,),
-        ).fetchall()
+        )
         if not pending:
             db.execute("DELETE FROM staged WHERE number = ?", (number,))
             applier.catalog_changed = True

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -19,7 +18,7 @@ PROVISIONAL = 1 << 62
 NEVER = PROVISIONAL - 1
 """born of a relation that no read may see (its creator was discarded)."""
 
-PAGE_BYTES_MAX = SCAN_PAGE_BYTES
+GET_BYTES_MAX = SCAN_PAGE_BYTES
 """A GET, SCAN or SAMPLE answer ends at this size, or holds one larger row."""
 
 DESCENDING = 1
@@ -31,7 +30,7 @@ Page = tuple[bool, bytes]
 
 
 class ScanRequest(msgspec.Struct, frozen=True):
-    """SCAN of docs/protocol.md. `limit` in rows (0 = none), `page_bytes` 0 = PAGE_BYTES_MAX.
+    """SCAN of docs/protocol.md. `limit` in rows (0 = none), `page_bytes` 0 = GET_BYTES_MAX.
 
     With `row_sid`, `filter` and `cols` speak of the index, `row_filter` and `row_cols` of the row;
     `group` and `aggs` of the row.
@@ -52,6 +51,11 @@ class ScanRequest(msgspec.Struct, frozen=True):
     group: tuple[int, ...] | None = None
     aggs: tuple[Aggregate, ...] | None = None
 
+    @property
+    def grouped(self) -> bool:
+        """It asks for groups or aggregates: `limit` bounds groups, `more` means "discard"."""
+        return self.group is not None or self.aggs is not None
+
 
 class SampleRequest(msgspec.Struct, frozen=True):
     """SAMPLE of docs/protocol.md: about `count` random rows."""
@@ -70,20 +74,3 @@ class Statistics(NamedTuple):
 
     rows: int
     size_bytes: int
-
-
-class Row(NamedTuple):
-    """Only for typing cursors: a row of SQLite values."""
-
-    values: tuple[Any, ...]
-
-
-class Rows(Protocol):
-    """What the engine needs of a SQLite cursor."""
-
-    def fetchall(self) -> list[tuple[Any, ...]]: ...
-
-    def __iter__(self) -> Any: ...
-
-
-Keys = Iterable[bytes]
