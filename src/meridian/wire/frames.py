@@ -78,7 +78,7 @@ Scan = tuple[
     Any,  # aggs: list of [fn, attnum] or nil
 ]
 Commit = tuple[int, int, int, int, bytes, int, int, bytes]
-Part = tuple[int, int, bytes, int, bytes]
+Part = tuple[int, int, bytes, int, bytes, int]
 Status = tuple[int, int, bytes, int]
 Lease = tuple[int, int, int, int]
 Stats = tuple[int, int, list[int]]
