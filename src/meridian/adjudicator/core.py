@@ -1,17 +1,426 @@
-"""The adjudicator: decides commits and writes its journal (design sections 4-6)."""
+"""The adjudicator: decides commits and is the single writer of its journal (design sections 4-6).
+
+Pure: no clock, no I/O, no randomness.  A decision, abort or commit, is final when it is made,
+durable when its record is, and told only then: a successor that reads the journal repeats every
+answer.
+"""
 
 from __future__ import annotations
 
-from meridian.adjudicator.events import Effect, Event
+from collections.abc import Sequence
+from typing import Final
+
+from meridian.adjudicator.events import (
+    Answer,
+    Append,
+    Appended,
+    AppendFailed,
+    Code,
+    Commit,
+    Discard,
+    Effect,
+    Event,
+    Fatal,
+    Outcome,
+    Part,
+    Refused,
+    Replay,
+    Replayed,
+    Serving,
+    SetTimer,
+    Status,
+    TimerFired,
+    WantHeartbeat,
+)
+from meridian.adjudicator.footprint import BadWriteSet, Footprint, footprint
+from meridian.adjudicator.large import Large, without_keys
+from meridian.adjudicator.ledger import ACK_TIMER, Decision, Ledger
+from meridian.adjudicator.outcomes import Outcomes
+from meridian.adjudicator.relations import Relations
+from meridian.adjudicator.window import Window, keys_of
 from meridian.clock.tau import Interval
+from meridian.journal import core as journal
+from meridian.limits import CONFLICT_WINDOW_NS, LARGE_COMMITS, TAU_FUTURE_NS
+
+WORK_TIMER: Final = "work"
+IN_FLIGHT = 8_192
+"""Decisions under way; beyond it commits are asked to come again."""
+WAITING = 64
+"""Askers that wait for one decision; more get no answer of their own."""
+LARGE_KEYS = 4_096
+"""A write set with more keys is compared with the window in slices."""
+EXPIRE_EVERY = 1_024
+"""Commits between two looks at what is older than the window."""
 
 
 class Adjudicator:
-    """One adjudicator with the journal it writes.  Feed Replay..., Replayed, then anything."""
+    """One adjudicator with the journal it writes.
 
-    def __init__(self, number: int) -> None:
+    Feed `Replay` for every accepted record after `start`, then `Replayed`, then anything.
+    """
+
+    def __init__(self, number: int, start: journal.Position | None = None) -> None:
+        floor = start.tau if start else 0
         self.number = number
+        self.ledger = Ledger(number)
+        self.window = Window(floor)
+        self.outcomes = Outcomes(floor)
+        self.relations = Relations()
+        self.serving = False
+        self.dead = False
+        self.commits_count = 0
+        self.aborts_count: dict[Code, int] = {}
+        self._seal_n = 0
+        self._live: dict[bytes, Decision] = {}
+        self._large: dict[bytes, Large] = {}
+        self._stalled: dict[bytes, tuple[Commit, list[int]]] = {}
+        """Small commits that wait for a lease to become durable, in order of arrival."""
+        self._replayed_bodies: dict[bytes, list[Footprint]] = {}
 
     def step(self, now: Interval, event: Event) -> list[Effect]:
-        """What to do about one event, in order."""
-        raise NotImplementedError
+        """What to do about one event, in order.  After Fatal nothing comes any more."""
+        if self.dead:
+            return []
+        match event:
+            case Commit():
+                return self._commit(now, event)
+            case Appended():
+                return self._appended(now, event.n)
+            case WantHeartbeat():
+                return self.ledger.want(now, event.tau) if self.serving else []
+            case Part():
+                return self._part(now, event)
+            case TimerFired():
+                return self._timer(now, event.name)
+            case Status():
+                return self._status(now, event)
+            case Discard():
+                return self._discard(now, event.txid)
+            case Replay():
+                return self._replay(event)
+            case Replayed():
+                return self._replayed(now, event)
+            case AppendFailed():
+                return self._fail(event.reason)
+
+    # Start
+
+    def _replay(self, event: Replay) -> list[Effect]:
+        assert not self.ledger.n, "replay comes before everything"
+        record, payload = event.record, event.payload
+        match payload:
+            case journal.Marker():
+                self._replayed_bodies.clear()
+            case journal.Body():
+                body = without_keys(footprint(payload.chunk))
+                self._replayed_bodies.setdefault(record.txid, []).append(body)
+            case journal.Abort():
+                self._replayed_bodies.pop(record.txid, None)
+                self.outcomes.add(record.txid, payload.tau_start, -payload.code, 0)
+            case journal.Commit():
+                self._replay_commit(record.txid, record.tau, payload)
+            case _:
+                pass
+        return []
+
+    def _replay_commit(self, txid: bytes, tau: int, payload: journal.Commit) -> None:
+        self.outcomes.add(txid, payload.tau_start, tau, tau)
+        bodies = self._replayed_bodies.pop(txid, [])
+        last = footprint(payload.chunk)
+        self.relations.record(tau, (*bodies, last), self.window.floor)
+        if bodies or _is_large(last):
+            # Cheaper than its keys and as safe: what began before it will be refused.
+            self.window.forget_through(tau)
+        else:
+            self.window.record(tau, keys_of(last.writes), keys_of(last.shares))
+        self._expire(tau)
+
+    def _replayed(self, now: Interval, event: Replayed) -> list[Effect]:
+        position = event.position
+        assert not self.ledger.n and event.epoch[0] > position.epoch[0]
+        assert not position.closed, "a closed journal takes no more records"
+        self._replayed_bodies.clear()
+        # No promise or commit of an earlier epoch lies beyond this (6.6, 4.4).
+        lease_old = max(position.lease, position.tau)
+        effects = self.ledger.begin(now, event.epoch, position.n, lease_old)
+        self._seal_n = self.ledger.n
+        return effects
+
+    # Commits
+
+    def _known(
+        self, now: Interval, to: int, txid: bytes, tau_start: int
+    ) -> list[Effect] | None:
+        """What to do if no new decision is due; ids come before floor and conflicts (5.6)."""
+        if not self.serving:
+            return [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING)]
+        waiting = self._waiting(txid)
+        if waiting is not None:
+            if to not in waiting and len(waiting) < WAITING:
+                waiting.append(to)
+            return []
+        value = self.outcomes.find(txid, tau_start)
+        if value is not None:
+            return [_answer(to, txid, max(value, 0), max(-value, 0))]
+        if tau_start < self.outcomes.floor:
+            return [Answer(to, txid, Outcome.UNKNOWN)]
+        if tau_start > now.latest + TAU_FUTURE_NS:
+            return [Answer(to, txid, Outcome.RETRY, 0, Code.CLOCK)]
+        if len(self.ledger) + len(self._stalled) >= IN_FLIGHT:
+            return [Answer(to, txid, Outcome.RETRY, 0, Code.BUSY)]
+        return None
+
+    def _waiting(self, txid: bytes) -> list[int] | None:
+        """Who waits for the outcome of this transaction; None if no decision is under way."""
+        live = self._live.get(txid)
+        if live is not None:
+            return live.waiting
+        stalled = self._stalled.get(txid)
+        if stalled is not None:
+            return stalled[1]
+        large = self._large.get(txid)
+        return large.waiting if large is not None and large.final is not None else None
+
+    def _commit(self, now: Interval, event: Commit) -> list[Effect]:
+        known = self._known(now, event.to, event.txid, event.tau_start)
+        if known is not None:
+            return known
+        waiting = [event.to]
+        if event.parts or event.txid in self._large:
+            return self._commit_large(now, event, waiting)
+        return self._decide(now, event, waiting)
+
+    def _decide(self, now: Interval, event: Commit, waiting: list[int]) -> list[Effect]:
+        """Decides a transaction of one chunk."""
+        try:
+            print_ = footprint(event.chunk)
+        except BadWriteSet:
+            return self._abort(now, event.txid, event.tau_start, Code.MALFORMED, waiting)
+        if _is_large(print_):
+            return self._commit_large(now, event, waiting)
+        code = self._refusal(event.tau_start, event.catver, (print_,))
+        writes, shares = keys_of(print_.writes), keys_of(print_.shares)
+        if code is None and self.window.conflicts(event.tau_start, writes, shares):
+            code = Code.CONFLICT
+        if code is not None:
+            return self._abort(now, event.txid, event.tau_start, code, waiting)
+        tau = self.ledger.tau_for(now, event.tau_start)
+        if tau > self.ledger.lease_durable:
+            self._stalled[event.txid] = (event, waiting)
+            return self.ledger.renew(now, tau)
+        self.window.record(tau, writes, shares)
+        self.relations.record(tau, (print_,), self.window.floor)
+        return [self._append_commit(now, event, tau, waiting, (), 0)]
+
+    def _refusal(
+        self, tau_start: int, catver: int, prints: Sequence[Footprint]
+    ) -> Code | None:
+        if tau_start < self.window.floor:
+            return Code.FLOOR
+        return Code.CATALOG if self.relations.stale(tau_start, catver, prints) else None
+
+    def _append_commit(
+        self, now: Interval, event: Commit, tau: int, waiting: list[int],
+        bodies: tuple[int, ...], crc: int,
+    ) -> Append:
+        decision = Decision(event.txid, event.tau_start, tau, 0, waiting)
+        self._remember(decision, tau)
+        self.commits_count += 1
+        if self.commits_count % EXPIRE_EVERY == 0:
+            self._expire(now.earliest)
+        return self.ledger.commit(
+            now, decision, event.catver, event.flags, bodies, crc, event.chunk
+        )
+
+    def _abort(
+        self, now: Interval, txid: bytes, tau_start: int, code: Code, waiting: list[int]
+    ) -> list[Effect]:
+        decision = Decision(txid, tau_start, 0, code, waiting)
+        self._remember(decision, now.latest)
+        self.aborts_count[code] = self.aborts_count.get(code, 0) + 1
+        return [self.ledger.abort(now, decision)]
+
+    def _remember(self, decision: Decision, decided: int) -> None:
+        assert decision.txid not in self._live
+        self._live[decision.txid] = decision
+        value = decision.tau or -decision.code
+        self.outcomes.add(decision.txid, decision.tau_start, value, decided)
+
+    def _expire(self, now: int) -> None:
+        self.window.expire(now - CONFLICT_WINDOW_NS)
+
+    # Large transactions
+
+    def _part(self, now: Interval, event: Part) -> list[Effect]:
+        if not self.serving or self._waiting(event.txid) is not None:
+            return []
+        if self.outcomes.find(event.txid, event.tau_start) is not None:
+            return []
+        large = self._large.get(event.txid)
+        if large is None:
+            if event.seq != 0:
+                return []
+            if len(self._large) >= LARGE_COMMITS:
+                return [Refused(event.txid, Code.BUSY)]
+            large = self._open_large(event.txid, event.tau_start)
+        if event.seq != len(large.bodies):
+            # Doubled, or one before it was lost: COMMIT will find too few.
+            return []
+        try:
+            large.take(event.chunk, footprint(event.chunk))
+        except BadWriteSet:
+            return self._abort_large(now, event.txid, large, Code.MALFORMED)
+        n, append = self.ledger.body(now, event.txid, event.seq, event.chunk)
+        large.bodies.append(n)
+        return [append, SetTimer(WORK_TIMER, 0)]
+
+    def _open_large(self, txid: bytes, tau_start: int) -> Large:
+        large = Large(tau_start, self.window.open_draft(tau_start))
+        self._large[txid] = large
+        return large
+
+    def _commit_large(self, now: Interval, event: Commit, waiting: list[int]) -> list[Effect]:
+        large = self._large.get(event.txid)
+        if large is None:
+            if event.parts:
+                # Its parts were dropped here; no part of it can ever be decided (final).
+                return self._abort(now, event.txid, event.tau_start, Code.PARTS, waiting)
+            if len(self._large) >= LARGE_COMMITS:
+                return [Answer(to, event.txid, Outcome.RETRY, 0, Code.BUSY) for to in waiting]
+            large = self._open_large(event.txid, event.tau_start)
+        large.final, large.waiting = event, waiting
+        if event.parts != len(large.bodies) or event.tau_start != large.tau_start:
+            return self._abort_large(now, event.txid, large, Code.PARTS)
+        try:
+            large.take(event.chunk, footprint(event.chunk))
+        except BadWriteSet:
+            return self._abort_large(now, event.txid, large, Code.MALFORMED)
+        return self._progress(now, event.txid, large)
+
+    def _progress(self, now: Interval, txid: bytes, large: Large) -> list[Effect]:
+        """A few milliseconds of work on a large transaction; decides it when all is compared."""
+        if large.tau_start < self.window.floor:
+            return self._abort_large(now, txid, large, Code.FLOOR)
+        self.window.work(large.draft)
+        if large.draft.conflict:
+            return self._abort_large(now, txid, large, Code.CONFLICT)
+        if not large.draft.ready:
+            return [SetTimer(WORK_TIMER, 0)]
+        if large.final is None:
+            return []
+        if self.relations.stale(large.tau_start, large.final.catver, large.prints):
+            return self._abort_large(now, txid, large, Code.CATALOG)
+        tau = self.ledger.tau_for(now, large.tau_start)
+        if tau > self.ledger.lease_durable:
+            # Looked at again when a lease becomes durable.
+            return self.ledger.renew(now, tau)
+        del self._large[txid]
+        self.window.publish(large.draft, tau)
+        self.relations.record(tau, large.prints, self.window.floor)
+        bodies = tuple(large.bodies)
+        crc = large.crc if bodies else 0
+        return [self._append_commit(now, large.final, tau, large.waiting, bodies, crc)]
+
+    def _abort_large(
+        self, now: Interval, txid: bytes, large: Large, code: Code
+    ) -> list[Effect]:
+        del self._large[txid]
+        self.window.drop(large.draft)
+        effects = self._abort(now, txid, large.tau_start, code, large.waiting)
+        return [*effects, Refused(txid, code), SetTimer(WORK_TIMER, 0)]
+
+    def _discard(self, now: Interval, txid: bytes) -> list[Effect]:
+        large = self._large.get(txid)
+        if large is None or large.final is not None:
+            return []
+        return self._abort_large(now, txid, large, Code.RESOLVED)
+
+    def _work(self, now: Interval) -> list[Effect]:
+        effects: list[Effect] = []
+        for txid, large in list(self._large.items()):
+            effects += self._progress(now, txid, large)
+        if self.window.tidy():
+            effects.append(SetTimer(WORK_TIMER, 0))
+        return effects
+
+    # Outcomes
+
+    def _status(self, now: Interval, event: Status) -> list[Effect]:
+        known = self._known(now, event.to, event.txid, event.tau_start)
+        if known is not None:
+            return known
+        # Nobody is told "unknown" while the commit may still arrive: it is made an abort.
+        waiting = [event.to]
+        large = self._large.get(event.txid)
+        if large is not None:
+            large.waiting = waiting
+            return self._abort_large(now, event.txid, large, Code.RESOLVED)
+        return self._abort(now, event.txid, event.tau_start, Code.RESOLVED, waiting)
+
+    def _appended(self, now: Interval, n: int) -> list[Effect]:
+        lease = self.ledger.lease_durable
+        effects = self._tell(self.ledger.appended(now, n))
+        if not self.serving and self.ledger.n_durable >= self._seal_n:
+            self.serving = True
+            effects.append(Serving())
+        if not self.serving:
+            return effects
+        if self.ledger.lease_durable > lease:
+            effects += self._retry_stalled(now)
+        return effects + self.ledger.heartbeat() + self.ledger.ack_timer()
+
+    def _retry_stalled(self, now: Interval) -> list[Effect]:
+        effects: list[Effect] = []
+        stalled, self._stalled = self._stalled, {}
+        for event, waiting in stalled.values():
+            effects += self._decide(now, event, waiting)
+        for txid, large in list(self._large.items()):
+            if large.final is not None:
+                effects += self._progress(now, txid, large)
+        return effects
+
+    def _tell(self, decisions: list[Decision]) -> list[Effect]:
+        effects: list[Effect] = []
+        for decision in decisions:
+            del self._live[decision.txid]
+            effects += [
+                _answer(to, decision.txid, decision.tau, decision.code)
+                for to in decision.waiting
+            ]
+        return effects
+
+    def _timer(self, now: Interval, name: str) -> list[Effect]:
+        if name == WORK_TIMER:
+            return self._work(now)
+        assert name == ACK_TIMER, name
+        return self._tell(self.ledger.due(now)) + self.ledger.ack_timer()
+
+    def _fail(self, reason: str) -> list[Effect]:
+        """Pending appends may have landed: their outcome is unknown, never "failed" (6.8)."""
+        self.dead = True
+        self.serving = False
+        effects: list[Effect] = []
+        for decision in self.ledger.abandoned():
+            effects += [Answer(to, decision.txid, Outcome.UNKNOWN) for to in decision.waiting]
+        undecided = [(event.txid, waiting) for event, waiting in self._stalled.values()]
+        undecided += [(txid, large.waiting) for txid, large in self._large.items()]
+        for txid, waiting in undecided:
+            effects += [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING) for to in waiting]
+        return [*effects, Fatal(reason)]
+
+    def check(self) -> None:
+        """Invariants too dear for every step; the simulator calls it."""
+        self.ledger.check()
+        assert len(self._live) == len(self.ledger.abandoned())
+        assert not self._live.keys() & self._stalled.keys()
+        assert not self._live.keys() & self._large.keys()
+
+
+def _is_large(print_: Footprint) -> bool:
+    return len(print_.writes) + len(print_.shares) > 8 * LARGE_KEYS
+
+
+def _answer(to: int, txid: bytes, tau: int, code: int) -> Answer:
+    if tau > 0:
+        return Answer(to, txid, Outcome.COMMITTED, tau)
+    return Answer(to, txid, Outcome.ABORTED, 0, Code(code))

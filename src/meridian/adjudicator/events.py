@@ -1,7 +1,7 @@
 """Events an adjudicator takes and effects it asks for (design section 3).
 
-Times and taus are int64 nanoseconds.  `to` is an opaque number of the shell that says who asked; the
-core hands it back in the answer.  The transport may drop, double, delay and reorder.
+Times and taus are int64 nanoseconds.  `to` is an opaque number of the shell that says who asked;
+the core hands it back in the answer.  The transport may drop, double, delay and reorder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Code(IntEnum):
     CONFLICT = 1
     """40001 OC000: a key was written or shared after tau_start."""
     CATALOG = 2
-    """40001 OC001: a relation's schema changed after tau_start, or the client's catalog is older."""
+    """40001 OC001: a relation's schema changed after tau_start, or the client lags behind it."""
     FLOOR = 3
     """40001: tau_start lies before the conflict window."""
     PARTS = 4

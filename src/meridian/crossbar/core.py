@@ -15,7 +15,8 @@ from meridian.journal.record import Record
 class Transaction(msgspec.Struct, frozen=True):
     """One committed transaction as its journal holds it.
 
-    `bodies` are the n of its BODY records in `journal`, in order; `chunk` is its last (often only) chunk.
+    `bodies` are the n of its BODY records in `journal`, in order; `chunk` is its last (often only)
+    chunk.
     """
 
     tau: int

@@ -4,8 +4,8 @@ A journal is one totally ordered stream of records.  A record is accepted or voi
 depends only on the records before it, so every reader of a stream accepts the same ones.
 
 - A marker (EPOCH) is accepted if its number is higher than that of every marker before it (6.1).
-- Any other record is accepted only if its epoch equals the highest marker before it (6.1), the SEAL of
-  that epoch came first (6.5), and its n is the next one (6.2).
+- Any other record is accepted only if its epoch equals the highest marker before it (6.1), the
+  SEAL of that epoch came first (6.5), and its n is the next one (6.2).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAYLOAD_VERSION = 1
 """First byte of every payload; another version is refused."""
 
 EpochId = tuple[int, int]
-"""(number, nonce): number grows with every take-over, nonce tells apart two claims of one number."""
+"""(number, nonce): number grows with every take-over, nonce tells two claims of one apart."""
 NO_EPOCH: EpochId = (0, 0)
 
 
@@ -44,7 +44,7 @@ class Marker(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Seal(msgspec.Struct, array_like=True, frozen=True):
-    """SEAL: history ended one before it, the old lease ended at `lease_old`, `lease` is the first."""
+    """SEAL: history ended one before it, the old lease at `lease_old`; `lease` is the first."""
 
     lease_old: int
     lease: int
@@ -66,8 +66,8 @@ class Body(msgspec.Struct, array_like=True, frozen=True):
 class Commit(msgspec.Struct, array_like=True, frozen=True):
     """COMMIT: a committed transaction: its bodies in order, then `chunk`.
 
-    `bodies` are the n of its BODY records, `crc` the CRC-32 over their chunks and then `chunk` (0 without
-    bodies); `lease` renews the lease on the way.
+    `bodies` are the n of its BODY records, `crc` the CRC-32 over their chunks and then `chunk` (0
+    without bodies); `lease` renews the lease on the way.
     """
 
     lease: int
@@ -136,8 +136,9 @@ def payload_of(record: Record) -> Payload:
 class Position(msgspec.Struct, array_like=True, frozen=True):
     """Where a reader stands or a trimmed journal begins (6.7): everything through `n` lies before.
 
-    `epoch` is the highest marker, `sealed` whether its SEAL was read, `lease` the highest lease, `tau` the
-    newest commit, `members` the journals added so far (journal 0 only), `closed` after CLOSE.
+    `epoch` is the highest marker, `sealed` whether its SEAL was read, `lease` the highest lease,
+    `tau` the newest commit, `members` the journals added so far (journal 0 only), `closed` after
+    CLOSE.
     """
 
     epoch: EpochId = NO_EPOCH
@@ -185,20 +186,20 @@ class Reader:
         if record.kind == EPOCH:
             return self._accept_marker(record)
         if record.epoch != self.epoch or self.closed or record.n != self.n + 1:
-            return self._void()
+            self.void_count += 1
+            return None
         if self.sealed == (record.kind == SEAL):
-            return self._void()
+            self.void_count += 1
+            return None
         payload = payload_of(record)
         self._check(record, payload)
         self.n = record.n
         return payload
 
-    def _void(self) -> None:
-        self.void_count += 1
-
     def _accept_marker(self, record: Record) -> Payload | None:
         if record.epoch[0] <= self.epoch[0] or self.closed:
-            return self._void()
+            self.void_count += 1
+            return None
         if record.n not in (0, self.n + 1):
             raise JournalError(f"marker {record.n} does not follow record {self.n}")
         self.epoch = record.epoch

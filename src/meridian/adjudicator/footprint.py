@@ -1,0 +1,167 @@
+"""What an adjudicator needs of a write set: hashes and relations, never rows (docs/formats.md).
+
+Rows and keys stay undecoded; a chunk of many rows costs little more than its hashes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from meridian.wire.ops import KIND_INDEX, SID_CATALOG
+
+
+class _Put(msgspec.Struct, array_like=True, tag=1):
+    sid: int
+    flags: int
+    attnums: msgspec.Raw
+    keys: msgspec.Raw
+    w: bytes
+    i: bytes
+    rows: msgspec.Raw
+
+
+class _Delete(msgspec.Struct, array_like=True, tag=2):
+    sid: int
+    flags: int
+    keys: msgspec.Raw
+    w: bytes
+    i: bytes
+
+
+class _Lock(msgspec.Struct, array_like=True, tag=3):
+    sid: int
+    keys: msgspec.Raw
+    w: bytes
+    i: bytes
+
+
+class _Share(msgspec.Struct, array_like=True, tag=4):
+    sid: int
+    keys: msgspec.Raw
+    r: bytes
+    i: bytes
+
+
+class _Big(msgspec.Struct, array_like=True, tag=5):
+    sid: int
+    attnum: int
+    keys: msgspec.Raw
+    values: msgspec.Raw
+
+
+class _Create(msgspec.Struct, array_like=True, tag=6):
+    sid: int
+    kind: int
+    columns: Any
+    table_sid: int
+
+
+class _Add(msgspec.Struct, array_like=True, tag=7):
+    sid: int
+    attnum: int
+    column_class: int
+    default: Any
+
+
+class _Drop(msgspec.Struct, array_like=True, tag=8):
+    sid: int
+
+
+_decode = msgspec.msgpack.Decoder(
+    list[_Put | _Delete | _Lock | _Share | _Big | _Create | _Add | _Drop]
+).decode
+
+
+class BadWriteSet(ValueError):
+    """The chunk is no write set; the message is one clause."""
+
+
+class Schema(msgspec.Struct, frozen=True):
+    """What a write set does to relations.
+
+    `touched`: relations whose users need a newer catalog afterwards.  `read`: relations whose rows
+    the statement read to build something new (an index of an existing table, the copy behind a
+    rewrite): a row written after tau_start would be missing there (section 9, "Coherence").
+    """
+
+    touched: tuple[int, ...]
+    read: tuple[int, ...]
+
+
+NO_SCHEMA = Schema((), ())
+
+
+class Footprint(msgspec.Struct, frozen=True):
+    """Conflict hashes (little-endian uint64 strings) and relations of one chunk.
+
+    `sids` are the relations whose rows change or are locked, without sid 1; `catalog_version` is
+    the version that the catalog log gets, 0 without one.
+    """
+
+    writes: bytes
+    shares: bytes
+    sids: tuple[int, ...]
+    schema: Schema
+    catalog_version: int
+
+
+def footprint(chunk: bytes) -> Footprint:
+    """The footprint of a chunk.  Raises BadWriteSet."""
+    try:
+        ops = _decode(chunk)
+    except msgspec.DecodeError as error:
+        raise BadWriteSet(str(error)) from error
+    writes: list[bytes] = []
+    shares: list[bytes] = []
+    sids: dict[int, None] = {}
+    schema_ops: list[_Create | _Add | _Drop] = []
+    catalog_version = 0
+    for op in ops:
+        if isinstance(op, _Create | _Add | _Drop):
+            schema_ops.append(op)
+            continue
+        if isinstance(op, _Big):
+            continue
+        if isinstance(op, _Share):
+            shares += (op.r, op.i)
+        else:
+            writes += (op.w, op.i)
+        if op.sid != SID_CATALOG:
+            sids[op.sid] = None
+        elif isinstance(op, _Put):
+            catalog_version = _version_of(op.keys)
+    write_bytes, share_bytes = b"".join(writes), b"".join(shares)
+    if len(write_bytes) % 8 or len(share_bytes) % 8:
+        raise BadWriteSet("a string of hashes is no multiple of 8 bytes long")
+    schema = _schema(schema_ops) if schema_ops else NO_SCHEMA
+    return Footprint(write_bytes, share_bytes, tuple(sids), schema, catalog_version)
+
+
+def _version_of(keys: msgspec.Raw) -> int:
+    """The highest catalog version among keys of sid 1 (8 bytes big-endian each)."""
+    try:
+        decoded = msgspec.msgpack.decode(keys, type=list[bytes])
+    except msgspec.DecodeError as error:
+        raise BadWriteSet(str(error)) from error
+    if not decoded or len(decoded[-1]) != 8:
+        raise BadWriteSet("a key of the catalog log is no version")
+    return int.from_bytes(decoded[-1], "big")
+
+
+def _schema(ops: list[_Create | _Add | _Drop]) -> Schema:
+    created = {op.sid: None for op in ops if isinstance(op, _Create)}
+    tables = any(op.kind != KIND_INDEX for op in ops if isinstance(op, _Create))
+    touched: dict[int, None] = {}
+    read: dict[int, None] = {}
+    for op in ops:
+        if isinstance(op, _Create):
+            if op.table_sid and op.table_sid not in created:
+                touched[op.table_sid] = read[op.table_sid] = None
+        elif op.sid not in created:
+            touched[op.sid] = None
+            # A DROP beside a new table may be the switch of a rewrite: its rows were read.
+            if isinstance(op, _Drop) and tables:
+                read[op.sid] = None
+    return Schema(tuple(touched), tuple(read))

@@ -1,0 +1,37 @@
+"""A large transaction on its way: its chunks are journaled and compared as they arrive (6.3)."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import msgspec
+
+from meridian.adjudicator.events import Commit
+from meridian.adjudicator.footprint import Footprint
+from meridian.adjudicator.window import Draft, keys_of
+
+
+class Large:
+    """Its keys lie in `draft`, its relations in `prints`, its chunks in the journal at `bodies`."""
+
+    __slots__ = ("bodies", "crc", "draft", "final", "prints", "tau_start", "waiting")
+
+    def __init__(self, tau_start: int, draft: Draft) -> None:
+        self.tau_start = tau_start
+        self.draft = draft
+        self.prints: list[Footprint] = []
+        self.bodies: list[int] = []
+        self.crc = 0
+        self.final: Commit | None = None
+        self.waiting: list[int] = []
+
+    def take(self, chunk: bytes, print_: Footprint) -> None:
+        """The next chunk, the last one included."""
+        self.crc = crc32(chunk, self.crc)
+        self.draft.add(keys_of(print_.writes), keys_of(print_.shares))
+        self.prints.append(without_keys(print_))
+
+
+def without_keys(print_: Footprint) -> Footprint:
+    """Only the relations of a footprint."""
+    return msgspec.structs.replace(print_, writes=b"", shares=b"")

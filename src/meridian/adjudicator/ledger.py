@@ -1,0 +1,226 @@
+"""The writing half of an adjudicator: its journal's n, taus, lease, heartbeats, acknowledgements.
+
+The only place that assigns a tau or makes a promise.  Three marks order everything (rules 4.4,
+4.6):
+
+    beat <= promised, last_tau  <= ... <= lease_durable <= lease_appended
+
+`last_tau` is the newest tau assigned; `promised` the newest tau below which nothing will be
+assigned any more; no heartbeat reaches a commit that is not known durable.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from meridian.adjudicator.events import Append, Effect, Heartbeat, SetTimer
+from meridian.clock.tau import Interval, next_tau
+from meridian.journal.core import Abort, Body, Commit, EpochId, Lease, Marker, Payload, Seal, make
+from meridian.journal.record import NO_TXID
+from meridian.limits import COMMIT_LEAD_MAX_NS, LEASE_NS, TAU_FUTURE_NS
+
+ACK_TIMER: Final = "ack"
+
+
+class Decision:
+    """A final outcome on its way to the disk and then to whoever `waiting` lists.
+
+    tau > 0: commits at tau; 0: aborts with `code`.
+    """
+
+    __slots__ = ("code", "tau", "tau_start", "txid", "waiting")
+
+    def __init__(
+        self, txid: bytes, tau_start: int, tau: int, code: int, waiting: list[int]
+    ) -> None:
+        self.txid = txid
+        self.tau_start = tau_start
+        self.tau = tau
+        self.code = code
+        self.waiting = waiting
+
+
+class _Pending:
+    __slots__ = ("appended", "decision", "lease", "n")
+
+    def __init__(self, n: int, lease: int, decision: Decision | None, appended: int) -> None:
+        self.n = n
+        self.lease = lease
+        self.decision = decision
+        self.appended = appended
+
+
+class Ledger:
+    """Writes one journal under one epoch, from its marker to its end."""
+
+    def __init__(self, number: int, lead_max: int = COMMIT_LEAD_MAX_NS) -> None:
+        self.number = number
+        self.epoch: EpochId = (0, 0)
+        self.n = 0
+        self.n_durable = 0
+        self.last_tau = 0
+        self.lease_appended = 0
+        self.lease_durable = 0
+        self.promised = 0
+        self.beat = 0
+        self.lead = 0
+        self._lead_max = lead_max
+        self._pending: deque[_Pending] = deque()
+        self._commits: deque[Decision] = deque()
+        """Commits that are not durable, in the order of tau."""
+        self._unacknowledged: deque[Decision] = deque()
+        """Durable commits whose tau the clock has not reached."""
+
+    def __len__(self) -> int:
+        return len(self._pending) + len(self._unacknowledged)
+
+    # Records
+
+    def begin(self, now: Interval, epoch: EpochId, n: int, lease_old: int) -> list[Effect]:
+        """Marker and SEAL.  `lease_old` covers every commit and promise of earlier epochs."""
+        assert self.n == 0 and epoch > (0, 0)
+        self.epoch = epoch
+        self.n = self.n_durable = n
+        # Nothing is assigned at or below what an earlier owner may have promised.
+        self.last_tau = self.promised = lease_old
+        self.lease_durable = lease_old
+        lease = max(lease_old, now.latest) + LEASE_NS
+        self.lease_appended = lease
+        marker = self._append(now, Marker(self.number), lease_old, None)
+        return [marker, self._append(now, Seal(lease_old, lease), lease, None)]
+
+    def _append(
+        self,
+        now: Interval,
+        payload: Payload,
+        lease: int,
+        decision: Decision | None,
+        tau: int = 0,
+        txid: bytes = NO_TXID,
+    ) -> Append:
+        self.n += 1
+        self._pending.append(_Pending(self.n, lease, decision, now.earliest))
+        return Append(make(self.epoch, self.n, payload, tau, txid))
+
+    def _lease(self, now: Interval) -> int:
+        """The lease to write into the next record."""
+        self.lease_appended = max(self.lease_appended, now.latest + LEASE_NS)
+        return self.lease_appended
+
+    def tau_for(self, now: Interval, tau_start: int) -> int:
+        """The tau a commit would get now (4.1).  Only one within `lease_durable` may be used."""
+        bound = max(self.last_tau, self.promised, tau_start, now.earliest + self.lead)
+        return next_tau(bound, self.number)
+
+    def renew(self, now: Interval, beyond: int) -> list[Effect]:
+        """A LEASE that reaches beyond `beyond`, unless one is on its way."""
+        if self.lease_appended > beyond:
+            return []
+        self.lease_appended = max(now.latest, beyond) + LEASE_NS
+        return [self._append(now, Lease(self.lease_appended), self.lease_appended, None)]
+
+    def commit(
+        self, now: Interval, decision: Decision, catver: int, flags: int,
+        bodies: tuple[int, ...], crc: int, chunk: bytes,
+    ) -> Append:
+        """Appends the commit record of a decision whose tau is tau_for's."""
+        tau = decision.tau
+        assert max(self.last_tau, self.promised, self.beat, decision.tau_start) < tau
+        assert tau <= self.lease_durable
+        self.last_tau = tau
+        self._commits.append(decision)
+        lease = self._lease(now)
+        payload = Commit(lease, decision.tau_start, catver, flags, bodies, crc, chunk)
+        return self._append(now, payload, lease, decision, tau, decision.txid)
+
+    def abort(self, now: Interval, decision: Decision) -> Append:
+        """Appends the abort record of a decision."""
+        assert decision.tau == 0 and decision.code > 0
+        lease = self._lease(now)
+        payload = Abort(lease, decision.tau_start, decision.code)
+        return self._append(now, payload, lease, decision, 0, decision.txid)
+
+    def body(self, now: Interval, txid: bytes, seq: int, chunk: bytes) -> tuple[int, Append]:
+        """Appends a body chunk; returns its n too."""
+        effect = self._append(now, Body(seq, chunk), self.lease_durable, None, 0, txid)
+        return self.n, effect
+
+    # Durability
+
+    def appended(self, now: Interval, n: int) -> list[Decision]:
+        """Records through `n` are durable.  Returns the decisions that may be answered now."""
+        assert n <= self.n, (n, self.n)
+        ready: list[Decision] = []
+        while self._pending and self._pending[0].n <= n:
+            entry = self._pending.popleft()
+            self.n_durable = entry.n
+            self.lease_durable = max(self.lease_durable, entry.lease)
+            decision = entry.decision
+            if decision is None:
+                continue
+            if decision.tau == 0:
+                ready.append(decision)
+                continue
+            first = self._commits.popleft()
+            assert first is decision
+            self._unacknowledged.append(decision)
+            self._adapt(now.earliest - entry.appended)
+        assert self.last_tau <= self.lease_durable <= self.lease_appended
+        return ready + self.due(now)
+
+    def _adapt(self, latency: int) -> None:
+        # Three quarters of the average latency: most acknowledgements need not wait for the clock.
+        target = min(max(latency, 0) * 3 // 4, self._lead_max)
+        self.lead += (target - self.lead) // 8
+
+    def due(self, now: Interval) -> list[Decision]:
+        """Durable commits whose tau has certainly passed (4.4)."""
+        ready = []
+        while self._unacknowledged and self._unacknowledged[0].tau <= now.earliest:
+            ready.append(self._unacknowledged.popleft())
+        return ready
+
+    def ack_timer(self) -> list[Effect]:
+        """The timer for the next acknowledgement that waits for the clock."""
+        if not self._unacknowledged:
+            return []
+        return [SetTimer(ACK_TIMER, self._unacknowledged[0].tau)]
+
+    # Promises
+
+    def want(self, now: Interval, tau: int) -> list[Effect]:
+        """A reader needs completeness through `tau`: promise it, within bounds (4.3, 4.6)."""
+        wanted = min(tau, now.latest + TAU_FUTURE_NS)
+        if wanted <= self.beat:
+            # The reader may have lost it: any later n with the same tau is as true.
+            return [Heartbeat(self.epoch, self.n_durable, self.beat)]
+        self.promised = max(self.promised, wanted, now.earliest)
+        # Renewed at half, so that readers seldom wait for the disk.
+        effects = self.renew(now, max(self.promised, now.latest + LEASE_NS // 2))
+        return effects + self.heartbeat()
+
+    def heartbeat(self) -> list[Effect]:
+        """The heartbeat that is due: a promise not given yet, as far as durability allows."""
+        if self.beat >= self.promised:
+            return []
+        tau = min(self.promised, self.lease_durable)
+        if self._commits:
+            tau = min(tau, self._commits[0].tau - 1)
+        if tau <= self.beat:
+            return []
+        self.beat = tau
+        return [Heartbeat(self.epoch, self.n_durable, tau)]
+
+    def abandoned(self) -> list[Decision]:
+        """At the end of this owner: decisions whose outcome nobody was told."""
+        pending = [entry.decision for entry in self._pending if entry.decision is not None]
+        return [*self._unacknowledged, *pending]
+
+    def check(self) -> None:
+        """The invariant in the module's docstring."""
+        assert self.beat <= self.lease_durable <= self.lease_appended
+        assert self.beat <= max(self.promised, self.last_tau)
+        assert self.last_tau <= self.lease_durable
+        taus = [decision.tau for decision in self._commits]
+        assert taus == sorted(set(taus)) and (not taus or taus[0] > self.beat)
