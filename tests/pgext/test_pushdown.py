@@ -1,0 +1,195 @@
+"""Pushed down == not pushed down == heap table: rows, errors, aggregates (design section 8).
+
+One seed: `MERIDIAN_SEED=17 pytest tests/pgext/test_pushdown.py -k one_seed`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tests.pgext.pushdown_queries import Queries
+
+SEEDS = 40
+SEEDS_NIGHTLY = 1_000
+BATCH = 10
+ROWS = 60
+QUERIES = 25
+
+Answer = tuple[str, list[tuple[bytes | None, ...]]]
+
+
+@pytest.fixture
+def connection(cluster) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+        connection.execute("SET timezone = 'UTC'")
+        yield connection
+        if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            connection.execute("ROLLBACK")
+        connection.execute("DROP SCHEMA IF EXISTS pushdown CASCADE")
+
+
+def ask(connection: psycopg.Connection, sql: str) -> Answer:
+    """SQLSTATE and the sorted rows as text."""
+    result = connection.pgconn.exec_(sql.encode())
+    if result.status == psycopg.pq.ExecStatus.FATAL_ERROR:
+        state = result.error_field(psycopg.pq.DiagnosticField.SQLSTATE) or b"?????"
+        return state.decode(), []
+    rows = [
+        tuple(result.get_value(row, column) for column in range(result.nfields))
+        for row in range(result.ntuples)
+    ]
+    return "00000", sorted(rows, key=lambda row: [(v is None, v or b"") for v in row])
+
+
+def setup(connection: psycopg.Connection, queries: Queries) -> None:
+    """The same rows in a table of ours (pushdown.t) and in a heap table (pg_temp.t)."""
+    connection.execute("DROP SCHEMA IF EXISTS pushdown CASCADE")
+    connection.execute("DROP TABLE IF EXISTS pg_temp.t")
+    connection.execute("CREATE SCHEMA pushdown")
+    values = ", ".join(queries.rows(1, ROWS))
+    for create, name in (("TABLE", "pushdown.t"), ("TEMP TABLE", "pg_temp.t")):
+        connection.execute(f"CREATE {create} {name} ({queries.schema()})")
+        connection.execute(f"INSERT INTO {name} VALUES {values}")
+    kind = ("SELECT a.amname FROM pg_am a JOIN pg_class c ON c.relam = a.oid"
+            " WHERE c.oid = %s::regclass")
+    assert connection.execute(kind, ["pg_temp.t"]).fetchone() == ("heap",)
+    assert connection.execute(kind, ["pushdown.t"]).fetchone() != ("heap",)
+
+
+def compare(connection: psycopg.Connection, sql: str, seed: int) -> None:
+    """Ask all three ways; a data change is undone between them by the caller's savepoint."""
+    answers = {}
+    for way, path, pushed in (
+        ("heap", "pg_temp", "on"),
+        ("local", "pushdown", "off"),
+        ("pushed", "pushdown", "on"),
+    ):
+        connection.execute(f"SET search_path = {path}; SET meridian.enable_pushdown = {pushed}")
+        in_transaction = connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+        if in_transaction:
+            connection.execute("SAVEPOINT q")
+        answers[way] = ask(connection, sql)
+        if in_transaction:
+            connection.execute("ROLLBACK TO q; RELEASE q")
+    for way in ("local", "pushed"):
+        assert answers[way] == answers["heap"], f"seed {seed}, {way} differs from heap: {sql}"
+
+
+def pushed_parts(connection: psycopg.Connection, sql: str) -> set[str]:
+    """Which kinds of pushdown the plan uses."""
+    connection.execute("SET search_path = pushdown; SET meridian.enable_pushdown = on")
+    plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN {sql}").fetchall())
+    return {part for part in ("Storage Filter", "Storage Columns", "Storage Aggregates")
+            if part in plan}
+
+
+def run_seed(connection: psycopg.Connection, seed: int) -> list[set[str]]:
+    """One schema: committed rows, then over this transaction's own writes, then after them."""
+    queries = Queries(seed)
+    setup(connection, queries)
+    seen = []
+    for _ in range(QUERIES):
+        sql = queries.grouped() if queries.rng.random() < 0.5 else queries.plain()
+        compare(connection, sql, seed)
+        seen.append(pushed_parts(connection, sql))
+    connection.execute("BEGIN")
+    for change in (queries.change(), queries.change()):
+        compare(connection, change, seed)
+    fresh = ", ".join(queries.rows(1000, 10))
+    edit = f"DELETE FROM {{0}}.t WHERE id % 4 = 0; INSERT INTO {{0}}.t VALUES {fresh}"
+    for path in ("pushdown", "pg_temp"):
+        connection.execute(edit.format(path))
+    for _ in range(QUERIES // 2):
+        compare(connection, queries.grouped() if queries.rng.random() < 0.5 else queries.plain(),
+                seed)
+    connection.execute("COMMIT")
+    for _ in range(3):
+        compare(connection, queries.grouped(), seed)
+    return seen
+
+
+@pytest.mark.parametrize("start", range(0, SEEDS, BATCH))
+def test_pushed_equals_heap(connection, start: int) -> None:
+    seen = [parts for seed in range(start, start + BATCH) for parts in run_seed(connection, seed)]
+    for part in ("Storage Filter", "Storage Columns", "Storage Aggregates"):
+        count = sum(part in parts for parts in seen)
+        assert count >= len(seen) // 20, f"{part} in only {count} of {len(seen)} plans"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("start", range(SEEDS, SEEDS_NIGHTLY, BATCH))
+def test_pushed_equals_heap_nightly(connection, start: int) -> None:
+    for seed in range(start, start + BATCH):
+        run_seed(connection, seed)
+
+
+@pytest.mark.skipif("MERIDIAN_SEED" not in os.environ, reason="replays one seed on request")
+def test_one_seed(connection) -> None:
+    run_seed(connection, int(os.environ["MERIDIAN_SEED"]))
+
+
+def test_generic_plan_parameters(connection) -> None:
+    """A generic plan evaluates its parameters at each execution, NULLs and arrays included."""
+    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
+                       " CREATE TABLE t (id int PRIMARY KEY, a int, b text)")
+    connection.execute("INSERT INTO t SELECT i, i % 7, 'x' || i % 3 FROM generate_series(1, 200) i")
+    connection.execute("SET plan_cache_mode = force_generic_plan")
+    connection.execute("PREPARE q (int, int[], text) AS SELECT count(*), sum(a) FROM t"
+                       " WHERE a > $1 AND id = ANY ($2) OR b = $3")
+
+    def run(arguments: str) -> tuple[int, int | None]:
+        return connection.execute(f"EXECUTE q({arguments})").fetchone()
+
+    assert run("3, '{1,2,4,5,6,NULL}', 'none'") == (3, 15)
+    assert run("NULL, '{1,2}', NULL") == (0, None)
+    assert run("0, NULL, 'x1'")[0] == 67
+    assert run("0, '{}', 'x0'")[0] == 66
+
+
+def test_explain_says_what_storage_does(connection) -> None:
+    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
+                       " CREATE TABLE t (id int PRIMARY KEY, a int, b text)")
+    connection.execute("INSERT INTO t SELECT i, i % 7, 'x' FROM generate_series(1, 100) i")
+
+    def plan(sql: str) -> str:
+        return "\n".join(row[0] for row in connection.execute(sql).fetchall())
+
+    scan = plan("EXPLAIN (ANALYZE, COSTS OFF) SELECT b FROM t WHERE a = 3 AND b LIKE '%x%'")
+    assert "Custom Scan (Meridian Scan)" in scan and "Storage Filter: (a = 3)" in scan
+    assert "Storage Columns: a, b" in scan and "rows=14 bytes=" in scan
+    groups = plan("EXPLAIN (ANALYZE, COSTS OFF) SELECT a, count(*) FROM t WHERE id < 50 GROUP BY a")
+    assert "Custom Scan (Meridian Aggregate)" in groups and "Storage Aggregates: count(*)" in groups
+    assert "round trips=1 rows=7" in groups
+
+
+def test_key_lookup_is_never_a_full_scan(connection) -> None:
+    """Also on tables that nobody has analysed, when empty, small or big."""
+    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
+                       " CREATE TABLE t (id int PRIMARY KEY, a int, b text);"
+                       " CREATE INDEX t_a ON t (a)")
+    for rows in (0, 1, 30, 3000):
+        connection.execute(
+            "INSERT INTO t SELECT i, i, 'x' FROM generate_series((SELECT coalesce(max(id), 0) + 1"
+            f" FROM t), {rows}) i")
+        connection.execute("SET meridian.statistics_ttl = 0")
+        for condition in ("id = 7", "id = 7 AND b = 'x'", "id = ANY ('{1,2}')", "a = 7"):
+            for sql in (f"SELECT * FROM t WHERE {condition}", f"DELETE FROM t WHERE {condition}"):
+                plan = "\n".join(r[0] for r in connection.execute(f"EXPLAIN {sql}").fetchall())
+                assert "Index" in plan, f"{rows} rows, {condition}:\n{plan}"
+
+
+def test_analyze_counts_and_samples(connection) -> None:
+    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
+                       " CREATE TABLE t (id int PRIMARY KEY, a int, b text)")
+    connection.execute("INSERT INTO t SELECT i, i % 10, NULL FROM generate_series(1, 5000) i")
+    connection.execute("ANALYZE t")
+    tuples = connection.execute("SELECT reltuples FROM pg_class WHERE oid = 't'::regclass")
+    assert tuples.fetchone()[0] == pytest.approx(5000, rel=0.02)
+    rows = connection.execute("SELECT attname, null_frac, n_distinct FROM pg_stats"
+                              " WHERE schemaname = 'pushdown' ORDER BY attname").fetchall()
+    assert [row[0] for row in rows] == ["a", "b", "id"]
+    assert rows[0][2] == 10 and rows[1][1] == 1 and rows[2][2] == -1
