@@ -124,22 +124,17 @@ def _compare(column: Column, sql: str, cmp: Any, value: Any, parameters: Paramet
 
 def _compare_ordered(sql: str, word: str, value: bytes, parameters: Parameters) -> str:
     """Order bytes are prefix-free: the values equal to v are the strings that begin with v."""
-    lowest = parameters.add(value)
     above = successor(value)
-    # No string lies above the prefix ff..ff (NaN): the conditions keep NULL for NULL all the same.
-    below_above = f"({sql} < {parameters.add(above)})" if above else f"({sql} >= x'')"
-    from_above = f"({sql} >= {parameters.add(above)})" if above else f"({sql} < x'')"
-    if word == "<":
-        return f"({sql} < {lowest})"
-    if word == "<=":
-        return below_above
-    if word == "=":
-        return f"({sql} >= {lowest} AND {below_above})"
-    if word == ">=":
-        return f"({sql} >= {lowest})"
-    if word == ">":
-        return from_above
-    return f"({sql} < {lowest} OR {from_above})"
+    conditions = []
+    if word in ("<", ">=", "=", "<>"):
+        side = "<" if word in ("<", "<>") else ">="
+        conditions.append(f"({sql} {side} {parameters.add(value)})")
+    if word in ("<=", ">", "=", "<>"):
+        side = "<" if word in ("<=", "=") else ">="
+        # No string lies above the prefix ff..ff (NaN); NULL must stay NULL all the same.
+        never = f"({sql} >= x'')" if side == "<" else f"({sql} < x'')"
+        conditions.append(f"({sql} {side} {parameters.add(above)})" if above else never)
+    return _balanced(conditions, "OR" if word == "<>" else "AND")
 
 
 def _in(column: Column, sql: str, values: list[Any], parameters: Parameters) -> str:

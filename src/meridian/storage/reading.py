@@ -25,7 +25,7 @@ def translate(error: apsw.Error) -> StorageError:
     """What a SQLite error of a read means to the client."""
     if isinstance(error, apsw.InterruptError):
         return Cancelled()
-    if isinstance(error, (apsw.TooBigError, apsw.BindingsError)):
+    if isinstance(error, apsw.TooBigError):
         return BadRequest(str(error))
     if isinstance(error, apsw.SQLError) and "integer overflow" in str(error):
         return OutOfRange(str(error))
