@@ -1,6 +1,6 @@
 """For developers of the extension: one instance by hand, against a gateway that already runs.
 
-    python -m meridian.instance --data DIR --gateway SOCKET [--port N] [--set name=value]
+python -m meridian.instance --data DIR --gateway SOCKET [--port N] [--set name=value]
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ def main(data: Path, gateway: Path, port: int, extra: tuple[str, ...], fresh: bo
         instance = Instance(data, lambda line: click.echo(line, err=True))
         instance.prepare("developer") if not fresh else instance.recreate("developer")
         settings = config.Settings(
-            port=port, socket_directory=instance.data, gateway_socket=gateway.resolve(),
-            trust=True, ephemeral=True,
+            port=port,
+            socket_directory=instance.data,
+            gateway_socket=gateway.resolve(),
+            trust=True,
+            ephemeral=True,
             extra=dict(item.split("=", 1) for item in extra),
-        )  # fmt: skip
+        )
         instance.write_config(settings)
         postmaster = instance.start(sys.stderr)
     except SetupError as error:

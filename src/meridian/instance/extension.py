@@ -71,7 +71,7 @@ def _key(sources: Path, install: PgInstall) -> str:
 
 
 def _compile(sources: Path, install: PgInstall, target: Path) -> None:
-    compiler = _compiler()
+    program = compiler()
     extension_directory = target / "share" / "extension"
     for directory in (extension_directory, target / "lib", target / "objects"):
         directory.mkdir(parents=True)
@@ -83,13 +83,13 @@ def _compile(sources: Path, install: PgInstall, target: Path) -> None:
     include = ["-I", str(install.includedir_server), "-D_GNU_SOURCE"]
     objects = [target / "objects" / f"{path.stem}.o" for path in files]
     commands = [
-        [*compiler, *FLAGS, *include, "-c", str(path), "-o", str(made)]
+        [*program, *FLAGS, *include, "-c", str(path), "-o", str(made)]
         for path, made in zip(files, objects, strict=True)
     ]
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         list(pool.map(_run, commands))
     output = target / "lib" / LIBRARY
-    _run([*compiler, *_link_flags(install), *map(str, objects), "-o", str(output)])
+    _run([*program, *_link_flags(install), *map(str, objects), "-o", str(output)])
     shutil.rmtree(target / "objects")
     subprocess.run(["chmod", "-R", "a+rX", str(target)], check=True)
 
@@ -100,7 +100,8 @@ def _link_flags(install: PgInstall) -> list[str]:
     return ["-shared", "-lm"]
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
+    """The C compiler's command: $CC, or the first of the usual names. Raises SetupError."""
     chosen = os.environ.get("CC")
     if chosen:
         return chosen.split()

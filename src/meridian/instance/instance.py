@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +16,6 @@ from meridian.instance import binaries, config, extension, processes, scram, tem
 from meridian.instance.errors import SetupError
 from meridian.instance.users import PgUser, clean_environment, die_with_parent, pg_user
 
-START_TIMEOUT_S = 60.0
 STAMP = "meridian.json"
 
 
@@ -85,14 +83,11 @@ class Instance:
         postmaster = subprocess.Popen(
             self.command(), stdout=log, stderr=log, **self.popen_options()
         )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not processes.is_ready(self.data, postmaster.pid):
-            if postmaster.poll() is not None:
-                raise SetupError(f"PostgreSQL ended at start (status {postmaster.returncode})")
-            if time.monotonic() > deadline:
-                self.stop(postmaster)
-                raise SetupError(f"PostgreSQL was not ready after {START_TIMEOUT_S:.0f} s")
-            time.sleep(processes.POLL_S)
+        try:
+            processes.wait_ready(self.data, postmaster)
+        except SetupError:
+            self.stop(postmaster)
+            raise
         return postmaster
 
     def stop(self, postmaster: subprocess.Popen[bytes]) -> None:
@@ -111,11 +106,28 @@ class Instance:
         Raises SetupError with PostgreSQL's words.
         """
         done = subprocess.run(
-            [str(binaries.find().program("psql")), "-XqAt", "-v", "ON_ERROR_STOP=1", "-f", "-",
-             "-h", str(settings.socket_directory), "-p", str(settings.port),
-             "-U", template.SUPERUSER, "-d", database],
-            input=script, capture_output=True, text=True, check=False, env=clean_environment(),
-        )  # fmt: skip
+            [
+                str(binaries.find().program("psql")),
+                "-XqAt",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-f",
+                "-",
+                "-h",
+                str(settings.socket_directory),
+                "-p",
+                str(settings.port),
+                "-U",
+                template.SUPERUSER,
+                "-d",
+                database,
+            ],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=clean_environment(),
+        )
         if done.returncode != 0:
             raise SetupError(f"SQL failed:\n{done.stderr.strip()}")
         return done.stdout

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 from meridian.instance.errors import SetupError
 
+START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 3.0
 GIVE_UP_S = 15.0
 POLL_S = 0.005
@@ -22,6 +24,17 @@ def is_ready(data: Path, pid: int) -> bool:
     except OSError:
         return False
     return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
+
+
+def wait_ready(data: Path, postmaster: subprocess.Popen[bytes]) -> None:
+    """Wait until connections are accepted. Raises SetupError when it ends or takes too long."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_ready(data, postmaster.pid):
+        if postmaster.poll() is not None:
+            raise SetupError(f"PostgreSQL ended at start (status {postmaster.returncode})")
+        if time.monotonic() > deadline:
+            raise SetupError(f"PostgreSQL was not ready after {START_TIMEOUT_S:.0f} s")
+        time.sleep(POLL_S)
 
 
 def processes_of(data: Path) -> list[int]:

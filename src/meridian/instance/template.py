@@ -78,9 +78,15 @@ def copy(template: Path, data: Path, user: PgUser) -> None:
 
 def _run(command: list[str], user: PgUser, what: str, text: str = "") -> None:
     done = subprocess.run(
-        command, input=text, capture_output=True, text=True, check=False, cwd="/",
-        env=clean_environment(), **user.popen_options(),
-    )  # fmt: skip
+        command,
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env=clean_environment(),
+        **user.popen_options(),
+    )
     if done.returncode != 0:
         output = (done.stderr.strip() or done.stdout.strip())[-4000:]
         raise SetupError(f"{what} failed (exit status {done.returncode}):\n{output}")

@@ -1,0 +1,118 @@
+"""`meridian dev`: the embedded cluster in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from meridian.cli.options import DEFAULT_DIR
+from meridian.embedded.directory import Running
+from meridian.embedded.supervisor import Options, Supervisor
+from meridian.instance.errors import SetupError
+
+
+@click.command()
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Where the cluster lives.  [default: {DEFAULT_DIR}]",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=5432,
+    show_default=True,
+    help="TCP port; 0 chooses a free one.",
+)
+@click.option("--listen", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--ephemeral", is_flag=True, help="A temporary directory, removed at the end; no fsync."
+)
+@click.option(
+    "--profile",
+    type=click.Choice(["standard", "dsql"]),
+    help="SQL dialect and limits, fixed when the cluster is made.  [default: standard]",
+)
+@click.option("--trust", is_flag=True, help="No passwords (loopback only).")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
+def dev(
+    directory: Path | None,
+    port: int,
+    listen: str,
+    ephemeral: bool,
+    profile: str | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
+    """Run an embedded cluster until Ctrl-C."""
+    if ephemeral and directory is not None:
+        raise click.UsageError("--ephemeral makes its own directory; leave out --dir")
+    if trust and listen not in ("127.0.0.1", "::1", "localhost"):
+        raise click.UsageError("--trust lets everybody in, so it needs a loopback address")
+    options = Options(
+        directory=directory or Path(DEFAULT_DIR),
+        port=port,
+        host=listen,
+        ephemeral=ephemeral,
+        profile=profile,
+        trust=trust,
+    )
+    if ephemeral:
+        with_temporary_directory(options, as_json)
+    else:
+        _run(options, as_json)
+
+
+def with_temporary_directory(options: Options, as_json: bool) -> None:
+    """Run in a directory that is removed afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="meridian-ephemeral-"))
+    if os.geteuid() == 0:
+        directory.chmod(0o711)
+    try:
+        _run(dataclasses.replace(options, directory=directory / "cluster"), as_json)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run(options: Options, as_json: bool) -> None:
+    supervisor = Supervisor(options, lambda line: click.echo(line, err=True))
+
+    def on_ready(running: Running) -> None:
+        click.echo(_as_json(running, options) if as_json else _as_text(running, options))
+        sys.stdout.flush()
+
+    try:
+        asyncio.run(supervisor.run(on_ready))
+    except KeyboardInterrupt:
+        raise SetupError("interrupted") from None
+
+
+def _as_json(running: Running, options: Options) -> str:
+    return json.dumps(
+        {
+            "dsn": running.dsn,
+            "dsns": running.dsns,
+            "port": running.port,
+            "dir": str(options.directory.absolute()),
+            "pid": running.pid,
+        }
+    )
+
+
+def _as_text(running: Running, options: Options) -> str:
+    place = "" if str(options.directory) == DEFAULT_DIR else f" --dir '{options.directory}'"
+    return (
+        f"Meridian is ready.\n\n"
+        f"  {running.dsn}\n\n"
+        f"Connect with that, or with: meridian psql{place}\n"
+        "Ctrl-C stops it."
+    )

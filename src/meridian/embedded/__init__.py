@@ -1,0 +1,1 @@
+"""The embedded cluster: one supervisor, the data plane, one PostgreSQL instance."""

@@ -1,0 +1,95 @@
+"""Where sockets and PostgreSQL's directory may lie, and whether a port is free."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from meridian.instance.errors import SetupError
+from meridian.instance.users import PgUser
+
+SOCKET_PATH_BYTES = 100
+"""Unix socket paths over 107 bytes fail; the rest is for PostgreSQL's file name."""
+PORT_TRIES = 20
+
+
+def runtime_directory(cluster: str, user: PgUser) -> Path:
+    """A short directory for this cluster's sockets that only PostgreSQL's user and we can enter.
+
+    Raises SetupError when none can be made safely.
+    """
+    path = runtime_root() / cluster
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_symlink() or path.lstat().st_uid not in (os.geteuid(), user.uid):
+            raise SetupError(f"{path} belongs to another user", "Remove it.")
+    path.mkdir(mode=0o700, exist_ok=True)
+    user.own(path)
+    path.chmod(0o700)
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise SetupError(
+            f"{path} is too long for a socket's path", "Set XDG_RUNTIME_DIR to a short path."
+        )
+    return path
+
+
+def runtime_root() -> Path:
+    """/run/meridian for root; $XDG_RUNTIME_DIR/meridian; else a directory of ours in /tmp."""
+    uid = os.geteuid()
+    base = "/run" if uid == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
+    candidates = [Path(base) / "meridian"] if base and len(base) < 60 else []
+    for path in (*candidates, Path(f"/tmp/meridian-{uid}")):
+        with contextlib.suppress(OSError):
+            path.mkdir(mode=0o711 if uid == 0 else 0o700, exist_ok=True)
+            found = path.lstat()
+            if found.st_uid == uid and not path.is_symlink() and os.access(path, os.W_OK):
+                path.chmod(0o711 if uid == 0 else 0o700)
+                return path
+    raise SetupError(
+        "no directory for sockets could be made in /run, $XDG_RUNTIME_DIR or /tmp",
+        "Set XDG_RUNTIME_DIR to a directory of yours with a short path.",
+    )
+
+
+def remove_sockets(directory: Path) -> None:
+    """Remove what `runtime_directory` made, with its contents."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def postgres_directory(directory: Path, cluster: str, user: PgUser) -> Path:
+    """Where `user` may make data directories, one per instance: DIR/postgres.
+
+    Below /var/lib/meridian when that user cannot reach DIR. Raises SetupError.
+    """
+    elsewhere = Path("/var/lib/meridian") / cluster
+    if user.can_reach(directory):
+        chosen = directory / "postgres"
+        if elsewhere.is_dir() and not user.is_self:
+            shutil.rmtree(elsewhere, ignore_errors=True)
+    elif os.geteuid() == 0:
+        chosen = elsewhere / "postgres"
+        elsewhere.mkdir(mode=0o711, parents=True, exist_ok=True)
+        elsewhere.parent.chmod(0o711)
+    else:
+        raise SetupError(f"{directory} cannot be entered by user {user.name}")
+    chosen.mkdir(mode=0o700, exist_ok=True)
+    user.own(chosen)
+    return chosen
+
+
+def choose_port(host: str, port: int) -> int:
+    """`port` if it is free, or a free one for 0. Raises SetupError with a hint when taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SetupError(
+                f"port {port} on {host} cannot be used: {error.strerror}",
+                "Choose another with --port, or --port 0 for any free one.",
+            ) from None
+        chosen: int = probe.getsockname()[1]
+        return chosen
