@@ -1,0 +1,290 @@
+/*
+ * ddl.c
+ *	  Storage follows the catalog: what the object access hook sees of DDL.
+ *
+ * No path makes a relation that is local by accident: the hook refuses, for
+ * every creation however it came about, rows or entries that would lie in files
+ * of this instance without being temporary.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/tupdesc_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/indexing.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "commands/defrem.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/relfilenumbermap.h"
+#include "utils/syscache.h"
+
+#include "meridian.h"
+#include "utility.h"
+
+#define OP_ADD 7
+
+typedef struct AddedColumn
+{
+	Oid			relid;
+	AttrNumber	attnum;
+	int64		sid;
+} AddedColumn;
+
+static object_access_hook_type prev_object_access = NULL;
+
+/* Of the running statement; allocated in TopTransactionContext. */
+static List *added_columns = NIL;
+static List *truncated = NIL;
+
+/* Second half of a swap of two relations' storage, still to be announced. */
+static Oid	swap_partner = InvalidOid;
+
+/* pg_class as this command has left it; the syscaches still show what was. */
+static bool
+read_pg_class_now(Oid relid, FormData_pg_class *form)
+{
+	Relation	pg_class = table_open(RelationRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found;
+
+	ScanKeyInit(&key, Anum_pg_class_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
+	scan = systable_beginscan(pg_class, ClassOidIndexId, true, SnapshotSelf, 1, &key);
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+		memcpy(form, GETSTRUCT(tuple), CLASS_TUPLE_SIZE);
+	systable_endscan(scan);
+	table_close(pg_class, AccessShareLock);
+	return found;
+}
+
+static bool
+index_may_be(const FormData_pg_class *form)
+{
+	bool		ours = form->relam == get_index_am_oid("btree", true);
+
+	return form->relpersistence == RELPERSISTENCE_TEMP ? !ours : ours;
+}
+
+static bool
+table_may_be(const FormData_pg_class *form)
+{
+	Oid			ours = get_table_am_oid("meridian", true);
+
+	if (form->relkind == RELKIND_PARTITIONED_TABLE && !OidIsValid(form->relam))
+		return true;
+	if (form->relpersistence == RELPERSISTENCE_TEMP)
+		return form->relam == HEAP_TABLE_AM_OID;
+	return form->relpersistence == RELPERSISTENCE_PERMANENT && form->relam == ours;
+}
+
+static void
+check_created(Oid relid)
+{
+	FormData_pg_class form;
+
+	if (mer_maintenance() || !read_pg_class_now(relid, &form))
+		return;
+	switch (form.relkind)
+	{
+		case RELKIND_RELATION:
+		case RELKIND_MATVIEW:
+		case RELKIND_PARTITIONED_TABLE:
+			if (!table_may_be(&form))
+				mer_refuse("this kind of table", "Use CREATE TABLE or CREATE TEMPORARY TABLE without USING.");
+			break;
+		case RELKIND_INDEX:
+		case RELKIND_PARTITIONED_INDEX:
+			if (!index_may_be(&form))
+				mer_refuse("this kind of index", "Use btree, or heap_btree on temporary tables.");
+			break;
+		case RELKIND_FOREIGN_TABLE:
+			mer_refuse("CREATE FOREIGN TABLE", NULL);
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+note_added(Oid relid, AttrNumber attnum)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	AddedColumn *column = palloc(sizeof(AddedColumn));
+
+	column->relid = relid;
+	column->attnum = attnum;
+	column->sid = mer_relmap_sid(relid, true);
+	added_columns = lappend(added_columns, column);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+note_truncated(Oid relid)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+	truncated = lappend_oid(truncated, relid);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * A rewrite fills a transient table and then exchanges the two relations' file
+ * numbers, announcing both before the next command begins: the catalog caches
+ * still know who had which.  Storage ids are exchanged with them.
+ */
+static void
+note_altered(Oid relid)
+{
+	HeapTuple	before;
+	FormData_pg_class now;
+	Form_pg_class was;
+	Oid			partner;
+
+	if (relid == swap_partner)
+	{
+		swap_partner = InvalidOid;
+		return;
+	}
+	before = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	if (!HeapTupleIsValid(before))
+		return;
+	was = (Form_pg_class) GETSTRUCT(before);
+	if (was->relkind != RELKIND_RELATION && was->relkind != RELKIND_MATVIEW)
+	{
+		ReleaseSysCache(before);
+		return;
+	}
+	if (read_pg_class_now(relid, &now) && now.relfilenode != was->relfilenode &&
+		mer_relmap_sid(relid, true) != 0)
+	{
+		partner = RelidByRelfilenumber(now.reltablespace, now.relfilenode);
+		if (!OidIsValid(partner) || mer_relmap_sid(partner, true) == 0)
+			elog(ERROR, "no partner for the storage swap of relation %u", relid);
+		mer_relmap_swap(relid, partner);
+		swap_partner = partner;
+	}
+	ReleaseSysCache(before);
+}
+
+static void
+object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
+{
+	if (prev_object_access)
+		prev_object_access(access, class_id, object_id, sub_id, arg);
+	if (class_id != RelationRelationId)
+		return;
+	switch (access)
+	{
+		case OAT_POST_CREATE:
+			if (sub_id == 0)
+				check_created(object_id);
+			else
+				note_added(object_id, (AttrNumber) sub_id);
+			break;
+		case OAT_POST_ALTER:
+			if (sub_id == 0)
+				note_altered(object_id);
+			break;
+		case OAT_TRUNCATE:
+			note_truncated(object_id);
+			break;
+		case OAT_DROP:
+			if (sub_id == 0 && mer_relmap_sid(object_id, true) != 0)
+				mer_relmap_drop(object_id);
+			break;
+		default:
+			break;
+	}
+}
+
+/* [7, sid, attnum, class, default]: rows from before read the default. */
+static void
+ship_added(const AddedColumn *column)
+{
+	Relation	rel = table_open(column->relid, NoLock);
+	Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), column->attnum - 1);
+	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	struct AttrMissing *missing = constr ? constr->missing : NULL;
+	bool		present = missing && att->atthasmissing && missing[column->attnum - 1].am_present;
+	MerColumn	col;
+	StringInfoData op;
+
+	/* A rewritten table was created anew with the column. */
+	if (mer_is_table(rel) && mer_relmap_sid(column->relid, false) == column->sid)
+	{
+		mer_column_init(&col, att);
+		initStringInfo(&op);
+		mp_put_array(&op, 5);
+		mp_put_int(&op, OP_ADD);
+		mp_put_int(&op, column->sid);
+		mp_put_int(&op, column->attnum);
+		mp_put_int(&op, col.cls);
+		mer_value_put(&op, &col, present ? missing[column->attnum - 1].am_value : (Datum) 0, !present);
+		mer_txn_schema_op(op.data, op.len);
+		pfree(op.data);
+	}
+	table_close(rel, NoLock);
+}
+
+void
+mer_ddl_flush(void)
+{
+	List	   *columns = added_columns;
+
+	added_columns = NIL;
+	foreach_ptr(AddedColumn, column, columns)
+		ship_added(column);
+	list_free_deep(columns);
+}
+
+List *
+mer_ddl_take_truncated(void)
+{
+	List	   *result = truncated;
+
+	truncated = NIL;
+	return result;
+}
+
+static void
+forget(void)
+{
+	added_columns = NIL;
+	truncated = NIL;
+	swap_partner = InvalidOid;
+}
+
+static void
+at_xact(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+		forget();
+}
+
+static void
+at_subxact(SubXactEvent event, SubTransactionId subid, SubTransactionId parent, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		forget();
+}
+
+void
+mer_ddl_init(void)
+{
+	prev_object_access = object_access_hook;
+	object_access_hook = object_access;
+	RegisterXactCallback(at_xact, NULL);
+	RegisterSubXactCallback(at_subxact, NULL);
+}

@@ -1,0 +1,163 @@
+/*
+ * utility.c
+ *	  The utility hook: class, guard, PostgreSQL's own work, then ours.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "parser/parse_node.h"
+#include "tcop/cmdtag.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+
+#include "meridian.h"
+#include "utility.h"
+
+static ProcessUtility_hook_type prev_process_utility = NULL;
+static bool maintenance = false;
+static int	instances = 1;
+
+bool
+mer_maintenance(void)
+{
+	return !IsUnderPostmaster || (maintenance && superuser());
+}
+
+static const char *
+statement_name(Node *stmt)
+{
+	return GetCommandTagName(CreateCommandTag(stmt));
+}
+
+/* Refuse, or say whether there is anything to run. */
+static bool
+classify(Node *stmt, const MerGuardContext *context)
+{
+	const MerUtilityRow *row = mer_utility_row(nodeTag(stmt));
+	bool		run;
+
+	if (row == NULL)
+		mer_refuse(statement_name(stmt), NULL);
+	run = row->guard && row->guard(stmt, context);
+	if (row->cls == MER_REFUSED && !run)
+		mer_refuse(statement_name(stmt), row->note);
+	if (row->cls == MER_ONE_INSTANCE && instances > 1)
+		mer_refuse(statement_name(stmt), "This cluster has more than one instance.");
+	return run || row->cls != MER_NOOP;
+}
+
+static void
+before(Node *stmt)
+{
+	if (IsA(stmt, AlterSeqStmt))
+		mer_sequence_before_alter((AlterSeqStmt *) stmt);
+	else if (IsA(stmt, TruncateStmt))
+		list_free(mer_ddl_take_truncated());
+}
+
+static void
+after(Node *stmt)
+{
+	switch (nodeTag(stmt))
+	{
+		case T_CreateSeqStmt:
+			mer_sequence_created(((CreateSeqStmt *) stmt)->sequence);
+			break;
+		case T_AlterSeqStmt:
+			mer_sequence_after_alter((AlterSeqStmt *) stmt);
+			break;
+		case T_TruncateStmt:
+			if (((TruncateStmt *) stmt)->restart_seqs)
+				mer_sequence_restart_owned(mer_ddl_take_truncated());
+			break;
+		case T_AlterTableStmt:
+			mer_sequence_adopt_local(((AlterTableStmt *) stmt)->relation);
+			break;
+		case T_DiscardStmt:
+			if (((DiscardStmt *) stmt)->target == DISCARD_ALL ||
+				((DiscardStmt *) stmt)->target == DISCARD_SEQUENCES)
+				mer_sequence_discard();
+			break;
+		default:
+			break;
+	}
+	mer_ddl_flush();
+}
+
+/* COPY into an identity column's default is run here, not by PostgreSQL. */
+static bool
+copy(PlannedStmt *pstmt, const char *query_string, QueryEnvironment *env, QueryCompletion *qc)
+{
+	ParseState *pstate;
+	uint64		processed;
+	bool		done;
+
+	if (!IsA(pstmt->utilityStmt, CopyStmt))
+		return false;
+	pstate = make_parsestate(NULL);
+	pstate->p_sourcetext = query_string;
+	pstate->p_queryEnv = env;
+	done = mer_sequence_copy(pstate, (CopyStmt *) pstmt->utilityStmt, &processed);
+	free_parsestate(pstate);
+	if (done && qc)
+		SetQueryCompletion(qc, CMDTAG_COPY, processed);
+	return done;
+}
+
+static void
+mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+					ProcessUtilityContext context, ParamListInfo params,
+					QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	MerGuardContext guard_context = {
+		.top_level = context == PROCESS_UTILITY_TOPLEVEL,
+		.query_string = query_string,
+	};
+
+	/* Guards edit the statement, which may belong to a cached plan. */
+	if (read_only_tree && !IsA(pstmt->utilityStmt, TransactionStmt))
+	{
+		pstmt = copyObject(pstmt);
+		read_only_tree = false;
+	}
+	if (!mer_maintenance() && !classify(pstmt->utilityStmt, &guard_context))
+		return;
+
+	before(pstmt->utilityStmt);
+	if (!copy(pstmt, query_string, env, qc))
+	{
+		if (prev_process_utility)
+			prev_process_utility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+		else
+			standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+	}
+	after(pstmt->utilityStmt);
+}
+
+PG_FUNCTION_INFO_V1(mer_refused_function);
+
+/* Body of built-in functions whose effect would stay in one instance's files. */
+Datum
+mer_refused_function(PG_FUNCTION_ARGS)
+{
+	mer_refuse(psprintf("function %s", get_func_name(fcinfo->flinfo->fn_oid)),
+			   "It keeps state in files of one instance.");
+}
+
+void
+mer_utility_init(void)
+{
+	DefineCustomBoolVariable("meridian.maintenance",
+							 "Lets the internal superuser run statements that are refused to users.",
+							 NULL, &maintenance, false, PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("meridian.instances",
+							"Number of instances of this cluster.",
+							NULL, &instances, 1, 1, 1024, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = mer_process_utility;
+	mer_ddl_init();
+	mer_isolation_init();
+}
