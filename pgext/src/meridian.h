@@ -181,6 +181,10 @@ typedef struct MerScanSpec
 	uint32		filter_len;
 	uint64		limit;			/* expected rows, 0 = unknown */
 	bool		want_tids;		/* register a TID per row (UPDATE, FOR UPDATE, bitmap) */
+	bool		index_only;		/* no rows, only entries of the index */
+	bool		point;			/* lo is one whole key (hi is not looked at) */
+	int			npoints;		/* not 0: these whole keys, ascending, instead of lo and hi */
+	const struct MerBytes *points;
 } MerScanSpec;
 
 /*

@@ -1,0 +1,665 @@
+/*
+ * wire.c
+ *	  The connection of this backend to its gateway: sockets, latches,
+ *	  interrupts and errors around proto.c.
+ *
+ * The socket is opened at first use and stays.  A socket that is lost inside a
+ * transaction fails that transaction (08006): what was read belongs to a
+ * tau_start that the next connection does not know of.  The next transaction
+ * connects again.
+ */
+#include "wire.h"
+
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "access/xact.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+#include "storage/fd.h"
+#include "storage/latch.h"
+#include "storage/waiteventset.h"
+#include "utils/memutils.h"
+#include "utils/wait_event.h"
+
+#define CONNECT_TIMEOUT_MS 10000
+#define LIMITS_MAX 64
+#define LIMIT_NAME_BYTES 64
+
+typedef struct MerLimit
+{
+	char		name[LIMIT_NAME_BYTES];
+	int64		value;
+} MerLimit;
+
+typedef struct MerSocket
+{
+	pgsocket	fd;
+	WaitEventSet *set;
+	int			fd_pos;			/* of the socket in set */
+	int			events;			/* what set waits for on it */
+	bool		serve_interrupts;
+	bool		used;			/* this transaction has sent something */
+	bool		lost;			/* this transaction has lost its socket */
+} MerSocket;
+
+static MerSocket sock = {.fd = PGINVALID_SOCKET};
+static MerProto *proto = NULL;
+static MemoryContext wire_context = NULL;
+static uint32 wait_event = 0;
+static char profile[16] = "";
+static int	nlimits = 0;
+static MerLimit limits[LIMITS_MAX];
+
+/* The counters live with EXPLAIN; a library without it still counts somewhere. */
+extern MerCounters mer_counters __attribute__((weak));
+
+/* ---------- what proto.c asks of the server ---------- */
+
+static int64
+op_now_ms(void *arg)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MILLISEC(now);
+}
+
+static void
+op_close(void *arg)
+{
+	if (sock.set != NULL)
+		FreeWaitEventSet(sock.set);
+	sock.set = NULL;
+	if (sock.fd != PGINVALID_SOCKET)
+	{
+		closesocket(sock.fd);
+		ReleaseExternalFD();
+	}
+	sock.fd = PGINVALID_SOCKET;
+}
+
+static bool
+make_wait_set(void)
+{
+	sock.set = CreateWaitEventSet(NULL, 3);
+	sock.events = WL_SOCKET_READABLE;
+	sock.fd_pos = AddWaitEventToSet(sock.set, sock.events, sock.fd, NULL, NULL);
+	AddWaitEventToSet(sock.set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	if (IsUnderPostmaster)
+		AddWaitEventToSet(sock.set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	return true;
+}
+
+static bool
+op_connect(void *arg)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+	if (mer_gateway_socket == NULL || mer_gateway_socket[0] == '\0' ||
+		strlen(mer_gateway_socket) >= sizeof(address.sun_path))
+		return false;
+	strlcpy(address.sun_path, mer_gateway_socket, sizeof(address.sun_path));
+	if (!AcquireExternalFD())
+		return false;
+	sock.fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (sock.fd == PGINVALID_SOCKET)
+	{
+		ReleaseExternalFD();
+		return false;
+	}
+	/* A Unix socket connects at once or not at all, unless the backlog is full. */
+	if (fcntl(sock.fd, F_SETFD, FD_CLOEXEC) != 0 ||
+		!pg_set_noblock(sock.fd) ||
+		connect(sock.fd, (struct sockaddr *) &address, sizeof(address)) != 0)
+	{
+		op_close(NULL);
+		return false;
+	}
+	return make_wait_set();
+}
+
+static int64
+op_send(void *arg, const char *data, size_t len)
+{
+	ssize_t		n;
+
+	do
+		n = send(sock.fd, data, len, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	if (n >= 0)
+		return n;
+	return errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS ? 0 : -1;
+}
+
+static int64
+op_recv(void *arg, char *data, size_t len)
+{
+	ssize_t		n;
+
+	do
+		n = recv(sock.fd, data, len, 0);
+	while (n < 0 && errno == EINTR);
+	if (n > 0)
+		return n;
+	if (n == 0)
+		return -1;
+	return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -1;
+}
+
+static int
+op_wait(void *arg, int events, int64 timeout_ms)
+{
+	int			wanted = 0;
+	WaitEvent	event[3];
+	int			n;
+	int			ready = 0;
+
+	if (sock.serve_interrupts)
+		CHECK_FOR_INTERRUPTS();
+	if (events & MER_IO_READ)
+		wanted |= WL_SOCKET_READABLE;
+	if (events & MER_IO_WRITE)
+		wanted |= WL_SOCKET_WRITEABLE;
+	if (wanted != sock.events)
+	{
+		ModifyWaitEvent(sock.set, sock.fd_pos, wanted, NULL);
+		sock.events = wanted;
+	}
+	n = WaitEventSetWait(sock.set, timeout_ms < 0 ? -1 : (long) timeout_ms,
+						 event, lengthof(event), wait_event);
+	while (n-- > 0)
+	{
+		if (event[n].events & WL_LATCH_SET)
+		{
+			ResetLatch(MyLatch);
+			if (sock.serve_interrupts)
+				CHECK_FOR_INTERRUPTS();
+		}
+		if (event[n].events & WL_SOCKET_READABLE)
+			ready |= MER_IO_READ;
+		if (event[n].events & WL_SOCKET_WRITEABLE)
+			ready |= MER_IO_WRITE;
+	}
+	return ready;
+}
+
+static void *
+op_alloc(void *arg, size_t len)
+{
+	return palloc(len);
+}
+
+static void *
+op_keep(void *arg, size_t len)
+{
+	return MemoryContextAlloc(wire_context, len);
+}
+
+static void
+op_release(void *arg, void *chunk)
+{
+	pfree(chunk);
+}
+
+static const MerProtoOps wire_ops = {
+	.connect = op_connect,
+	.close = op_close,
+	.send = op_send,
+	.recv = op_recv,
+	.wait = op_wait,
+	.now_ms = op_now_ms,
+	.alloc = op_alloc,
+	.keep = op_keep,
+	.release = op_release,
+};
+
+void
+mp_malformed(const char *why)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_PROTOCOL_VIOLATION),
+			 errmsg("malformed data from the gateway: %s", why)));
+}
+
+/* ---------- connecting ---------- */
+
+static void
+read_limits(MpReader *r)
+{
+	uint32		n = mp_get_map(r);
+
+	nlimits = 0;
+	while (n-- > 0)
+	{
+		uint32		len;
+		const char *name = mp_get_bytes(r, &len);
+		int64		value = mp_get_int(r);
+
+		if (nlimits == LIMITS_MAX || len >= LIMIT_NAME_BYTES)
+			mp_malformed("limits map too large");
+		memcpy(limits[nlimits].name, name, len);
+		limits[nlimits].name[len] = '\0';
+		limits[nlimits++].value = value;
+	}
+}
+
+static void
+read_welcome(MpReader *r)
+{
+	uint32		len;
+	const char *name;
+
+	if (mp_get_int(r) != MER_PROTOCOL_VERSION)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the gateway speaks another protocol version")));
+	name = mp_get_bytes(r, &len);
+	if (len >= sizeof(profile))
+		mp_malformed("profile name too long");
+	memcpy(profile, name, len);
+	profile[len] = '\0';
+	read_limits(r);
+}
+
+static void
+take_answer(MerReply *reply, const MerAnswer *answer)
+{
+	reply->type = answer->type;
+	reply->body = answer->rest;
+	reply->frame = answer->body;
+	if (&mer_counters != NULL)
+	{
+		mer_counters.round_trips++;
+		mer_counters.bytes += answer->len;
+	}
+}
+
+static MerStatus
+greet(int64 deadline_ms, MerReply *reply)
+{
+	StringInfoData buf;
+	uint32		id = mer_proto_next_id(proto);
+	MerAnswer	answer;
+	MerStatus	status;
+
+	initStringInfo(&buf);
+	mer_proto_begin(&buf, MER_HELLO, id, 5);
+	mp_put_int(&buf, MER_PROTOCOL_VERSION);
+	mp_put_int(&buf, MyProcPid);
+	mp_put_int(&buf, mer_instance_id);
+	status = mer_proto_send(proto, &buf, deadline_ms);
+	if (status == MER_OK)
+		status = mer_proto_wait(proto, id, deadline_ms, &answer);
+	pfree(buf.data);
+	if (status == MER_OK)
+		take_answer(reply, &answer);
+	return status;
+}
+
+static void
+ensure_proto(void)
+{
+	if (proto != NULL)
+		return;
+	wire_context = AllocSetContextCreate(TopMemoryContext, "Meridian wire",
+										 ALLOCSET_DEFAULT_SIZES);
+	proto = MemoryContextAlloc(wire_context, sizeof(MerProto));
+	mer_proto_init(proto, &wire_ops, NULL);
+	wait_event = WaitEventExtensionNew("MeridianGateway");
+}
+
+/* Connect and greet.  An ERROR answer is returned; a malformed WELCOME is thrown. */
+static MerStatus
+connect_and_greet(int timeout_ms, MerReply *reply)
+{
+	int64		deadline_ms = op_now_ms(NULL) + timeout_ms;
+	MerStatus	status;
+
+	mer_proto_close(proto);
+	status = mer_proto_connect(proto);
+	if (status != MER_OK)
+		return status;
+
+	/* Left by an error before the end, the socket is half greeted: close it. */
+	PG_TRY();
+	{
+		status = greet(deadline_ms, reply);
+		if (status == MER_OK && reply->type == MER_WELCOME)
+			read_welcome(&reply->body);
+		else
+			mer_proto_close(proto);
+	}
+	PG_CATCH();
+	{
+		mer_proto_close(proto);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return status;
+}
+
+pg_noreturn static void
+raise_status(MerStatus status)
+{
+	const char *why = proto->why;
+
+	if (status == MER_TOO_LARGE)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("a request exceeds %d bytes", MER_FRAME_SIZE_BYTES)));
+	if (status == MER_TOO_MANY)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("more than %d requests to the gateway are under way", MER_PENDING_MAX)));
+	if (status == MER_VIOLATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the gateway's answer is malformed")));
+	ereport(ERROR,
+			(errcode(ERRCODE_CONNECTION_FAILURE),
+			 errmsg("lost the connection to the gateway"),
+			 why != NULL ? errdetail_internal("%s", why) : 0,
+			 errhint("Retry the transaction.")));
+}
+
+/*
+ * Be connected.  A socket that ended while nothing was under way is replaced
+ * before a transaction's first request; later that transaction cannot go on.
+ */
+static void
+ensure_connected(void)
+{
+	MerReply	reply;
+	MerStatus	status;
+
+	ensure_proto();
+	if (sock.used)
+	{
+		if (!proto->connected)
+			sock.lost = true;
+		if (sock.lost)
+			raise_status(MER_LOST);
+		return;
+	}
+	if (!proto->connected || !mer_proto_alive(proto))
+	{
+		sock.serve_interrupts = true;
+		status = connect_and_greet(CONNECT_TIMEOUT_MS, &reply);
+		if (status != MER_OK)
+			ereport(ERROR,
+					(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+					 errmsg("cannot reach the gateway at \"%s\"",
+							mer_gateway_socket ? mer_gateway_socket : "")));
+		if (reply.type == MER_ERROR)
+			mer_wire_raise(&reply);
+		if (!proto->connected)
+			raise_status(MER_VIOLATION);
+		pfree(reply.frame);
+	}
+	sock.used = true;
+}
+
+/* ---------- for readers ---------- */
+
+uint32
+mer_wire_next_id(void)
+{
+	ensure_proto();
+	return mer_proto_next_id(proto);
+}
+
+uint32
+mer_wire_begin(StringInfo buf, int type, int n_fields)
+{
+	uint32		id = mer_wire_next_id();
+
+	mer_proto_begin(buf, type, id, n_fields);
+	return id;
+}
+
+static void
+raise_refused(void)
+{
+	MerAnswer	answer;
+	MerReply	reply;
+
+	if (!mer_proto_refused(proto, &answer))
+		return;
+	take_answer(&reply, &answer);
+	if (reply.type == MER_ERROR)
+		mer_wire_raise(&reply);
+	pfree(reply.frame);
+}
+
+void
+mer_wire_send(StringInfo buf)
+{
+	MerStatus	status;
+
+	ensure_connected();
+	raise_refused();
+	sock.serve_interrupts = true;
+	status = mer_proto_send(proto, buf, MER_NO_DEADLINE);
+	if (status != MER_OK)
+		raise_status(status);
+}
+
+MerReply
+mer_wire_wait(uint32 id)
+{
+	MerAnswer	answer;
+	MerReply	reply;
+	MerStatus	status;
+
+	ensure_connected();
+	sock.serve_interrupts = true;
+	PG_TRY();
+	{
+		status = mer_proto_wait(proto, id, MER_NO_DEADLINE, &answer);
+	}
+	PG_CATCH();
+	{
+		mer_proto_forget(proto, id);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	if (status != MER_OK)
+		raise_status(status);
+	take_answer(&reply, &answer);
+	if (reply.type == MER_ERROR)
+		mer_wire_raise(&reply);
+	return reply;
+}
+
+MerReply
+mer_wire_call(StringInfo buf, uint32 id)
+{
+	mer_wire_send(buf);
+	return mer_wire_wait(id);
+}
+
+/* ---------- for COMMIT ---------- */
+
+static int64
+deadline(int timeout_ms)
+{
+	return timeout_ms < 0 ? MER_NO_DEADLINE : op_now_ms(NULL) + timeout_ms;
+}
+
+MerStatus
+mer_wire_try_send(StringInfo buf, int timeout_ms)
+{
+	if (proto == NULL || !proto->connected)
+		return MER_LOST;
+	sock.serve_interrupts = false;
+	return mer_proto_send(proto, buf, deadline(timeout_ms));
+}
+
+MerStatus
+mer_wire_try_wait(uint32 id, int timeout_ms, MerReply *reply)
+{
+	MerAnswer	answer;
+	MerStatus	status;
+
+	if (proto == NULL || !proto->connected)
+		return MER_LOST;
+	sock.serve_interrupts = false;
+	status = mer_proto_wait(proto, id, deadline(timeout_ms), &answer);
+	if (status == MER_OK)
+		take_answer(reply, &answer);
+	return status;
+}
+
+MerStatus
+mer_wire_try_call(StringInfo buf, uint32 id, int timeout_ms, MerReply *reply)
+{
+	MerStatus	status = mer_wire_try_send(buf, timeout_ms);
+
+	return status == MER_OK ? mer_wire_try_wait(id, timeout_ms, reply) : status;
+}
+
+MerStatus
+mer_wire_try_reconnect(int timeout_ms)
+{
+	MerReply	reply;
+	MerStatus	status;
+
+	ensure_proto();
+	sock.serve_interrupts = false;
+	sock.used = true;
+	status = connect_and_greet(timeout_ms, &reply);
+	if (status != MER_OK)
+		return status;
+	pfree(reply.frame);
+	return proto->connected ? MER_OK : MER_LOST;
+}
+
+/* ---------- errors, limits, leases ---------- */
+
+static char *
+take_text(MpReader *r)
+{
+	uint32		len;
+	const char *text = mp_get_bytes(r, &len);
+
+	if (!pg_verify_mbstr(GetDatabaseEncoding(), text, (int) len, true))
+		mp_malformed("text is not in the database's encoding");
+	return pnstrdup(text, len);
+}
+
+static int
+take_sqlstate(MpReader *r)
+{
+	uint32		len;
+	const char *state = mp_get_bytes(r, &len);
+
+	if (len != 5)
+		mp_malformed("SQLSTATE of another length");
+	return MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
+}
+
+int
+mer_wire_sqlstate(const MerReply *reply)
+{
+	MpReader	r = reply->body;
+
+	mp_skip(&r);				/* our error code */
+	return take_sqlstate(&r);
+}
+
+void
+mer_wire_raise(MerReply *reply)
+{
+	MpReader   *r = &reply->body;
+	int			sqlstate;
+	char	   *message;
+	char	   *detail;
+	char	   *hint;
+
+	Assert(reply->type == MER_ERROR);
+	mp_skip(r);
+	sqlstate = take_sqlstate(r);
+	message = take_text(r);
+	detail = take_text(r);
+	hint = take_text(r);
+	pfree(reply->frame);
+	ereport(ERROR,
+			(errcode(sqlstate),
+			 errmsg_internal("%s", message),
+			 detail[0] ? errdetail_internal("%s", detail) : 0,
+			 hint[0] ? errhint("%s", hint) : 0));
+}
+
+bool
+mer_wire_connected(void)
+{
+	return proto != NULL && proto->connected;
+}
+
+const char *
+mer_profile(void)
+{
+	if (profile[0] == '\0')
+		ensure_connected();
+	return profile;
+}
+
+int64
+mer_limit(const char *name)
+{
+	int			i;
+
+	if (nlimits == 0)
+		ensure_connected();
+	for (i = 0; i < nlimits; i++)
+		if (strcmp(limits[i].name, name) == 0)
+			return limits[i].value;
+	elog(ERROR, "the gateway sent no limit \"%s\"", name);
+}
+
+int64
+mer_lease(int kind, int count, int64 *first)
+{
+	StringInfoData buf;
+	uint32		id;
+	MerReply	reply;
+	int64		granted;
+
+	initStringInfo(&buf);
+	id = mer_wire_begin(&buf, MER_LEASE, 4);
+	mp_put_int(&buf, kind);
+	mp_put_int(&buf, count);
+	reply = mer_wire_call(&buf, id);
+	if (reply.type != MER_LEASED)
+		mp_malformed("not an answer to LEASE");
+	*first = mp_get_int(&reply.body);
+	granted = mp_get_int(&reply.body);
+	if (granted < 1 || granted > count)
+		mp_malformed("lease of another size");
+	pfree(reply.frame);
+	pfree(buf.data);
+	return granted;
+}
+
+/* What a transaction has not waited for concerns nobody after its end. */
+static void
+at_transaction_end(XactEvent event, void *arg)
+{
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
+		event != XACT_EVENT_PREPARE)
+		return;
+	sock.used = false;
+	sock.lost = false;
+	if (proto != NULL)
+		mer_proto_forget_all(proto);
+}
+
+void
+mer_wire_init(void)
+{
+	RegisterXactCallback(at_transaction_end, NULL);
+}

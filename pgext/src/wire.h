@@ -1,0 +1,37 @@
+/*
+ * wire.h
+ *	  The gateway connection of this backend, beyond what meridian.h offers to
+ *	  readers: what COMMIT needs, where an error must not be thrown.
+ */
+#ifndef MERIDIAN_WIRE_H
+#define MERIDIAN_WIRE_H
+
+#include "meridian.h"
+
+#define MER_NO_TIMEOUT (-1)
+
+/*
+ * Send and wait without throwing: no interrupts are served (the caller holds
+ * them), an ERROR answer is returned as any other, a lost socket as MER_LOST.
+ * Only the postmaster's death and lack of memory leave otherwise.
+ */
+extern MerStatus mer_wire_try_call(StringInfo buf, uint32 id, int timeout_ms, MerReply *reply);
+extern MerStatus mer_wire_try_send(StringInfo buf, int timeout_ms);
+extern MerStatus mer_wire_try_wait(uint32 id, int timeout_ms, MerReply *reply);
+
+/*
+ * Close what is left of the socket and connect anew, even inside a transaction
+ * that lost it: for STATUS after a COMMIT without answer.
+ */
+extern MerStatus mer_wire_try_reconnect(int timeout_ms);
+
+/* Throw an ERROR answer with its SQLSTATE, message, detail and hint. */
+pg_noreturn extern void mer_wire_raise(MerReply *reply);
+
+/* The SQLSTATE (packed) of an ERROR answer; the reply can still be raised. */
+extern int	mer_wire_sqlstate(const MerReply *reply);
+
+extern char *mer_gateway_socket;	/* GUC meridian.gateway_socket */
+extern int	mer_instance_id;	/* GUC meridian.instance_id */
+
+#endif							/* MERIDIAN_WIRE_H */
