@@ -105,10 +105,10 @@ class Driver:
         self.step(TimerFired("ack"))
 
     def ask(
-        self, id_: int, chunk: bytes, tau_start: int, parts: int = 0, catver: int = 0, flags: int = 0
+        self, id_: int, chunk: bytes, tau_start: int, parts: int = 0, catver: int = 0
     ) -> int:
         self._asked += 1
-        self.step(Commit(self._asked, txid(id_), tau_start, catver, flags, parts, chunk))
+        self.step(Commit(self._asked, txid(id_), tau_start, catver, 0, parts, chunk))
         return self._asked
 
     def commit(

@@ -6,10 +6,22 @@ order, by tau, and the tau through which it is complete.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+
 import msgspec
 
-from meridian.journal.core import Payload, Position
+from meridian.clock.tau import TAU_MAX
+from meridian.journal import core as journal
+from meridian.journal.core import EpochId, Payload, Position
 from meridian.journal.record import Record
+
+BUFFER_BYTES = 64 * 1024 * 1024
+"""What is kept for the slowest subscriber; one that needs more is cut loose."""
+BEATS = 64
+"""Heartbeats that wait for the record they name, per journal."""
+ITEM_BYTES = 128
+"""What an item costs beside its chunk."""
 
 
 class Transaction(msgspec.Struct, frozen=True):
@@ -55,7 +67,7 @@ class Beat(msgspec.Struct, frozen=True):
 
 
 class Subscribe(msgspec.Struct, frozen=True):
-    """A subscriber that holds everything through `tau` and takes up to `credit` bytes unasked."""
+    """A subscriber that holds everything through `tau` and takes about `credit` bytes unasked."""
 
     subscriber: int
     tau: int
@@ -63,7 +75,7 @@ class Subscribe(msgspec.Struct, frozen=True):
 
 
 class Credit(msgspec.Struct, frozen=True):
-    """The subscriber has taken `size_bytes` of what was delivered."""
+    """The subscriber has taken `size_bytes` (of chunks) of what was delivered."""
 
     subscriber: int
     size_bytes: int
@@ -102,9 +114,10 @@ Item = Transaction | Body | Dropped
 
 
 class Deliver(msgspec.Struct, frozen=True):
-    """`items` in order, then: complete through `tau`.
+    """`items` in order, then: the subscriber is complete through `tau`.
 
-    `positions` are (journal, n) through which everything was delivered.
+    Everything of a journal through n was delivered, for each (journal, n) of `positions`.  Of an
+    item only the length of its chunk counts against the credit.
     """
 
     subscriber: int
@@ -121,3 +134,249 @@ class CutLoose(msgspec.Struct, frozen=True):
 
 
 Effect = Deliver | CutLoose
+
+
+class _Journal:
+    """What was read of one journal: through record `n`, complete through `tau`."""
+
+    __slots__ = ("beats", "epoch", "n", "open", "queue", "tau")
+
+    def __init__(self, tau: int) -> None:
+        self.epoch: EpochId = journal.NO_EPOCH
+        self.n = 0
+        self.tau = tau
+        self.queue: deque[Transaction] = deque()
+        self.beats: deque[Beat] = deque(maxlen=BEATS)
+        self.open: dict[bytes, int] = {}
+        """Large transactions whose bodies come in: txid to the n of the newest body."""
+
+    def merged_n(self) -> int:
+        """Everything through this record is in the buffer."""
+        return self.queue[0].n - 1 if self.queue else self.n
+
+
+class _Subscriber:
+    __slots__ = ("credit", "cursor", "positions", "sent_tau", "tau", "unused")
+
+    def __init__(self, cursor: int, tau: int, credit: int) -> None:
+        self.cursor = cursor
+        self.tau = tau
+        self.credit = credit
+        self.unused = credit
+        self.sent_tau = tau
+        self.positions: dict[int, int] = {}
+
+
+class Crossbar:
+    """Merge of all journals of a cluster.
+
+    Invariants: the merged order is by tau; nothing at or below `tau` is merged later; a journal
+    that ADD named holds `tau` back until it is read (4.7).
+    """
+
+    def __init__(self, buffer_bytes: int = BUFFER_BYTES) -> None:
+        self.tau = 0
+        self.forgotten_tau = 0
+        """Transactions through this tau are not in the buffer any more."""
+        self.backlog_bytes = 0
+        """Size of the buffer: the shell reads no further while it is nearly full."""
+        self._buffer_bytes = buffer_bytes
+        self._journals: dict[int, _Journal] = {}
+        self._subscribers: dict[int, _Subscriber] = {}
+        self._items: deque[Item] = deque()
+        self._first = 0
+        """Number of the first item in the buffer."""
+
+    def step(self, event: Event) -> list[Effect]:
+        """What to send.  Raises JournalError if a journal breaks the order of taus."""
+        match event:
+            case Accepted():
+                self._accepted(event)
+            case Beat():
+                self._beat(event)
+            case Credit():
+                self._credit(event)
+            case AddJournal():
+                self._add_journal(event)
+            case Subscribe():
+                return self._subscribe(event) + self._flush()
+            case Unsubscribe():
+                self._subscribers.pop(event.subscriber, None)
+        self._merge()
+        return self._flush()
+
+    def lagging(self, tau: int) -> list[int]:
+        """Journals that are not known to be complete through `tau`: ask their owners (4.6)."""
+        return [number for number, one in self._journals.items() if one.tau < tau]
+
+    def positions(self) -> tuple[tuple[int, int], ...]:
+        """(journal, n) read so far."""
+        return tuple((number, one.n) for number, one in self._journals.items())
+
+    # In
+
+    def _add_journal(self, event: AddJournal) -> None:
+        one = self._journals.get(event.journal)
+        position = event.position
+        if one is None:
+            assert not self._journals or event.journal in self._journals, "ADD comes first"
+            one = self._journals[event.journal] = _Journal(position.tau)
+            self.forgotten_tau = max(self.forgotten_tau, position.tau)
+        assert one.n == 0 and not one.queue, "a journal is added once"
+        one.epoch, one.n = position.epoch, position.n
+        one.tau = TAU_MAX if position.closed else max(one.tau, position.tau)
+
+    def _accepted(self, event: Accepted) -> None:
+        one = self._journals[event.journal]
+        for record, payload in event.records:
+            if record.n <= one.n:
+                continue
+            assert record.n == one.n + 1, (record.n, one.n)
+            one.n = record.n
+            self._take(event.journal, one, record, payload)
+        ripe = [beat for beat in one.beats if self._ripe(one, beat)]
+        if ripe:
+            one.tau = max(one.tau, *(beat.tau for beat in ripe))
+            one.beats = deque((beat for beat in one.beats if beat not in ripe), BEATS)
+
+    def _take(self, number: int, one: _Journal, record: Record, payload: Payload) -> None:
+        match payload:
+            case journal.Commit():
+                self._advance(one, record)
+                one.open.pop(record.txid, None)
+                one.queue.append(_transaction(number, record, payload))
+            case journal.Body():
+                one.open[record.txid] = record.n
+                body = Body(record.txid, number, record.n, payload.seq, payload.chunk)
+                self._buffer(body)
+            case journal.Abort():
+                self._drop(number, one, record.txid)
+            case journal.Marker():
+                one.epoch = record.epoch
+                for txid in list(one.open):
+                    self._drop(number, one, txid)
+            case journal.Add():
+                self._advance(one, record)
+                # All taus of the new journal exceed this one (4.7).
+                self._journals.setdefault(payload.journal, _Journal(record.tau))
+            case journal.Close():
+                one.tau = TAU_MAX
+            case journal.Seal() | journal.Lease():
+                pass
+
+    def _advance(self, one: _Journal, record: Record) -> None:
+        if record.tau <= one.tau:
+            raise journal.JournalError(
+                f"record {record.n}: tau {record.tau} comes after completeness through {one.tau}"
+            )
+        one.tau = record.tau
+
+    def _drop(self, number: int, one: _Journal, txid: bytes) -> None:
+        n = one.open.pop(txid, None)
+        if n is not None:
+            self._buffer(Dropped(txid, number, n))
+
+    def _beat(self, beat: Beat) -> None:
+        one = self._journals.get(beat.journal)
+        if one is None or beat.epoch < one.epoch:
+            return
+        if self._ripe(one, beat):
+            one.tau = max(one.tau, beat.tau)
+        else:
+            one.beats.append(beat)
+
+    @staticmethod
+    def _ripe(one: _Journal, beat: Beat) -> bool:
+        return beat.epoch == one.epoch and beat.n <= one.n
+
+    def _merge(self) -> None:
+        """Moves what is complete into the buffer, by tau."""
+        if not self._journals:
+            return
+        tau = min(one.tau for one in self._journals.values())
+        if tau <= self.tau:
+            return
+        ripe: list[Transaction] = []
+        for one in self._journals.values():
+            while one.queue and one.queue[0].tau <= tau:
+                ripe.append(one.queue.popleft())
+        ripe.sort(key=_tau_of)
+        for transaction in ripe:
+            assert transaction.tau > self.tau, "merged below what was said to be complete"
+            self._buffer(transaction)
+        self.tau = tau
+
+    # Out
+
+    def _buffer(self, item: Item) -> None:
+        self._items.append(item)
+        self.backlog_bytes += size_bytes(item)
+
+    def _subscribe(self, event: Subscribe) -> list[Effect]:
+        if event.tau < self.forgotten_tau:
+            return [CutLoose(event.subscriber, "its tau is not in the buffer any more")]
+        one = _Subscriber(self._first, event.tau, event.credit)
+        self._subscribers[event.subscriber] = one
+        return []
+
+    def _credit(self, event: Credit) -> None:
+        one = self._subscribers.get(event.subscriber)
+        if one is not None:
+            one.unused = min(one.unused + event.size_bytes, one.credit)
+
+    def _flush(self) -> list[Effect]:
+        effects: list[Effect] = []
+        for number, one in self._subscribers.items():
+            effects += self._deliver(number, one)
+        self._forget()
+        for number in [n for n, one in self._subscribers.items() if one.cursor < self._first]:
+            del self._subscribers[number]
+            effects.append(CutLoose(number, "it is too slow"))
+        return effects
+
+    def _deliver(self, number: int, one: _Subscriber) -> Iterator[Effect]:
+        items: list[Item] = []
+        end = self._first + len(self._items)
+        while one.cursor < end and one.unused > 0:
+            item = self._items[one.cursor - self._first]
+            one.cursor += 1
+            if isinstance(item, Transaction):
+                if item.tau <= one.tau:
+                    continue
+                one.tau = item.tau
+                one.positions[item.journal] = item.n
+            one.unused -= 0 if isinstance(item, Dropped) else len(item.chunk)
+            items.append(item)
+        if one.cursor == end:
+            one.tau = max(one.tau, self.tau)
+            for journal_number, source in self._journals.items():
+                one.positions[journal_number] = source.merged_n()
+        if items or one.tau > one.sent_tau:
+            one.sent_tau = one.tau
+            yield Deliver(number, items, one.tau, tuple(one.positions.items()))
+
+    def _forget(self) -> None:
+        """Drops what every subscriber has, and what exceeds the buffer."""
+        needed = min((one.cursor for one in self._subscribers.values()), default=self._first)
+        while self._items and (self._first < needed or self.backlog_bytes > self._buffer_bytes):
+            item = self._items.popleft()
+            self._first += 1
+            self.backlog_bytes -= size_bytes(item)
+            if isinstance(item, Transaction):
+                self.forgotten_tau = item.tau
+        assert self.backlog_bytes >= 0
+
+
+def _transaction(number: int, record: Record, commit: journal.Commit) -> Transaction:
+    return Transaction(
+        record.tau, number, record.n, record.txid, commit.flags, commit.bodies, commit.chunk
+    )
+
+
+def _tau_of(transaction: Transaction) -> int:
+    return transaction.tau
+
+
+def size_bytes(item: Item) -> int:
+    """What an item counts against credit and buffer."""
+    return ITEM_BYTES if isinstance(item, Dropped) else ITEM_BYTES + len(item.chunk)

@@ -1,0 +1,206 @@
+"""The crossbar's merge, promises and subscribers (design sections 4.6, 4.7, 7)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from meridian.clock.tau import TAU_MAX
+from meridian.crossbar.core import (
+    Accepted,
+    AddJournal,
+    Beat,
+    Body,
+    Credit,
+    Crossbar,
+    CutLoose,
+    Deliver,
+    Dropped,
+    Effect,
+    Subscribe,
+    Transaction,
+)
+from meridian.journal import core as journal
+from meridian.journal.core import Payload, Position, make
+
+EPOCH = (1, 1)
+
+
+class Source:
+    """Writes the records of one journal."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.n = 0
+        self.epoch = EPOCH
+
+    def write(self, payload: Payload, tau: int = 0, txid: bytes = bytes(16)) -> Accepted:
+        self.n += 1
+        record = make(self.epoch, self.n, payload, tau, txid)
+        return Accepted(self.number, [(record, payload)])
+
+    def commit(self, tau: int, chunk: bytes = b"x", bodies: tuple[int, ...] = ()) -> Accepted:
+        return self.write(
+            journal.Commit(0, 0, 0, 0, bodies, 0, chunk), tau, tau.to_bytes(16, "big")
+        )
+
+
+def crossbar(count: int, credit: int = 10**9, buffer: int = 10**9) -> tuple[Crossbar, list[Source]]:
+    bar = Crossbar(buffer)
+    sources = [Source(number) for number in range(count)]
+    for number in range(count):
+        if number:
+            add = make(EPOCH, sources[0].n + 1, journal.Add(number), number)
+            sources[0].n += 1
+            bar.step(Accepted(0, [(add, journal.Add(number))]))
+        bar.step(AddJournal(number, Position(EPOCH, 0, True)))
+    bar.step(Subscribe(1, 0, credit))
+    return bar, sources
+
+
+def taus(effects: list[Effect]) -> list[int]:
+    return [
+        item.tau
+        for effect in effects
+        if isinstance(effect, Deliver)
+        for item in effect.items
+        if isinstance(item, Transaction)
+    ]
+
+
+def test_one_journal_passes_through() -> None:
+    bar, (source,) = crossbar(1)
+    effects = bar.step(source.commit(10))
+    assert taus(effects) == [10]
+    assert isinstance(effects[0], Deliver)
+    assert effects[0].tau == 10
+    assert effects[0].positions == ((0, 1),)
+
+
+def test_merge_waits_for_every_journal() -> None:
+    bar, (a, b) = crossbar(2)
+    assert taus(bar.step(a.commit(30))) == []
+    assert taus(bar.step(b.commit(20))) == [20]
+    assert bar.lagging(30) == [1]
+    effects = bar.step(Beat(1, EPOCH, 1, 35))
+    assert taus(effects) == [30]
+    assert bar.tau == 30
+
+
+def test_heartbeat_counts_only_once_its_record_was_read() -> None:
+    bar, (a,) = crossbar(1)
+    bar.step(Beat(0, EPOCH, 1, 50))
+    assert bar.tau == 0
+    effects = bar.step(a.commit(10))
+    assert taus(effects) == [10]
+    assert bar.tau == 50
+
+
+def test_heartbeat_of_an_older_epoch_is_void() -> None:
+    bar, (a,) = crossbar(1)
+    a.epoch = (2, 9)
+    bar.step(a.write(journal.Marker(1)))
+    bar.step(Beat(0, EPOCH, 0, 50))
+    assert bar.tau == 0
+    bar.step(Beat(0, (2, 9), 1, 60))
+    assert bar.tau == 60
+
+
+def test_a_commit_below_a_promise_is_an_error() -> None:
+    bar, (a,) = crossbar(1)
+    bar.step(Beat(0, EPOCH, 0, 50))
+    with pytest.raises(journal.JournalError):
+        bar.step(a.commit(40))
+
+
+def test_an_added_journal_holds_back_until_it_is_read() -> None:
+    bar, (a,) = crossbar(1)
+    bar.step(a.write(journal.Add(7), 100))
+    bar.step(a.commit(200))
+    assert bar.tau == 100
+    bar.step(AddJournal(7, Position()))
+    late = Source(7)
+    effects = bar.step(late.commit(150))
+    assert taus(effects) == [150]
+    assert taus(bar.step(late.write(journal.Close(), 160))) == [200]
+    assert bar.lagging(TAU_MAX) == [0]
+
+
+def test_slow_subscriber_is_cut_loose_and_holds_nobody_back() -> None:
+    bar, (a,) = crossbar(1, credit=100, buffer=4000)
+    bar.step(Subscribe(2, 0, 10**9))
+    slow, quick = [], []
+    cut = False
+    for tau in range(1, 200):
+        for effect in bar.step(a.commit(tau, b"y" * 50)):
+            if isinstance(effect, CutLoose):
+                assert effect.subscriber == 1
+                cut = True
+            else:
+                (slow if effect.subscriber == 1 else quick).append(effect)
+    assert cut
+    assert taus(quick) == list(range(1, 200))
+    assert taus(slow) == [1, 2]
+    assert bar.backlog_bytes <= 4000
+    assert isinstance(bar.step(Subscribe(1, 2, 100))[0], CutLoose)
+
+
+def test_credit_resumes_a_subscriber() -> None:
+    bar, (a,) = crossbar(1, credit=10)
+    for tau in range(1, 10):
+        bar.step(a.commit(tau, b"y" * 10))
+    effects = bar.step(Credit(1, 10))
+    assert taus(effects) == [2]
+    assert isinstance(effects[0], Deliver)
+    assert effects[0].tau == 2
+    assert effects[0].positions == ((0, 2),)
+
+
+def test_bodies_arrive_early_and_are_dropped_with_their_epoch() -> None:
+    bar, (a,) = crossbar(1)
+    txid = bytes(15) + b"z"
+    effects = bar.step(a.write(journal.Body(0, b"chunk"), 0, txid))
+    assert isinstance(effects[0], Deliver)
+    assert effects[0].items == [Body(txid, 0, 1, 0, b"chunk")]
+    a.epoch = (2, 2)
+    effects = bar.step(a.write(journal.Marker(1)))
+    assert isinstance(effects[0], Deliver)
+    assert effects[0].items == [Dropped(txid, 0, 1)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_merge_is_the_sorted_union(seed: int) -> None:
+    rng = random.Random(seed)
+    bar, sources = crossbar(3, credit=rng.choice([20, 10**9]))
+    everything: list[int] = []
+    got: list[int] = []
+    tau = 10
+    complete = 0
+
+    def take(effects: list[Effect]) -> None:
+        nonlocal complete
+        for effect in effects:
+            assert isinstance(effect, Deliver)
+            got.extend(taus([effect]))
+            assert effect.tau >= complete
+            complete = effect.tau
+            assert got == sorted(got)
+            # Complete means: nothing at or below it is missing.
+            assert [t for t in everything if t <= complete] == got
+
+    for _ in range(300):
+        tau += rng.randint(1, 5)
+        source = rng.choice(sources)
+        if rng.random() < 0.5:
+            everything.append(tau)
+            take(bar.step(source.commit(tau)))
+        else:
+            take(bar.step(Beat(source.number, EPOCH, source.n, tau)))
+        if rng.random() < 0.5:
+            take(bar.step(Credit(1, rng.randint(1, 20))))
+    for source in sources:
+        take(bar.step(Beat(source.number, EPOCH, source.n, tau + 1)))
+    for _ in range(300):
+        take(bar.step(Credit(1, 20)))
+    assert got == everything
