@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,8 @@ def _key(sources: Path, install: PgInstall) -> str:
         digest.update(fact.encode() + b"\0")
     for path in sorted((*sources.glob("src/*.[ch]"), *sources.glob("sql/*"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    digest.update((sources / "meridian.control").read_bytes())
+    for name in ("meridian.control", "Makefile"):
+        digest.update((sources / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -79,7 +81,7 @@ def _compile(sources: Path, install: PgInstall, target: Path) -> None:
     for script in sources.glob("sql/meridian--*.sql"):
         shutil.copy(script, extension_directory)
     shutil.copy(sources / "sql" / "bootstrap.sql", target / "share")
-    files = sorted(sources.glob("src/*.c"))
+    files = _files(sources)
     include = ["-I", str(install.includedir_server), "-D_GNU_SOURCE"]
     objects = [target / "objects" / f"{path.stem}.o" for path in files]
     commands = [
@@ -92,6 +94,14 @@ def _compile(sources: Path, install: PgInstall, target: Path) -> None:
     _run([*program, *_link_flags(install), *map(str, objects), "-o", str(output)])
     shutil.rmtree(target / "objects")
     subprocess.run(["chmod", "-R", "a+rX", str(target)], check=True)
+
+
+def _files(sources: Path) -> list[Path]:
+    """The C files of the library: OBJS of its Makefile, which `make` cannot use on every path."""
+    makefile = (sources / "Makefile").read_text().replace("\\\n", " ")
+    found = re.search(r"^OBJS\s*=(.*)$", makefile, re.MULTILINE)
+    assert found is not None, "pgext/Makefile lists OBJS"
+    return [sources / name.replace(".o", ".c") for name in found[1].split()]
 
 
 def _link_flags(install: PgInstall) -> list[str]:
