@@ -1,0 +1,71 @@
+"""Shared fixtures: one embedded cluster and one stock PostgreSQL for the whole session.
+
+Both use free ports and temporary directories; the session fails if a process is left behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.crash.processes import descendants
+
+LEAK_GRACE_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running database; `directory` is None for stock PostgreSQL."""
+
+    dsn: str
+    directory: Path | None = None
+    pid: int = 0
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Server]:
+    """`meridian dev --ephemeral`, as a user starts it."""
+    with tempfile.TemporaryFile() as errors:
+        command = [sys.executable, "-m", "meridian", "dev", "--ephemeral", "--port", "0", "--json"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            process.wait(30)
+            errors.seek(0)
+            pytest.fail(f"meridian dev ended: {errors.read().decode()[-4000:]}")
+        facts = json.loads(line)
+        yield Server(facts["dsn"], Path(facts["dir"]), facts["pid"])
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.fixture(scope="session")
+def stock() -> Iterator[Server]:
+    """Stock PostgreSQL 18 with heap tables, for comparisons."""
+    from meridian.bench import servers
+
+    settings = {"fsync": "off", "shared_buffers": "64MB", "io_method": "sync", "timezone": "UTC",
+                "default_transaction_isolation": "repeatable read"}
+    with servers.scratch() as directory, servers.stock(directory, settings) as dsn:
+        yield Server(dsn)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that outlives the session is a failure of its own."""
+    deadline = time.monotonic() + LEAK_GRACE_S
+    while left := {p: c for p, c in descendants(os.getpid()).items() if c}:
+        if time.monotonic() > deadline:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            sys.stderr.write(f"\nprocesses left behind: {left}\n")
+            return
+        time.sleep(0.05)
