@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
 
-from meridian.storage import gc, query, reading, staging
+from meridian.storage import checkpoint, gc, query, reading, staging, verify
 from meridian.storage import schema as schema_
 from meridian.storage.apply import Applier
+from meridian.storage.checkpoint import CheckpointInfo
 from meridian.storage.errors import (
     BadRequest,
     BelowHorizon,
@@ -28,6 +29,7 @@ from meridian.storage.types import (
     SampleRequest,
     Statistics,
 )
+from meridian.storage.verify import Report
 from meridian.wire.ops import Op
 
 CACHE_BYTES = 64 << 20
@@ -79,6 +81,20 @@ class Engine:
         except apsw.Error as error:
             db.close(True)
             raise RebuildNeeded(f"the storage file cannot be read: {error}") from error
+
+    @classmethod
+    def restore(
+        cls,
+        checkpoint_dir: Path,
+        path: Path,
+        *,
+        boot_id: str,
+        durable: Mapping[int, int] | None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> Engine:
+        """A file made from a checkpoint, replacing that at `path`. Raises RebuildNeeded, Failed."""
+        checkpoint.restore(checkpoint_dir, path)
+        return cls.open(path, boot_id=boot_id, durable=durable, cache_bytes=cache_bytes)
 
     def close(self) -> None:
         """Clean close: the next boot may trust the file."""
@@ -270,6 +286,22 @@ class Engine:
             relation.died <= horizon for relation in self._relations.values()
         )
 
+    def checkpoint(
+        self, target_dir: Path, stop: Callable[[], bool] = lambda: False
+    ) -> CheckpointInfo:
+        """A durable, consistent copy in the new directory `target_dir`, on its own connection.
+
+        Any thread may call it; writers and readers go on. Raises Cancelled, Failed.
+        """
+        return checkpoint.write(self.path, target_dir, stop)
+
+    def verify(self, stop: Callable[[], bool] = lambda: False) -> Report:
+        """Check every invariant of the file, on its own connection; any thread may call it.
+
+        Raises Cancelled once `stop()` says so, Failed.
+        """
+        return verify.run(self.path, stop)
+
     # -- reads ------------------------------------------------------------------------------
 
     def get(self, tau: int, sid: int, cols: tuple[int, ...], keys: Sequence[bytes]) -> Page:
@@ -338,6 +370,11 @@ class Engine:
     def stats(self, sids: Sequence[int]) -> list[Statistics]:
         """Live rows and bytes of each relation, estimated from maintained counters."""
         return [self._statistics(sid) for sid in sids]
+
+    def known_columns(self, sid: int) -> Container[int] | None:
+        """Attnums of a relation that exists in the file, visible or not; None: there is none."""
+        relation = self._relations.get(sid)
+        return None if relation is None else relation.columns.keys()
 
     def _statistics(self, sid: int) -> Statistics:
         relation = self._relations.get(sid)

@@ -41,6 +41,8 @@ class Relation:
     put_bytes: int = 0
     origin: bool = False
     """Has column `x`: the ts under which big values of a once staged row are filed."""
+    complete: bool = False
+    """An index that must hold an entry of every row."""
     columns: dict[int, Column] = field(default_factory=dict)
 
     @property
@@ -87,7 +89,8 @@ class Snapshot:
 
 
 _RELATIONS = (
-    "SELECT sid, kind, table_sid, born, died, rows, dead, put_rows, put_bytes, origin"
+    "SELECT sid, kind, table_sid, born, died, rows, dead, put_rows, put_bytes,"
+    " origin, complete"
     " FROM relations"
 )
 _COLUMNS = "SELECT sid, attnum, name, class, big FROM columns"
@@ -127,6 +130,7 @@ def load_snapshot(db: apsw.Connection, sids: tuple[int, ...]) -> Snapshot:
 def create(db: apsw.Connection, op: ops.Create, born: int) -> Relation:
     """CREATE: the table and its metadata rows."""
     relation = Relation(op.sid, op.kind, op.table_sid, born, TS_MAX)
+    relation.complete = bool(op.flags & ops.COMPLETE)
     columns = list(op.columns)
     if op.kind == ops.KIND_INDEX and all(attnum != 0 for attnum, _ in columns):
         columns.insert(0, (0, ops.CLASS_BYTES))
@@ -137,8 +141,8 @@ def create(db: apsw.Connection, op: ops.Create, born: int) -> Relation:
         " PRIMARY KEY(k, ts DESC)) WITHOUT ROWID"
     )
     db.execute(
-        "INSERT INTO relations(sid, kind, table_sid, born, died) VALUES(?,?,?,?,?)",
-        (op.sid, op.kind, op.table_sid, born, TS_MAX),
+        "INSERT INTO relations(sid, kind, table_sid, born, died, complete) VALUES(?,?,?,?,?,?)",
+        (op.sid, op.kind, op.table_sid, born, TS_MAX, int(relation.complete)),
     )
     db.executemany(
         "INSERT INTO columns(sid, attnum, name, class, big) VALUES(?,?,?,?,0)",

@@ -26,7 +26,8 @@ CREATE TABLE state(id INTEGER PRIMARY KEY, applied_tau INTEGER, horizon INTEGER,
   next_number INTEGER, positions BLOB, note BLOB);
 CREATE TABLE relations(sid INTEGER PRIMARY KEY, kind INTEGER, table_sid INTEGER,
   born INTEGER, died INTEGER, rows INTEGER DEFAULT 0, dead INTEGER DEFAULT 0,
-  put_rows INTEGER DEFAULT 0, put_bytes INTEGER DEFAULT 0, origin INTEGER DEFAULT 0);
+  put_rows INTEGER DEFAULT 0, put_bytes INTEGER DEFAULT 0, origin INTEGER DEFAULT 0,
+  complete INTEGER DEFAULT 0);
 CREATE TABLE columns(sid INTEGER, attnum INTEGER, name TEXT, class INTEGER, big INTEGER,
   PRIMARY KEY(sid, attnum)) WITHOUT ROWID;
 CREATE TABLE big(sid INTEGER, k BLOB, ts INTEGER, attnum INTEGER, v BLOB,

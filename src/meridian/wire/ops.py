@@ -9,6 +9,9 @@ import msgspec
 FRESH = 1
 BLIND = 2
 
+COMPLETE = 1
+"""CREATE: every row of the table has an entry in this index (it is not partial)."""
+
 KIND_TABLE = 0
 KIND_INDEX = 1
 KIND_SEQUENCE = 2
@@ -74,12 +77,13 @@ class Big(msgspec.Struct, array_like=True, tag=5):
 
 
 class Create(msgspec.Struct, array_like=True, tag=6):
-    """A new relation: columns are (attnum, class)."""
+    """A new relation: columns are (attnum, class); flags: COMPLETE."""
 
     sid: int
     kind: int
     columns: list[tuple[int, int]]
     table_sid: int
+    flags: int = 0
 
 
 class Add(msgspec.Struct, array_like=True, tag=7):
