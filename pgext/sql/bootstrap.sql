@@ -16,48 +16,57 @@ CREATE SCHEMA meridian;
 
 CREATE EXTENSION meridian SCHEMA meridian;
 
-/* ---------- sequences live in storage ---------- */
+/* ---------- built-in functions that give way to ours ---------- */
 
-CREATE OR REPLACE FUNCTION pg_catalog.nextval(regclass) RETURNS int8
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'meridian', 'mer_nextval';
-
-CREATE OR REPLACE FUNCTION pg_catalog.currval(regclass) RETURNS int8
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'meridian', 'mer_currval';
-
-CREATE OR REPLACE FUNCTION pg_catalog.lastval() RETURNS int8
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'meridian', 'mer_lastval';
-
-CREATE OR REPLACE FUNCTION pg_catalog.setval(regclass, int8) RETURNS int8
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'meridian', 'mer_setval';
-
-CREATE OR REPLACE FUNCTION pg_catalog.setval(regclass, int8, bool) RETURNS int8
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'meridian', 'mer_setval3';
-
-CREATE OR REPLACE FUNCTION pg_catalog.pg_sequence_last_value(regclass) RETURNS int8
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'meridian', 'mer_sequence_last_value';
-
-CREATE OR REPLACE FUNCTION pg_catalog.pg_get_sequence_data(sequence_oid regclass,
-		OUT last_value int8, OUT is_called bool) RETURNS record
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'meridian', 'mer_get_sequence_data';
-
-/* ---------- functions whose effect would stay in one instance's files ---------- */
-
+/*
+ * The function manager calls a built-in by its number without a look at pg_proc,
+ * so replacing its body has no effect.  The built-in moves to schema meridian,
+ * where users cannot name it, and ours takes its name.  First come the functions
+ * over sequences, which live in storage; then those whose effect would stay in
+ * files of one instance, which are refused.
+ */
 DO $$
 DECLARE
-	f regprocedure;
+	sequences_view text := pg_catalog.pg_get_viewdef('pg_catalog.pg_sequences'::regclass);
+	f record;
 BEGIN
 	FOR f IN
-		SELECT p.oid FROM pg_catalog.pg_proc p
+		SELECT p.oid, p.proname, pg_catalog.pg_get_function_arguments(p.oid) AS args,
+			pg_catalog.pg_get_function_result(p.oid) AS result, p.proisstrict AND r.ours IS NOT NULL AS is_strict,
+			COALESCE(r.ours, 'mer_refused_function') AS body
+		FROM pg_catalog.pg_proc p
+		JOIN (VALUES
+			('nextval', NULL, 'mer_nextval'),
+			('currval', NULL, 'mer_currval'),
+			('lastval', NULL, 'mer_lastval'),
+			('setval', 2, 'mer_setval'),
+			('setval', 3, 'mer_setval3'),
+			('pg_sequence_last_value', NULL, 'mer_sequence_last_value'),
+			('pg_get_sequence_data', NULL, 'mer_get_sequence_data'),
+			('lo_creat', NULL, NULL),
+			('lo_create', NULL, NULL),
+			('lo_from_bytea', NULL, NULL),
+			('lo_import', NULL, NULL),
+			('lo_open', NULL, NULL),
+			('lo_put', NULL, NULL),
+			('pg_export_snapshot', NULL, NULL),
+			('pg_create_physical_replication_slot', NULL, NULL),
+			('pg_create_logical_replication_slot', NULL, NULL),
+			('pg_copy_physical_replication_slot', NULL, NULL),
+			('pg_copy_logical_replication_slot', NULL, NULL),
+			('pg_logical_emit_message', NULL, NULL),
+			('pg_replication_origin_create', NULL, NULL)
+		) AS r (name, nargs, ours) ON r.name = p.proname AND (r.nargs IS NULL OR r.nargs = p.pronargs)
 		WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prolang = 12
-			AND p.proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'lo_import', 'lo_open', 'lo_put',
-				'pg_export_snapshot', 'pg_create_physical_replication_slot',
-				'pg_create_logical_replication_slot', 'pg_copy_physical_replication_slot',
-				'pg_copy_logical_replication_slot', 'pg_logical_emit_message',
-				'pg_replication_origin_create')
+		ORDER BY p.oid
 	LOOP
-		UPDATE pg_catalog.pg_proc SET prolang = 13, prosrc = 'mer_refused_function', probin = 'meridian'
-		WHERE oid = f;
+		UPDATE pg_catalog.pg_proc SET pronamespace = 'meridian'::regnamespace WHERE oid = f.oid;
+		EXECUTE pg_catalog.format(
+			'CREATE FUNCTION pg_catalog.%I(%s) RETURNS %s LANGUAGE C VOLATILE %s PARALLEL UNSAFE AS %L, %L',
+			f.proname, f.args, f.result, CASE WHEN f.is_strict THEN 'STRICT' ELSE '' END, 'meridian', f.body);
 	END LOOP;
+	-- The view was bound to the built-in by number.
+	EXECUTE 'CREATE OR REPLACE VIEW pg_catalog.pg_sequences AS ' || sequences_view;
 END
 $$;
 

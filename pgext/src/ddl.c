@@ -18,6 +18,7 @@
 #include "catalog/objectaccess.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_namespace.h"
 #include "commands/defrem.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -106,7 +107,7 @@ check_created(Oid relid)
 			break;
 		case RELKIND_INDEX:
 		case RELKIND_PARTITIONED_INDEX:
-			if (!index_may_be(&form))
+			if (form.relnamespace != PG_TOAST_NAMESPACE && !index_may_be(&form))
 				mer_refuse("this kind of index", "Use btree, or heap_btree on temporary tables.");
 			break;
 		case RELKIND_FOREIGN_TABLE:
