@@ -21,6 +21,9 @@ from tests.crash.processes import descendants
 
 LEAK_GRACE_S = 5.0
 
+SOURCE = str(Path(__file__).resolve().parent.parent / "src")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
+
 
 @dataclasses.dataclass(frozen=True)
 class Server:

@@ -64,6 +64,13 @@ class ClusterDirectory:
         """
         self._make()
         self._take_lock()
+        try:
+            return self._open(profile)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, profile: str | None) -> Identity:
         identity = self.identity()
         if identity is None:
             identity = self._create(profile or "standard")
