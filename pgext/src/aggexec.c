@@ -149,12 +149,12 @@ put_aggregates(StringInfo buf, AggPushState *state)
 
 /* The SCAN of docs/protocol.md, in its order of fields. */
 static uint32
-put_request(StringInfo buf, AggPushState *state, int64 tau)
+put_request(StringInfo buf, AggPushState *state)
 {
 	uint32		id = mer_wire_begin(buf, MER_REQ_SCAN, SCAN_FIELDS);
 
 	mp_put_int(buf, mer_catver);
-	mp_put_int(buf, tau);
+	mp_put_int(buf, mer_txn.tau);
 	mp_put_int(buf, mer_rel(state->table)->sid);
 	mp_put_bin(buf, "", 0);		/* lo */
 	mp_put_nil(buf);			/* hi */
@@ -182,18 +182,19 @@ ask_storage(AggPushState *state)
 {
 	StringInfoData buf;
 	uint32		id;
-	int64		tau = mer_tau_start();
 	bool		more;
 
+	mer_txn_start();
+	mer_checks_flush();
 	initStringInfo(&buf);
-	id = put_request(&buf, state, tau);
+	id = put_request(&buf, state);
 	state->reply = mer_wire_call(&buf, id);
 	pfree(buf.data);
 	if (state->reply.type != MER_ANS_RESULT)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("unexpected answer %d to a scan", state->reply.type)));
-	(void) mp_get_int(&state->reply.body);	/* tau */
+	mer_txn_saw_tau(mp_get_int(&state->reply.body));
 	more = mp_get_bool(&state->reply.body);
 	state->rows_left = mp_get_array(&state->reply.body);
 	mer_counters.rows += state->rows_left;
@@ -208,13 +209,14 @@ ask_storage(AggPushState *state)
 static AggMode
 decide(AggPushState *state)
 {
-	int64		sid = mer_rel(state->table)->sid;
+	MerRel	   *mrel = mer_rel(state->table);
 	MerFilterResult result = MER_FILTER_TRUE;
 	bool		exact = true,
 				fits;
 	MemoryContext old;
 
-	if (mer_rel_written(sid) || mer_txn_created(sid) || mer_txn_dropped(sid))
+	if (mer_rel_written(mrel->sid) || mer_txn_created(mrel->sid) ||
+		mer_txn_stored_natts(mrel->sid, mrel->natts) < mrel->natts)
 		return MODE_LOCAL;
 	resetStringInfo(&state->filter_buf);
 	if (state->filter)

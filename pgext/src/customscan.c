@@ -144,16 +144,13 @@ mer_scan_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *
 	add_path(rel, &path->path);
 }
 
-/* Do the statement's other parts need to find these rows again? */
+/*
+ * Rows that will be updated or locked are needed whole; the statement names
+ * their ctid.  Whether TIDs are kept is the transaction's affair (hooks.c).
+ */
 static bool
-needs_tids(RelOptInfo *rel, Bitmapset *attrs)
+needs_whole_rows(Bitmapset *attrs)
 {
-	/* WHERE CURRENT OF may come for any cursor. */
-	if (mer_cursor_options & (CURSOR_OPT_SCROLL | CURSOR_OPT_NO_SCROLL |
-							  CURSOR_OPT_HOLD | CURSOR_OPT_INSENSITIVE |
-							  CURSOR_OPT_ASENSITIVE | CURSOR_OPT_BINARY |
-							  CURSOR_OPT_FAST_PLAN))
-		return true;
 	return bms_is_member(SelfItemPointerAttributeNumber -
 						 FirstLowInvalidHeapAttributeNumber, attrs);
 }
@@ -193,8 +190,7 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path, List *tlist,
 	List	   *quals = extract_actual_clauses(clauses, false);
 	List	   *pushed = NIL;
 	Bitmapset  *attrs = NULL;
-	bool		tids,
-				all_exact = true;
+	bool		all_exact = true;
 
 	foreach_ptr(Expr, clause, quals)
 	{
@@ -209,16 +205,14 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path, List *tlist,
 	pull_varattnos((Node *) rel->reltarget->exprs, rel->relid, &attrs);
 	pull_varattnos((Node *) path->path.pathtarget->exprs, rel->relid, &attrs);
 	pull_varattnos((Node *) quals, rel->relid, &attrs);
-	tids = needs_tids(rel, attrs);
 
 	cscan->scan.plan.targetlist = tlist;
 	cscan->scan.plan.qual = quals;
 	cscan->scan.scanrelid = rel->relid;
 	cscan->flags = path->flags;
 	cscan->custom_exprs = pushed;
-	/* Rows that will be updated or locked are needed whole. */
-	cscan->custom_private = list_make3(column_list(attrs, tids || !mer_enable_pushdown),
-									   makeInteger(tids),
+	cscan->custom_private = list_make2(column_list(attrs, needs_whole_rows(attrs) ||
+												   !mer_enable_pushdown),
 									   makeInteger((int) Min(wanted_rows(root, rel, all_exact),
 															 (double) INT_MAX)));
 	cscan->methods = &scan_methods;
@@ -255,8 +249,17 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 	foreach_int(attnum, columns)
 		state->spec.attrs = bms_add_member(state->spec.attrs,
 										   attnum - FirstLowInvalidHeapAttributeNumber);
-	state->spec.want_tids = intVal(lsecond(cscan->custom_private)) != 0;
-	state->spec.limit = intVal(lthird(cscan->custom_private));
+	state->spec.limit = intVal(lsecond(cscan->custom_private));
+}
+
+/* A column this transaction has added is not in storage yet. */
+static bool
+filter_is_stored(ScanPlanState *state)
+{
+	MerRel	   *mrel = mer_rel(state->spec.table);
+
+	return mer_filter_last_column(state->filter) <=
+		mer_txn_stored_natts(mrel->sid, mrel->natts);
 }
 
 /* Encode the filter with the values of this (re)scan. */
@@ -267,7 +270,7 @@ prepare_spec(ScanPlanState *state)
 	MerFilterResult result = MER_FILTER_TRUE;
 
 	resetStringInfo(&state->filter_buf);
-	if (state->filter)
+	if (state->filter && filter_is_stored(state))
 		result = mer_filter_encode(state->filter, state->css.ss.ps.ps_ExprContext,
 								   &state->filter_buf, &exact);
 	state->empty = result == MER_FILTER_FALSE;

@@ -181,6 +181,7 @@ typedef struct MerScanSpec
 	uint32		filter_len;
 	uint64		limit;			/* expected rows, 0 = unknown */
 	bool		want_tids;		/* register a TID per row (UPDATE, FOR UPDATE, bitmap) */
+	bool		no_tids;		/* nobody looks at TIDs (index builds, aggregates) */
 	bool		index_only;		/* no rows, only entries of the index */
 	bool		point;			/* lo is one whole key (hi is not looked at) */
 	int			npoints;		/* not 0: these whole keys, ascending, instead of lo and hi */
@@ -234,6 +235,17 @@ extern void mer_index_cost(struct PlannerInfo *root, struct IndexPath *path,
 						   double loop_count, double *startup_cost,
 						   double *total_cost, double *selectivity,
 						   double *correlation, double *pages);
+
+/*
+ * What the plan node above a starting index scan wants of the rows: columns,
+ * and a filter on top of the index conditions (indexhint.c).  ambeginscan
+ * takes it, amrescan applies it to the specification of a scan of rows
+ * (not of an index-only scan).  NULL: no such node, everything is wanted.
+ */
+typedef struct MerIndexHint MerIndexHint;
+
+extern MerIndexHint *mer_index_hint_take(Relation index);
+extern void mer_index_hint_apply(MerIndexHint *hint, MerScanSpec *spec);
 
 /* scan_analyze_next_block and scan_analyze_next_tuple of the table access method. */
 extern bool mer_analyze_next_block(TableScanDesc scan, struct ReadStream *stream);

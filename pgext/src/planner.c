@@ -13,7 +13,6 @@
 #include "push.h"
 
 bool		mer_enable_pushdown = true;
-int			mer_cursor_options;
 
 static planner_hook_type next_planner;
 static get_relation_info_hook_type next_relation_info;
@@ -28,23 +27,10 @@ static PlannedStmt *
 plan_statement(Query *parse, const char *query_string, int cursor_options,
 			   ParamListInfo params)
 {
-	int			outer_options = mer_cursor_options;
-	PlannedStmt *result;
-
 	cursor_options &= ~CURSOR_OPT_PARALLEL_OK;
-	mer_cursor_options = cursor_options;
-	PG_TRY();
-	{
-		result = next_planner ?
-			next_planner(parse, query_string, cursor_options, params) :
-			standard_planner(parse, query_string, cursor_options, params);
-	}
-	PG_FINALLY();
-	{
-		mer_cursor_options = outer_options;
-	}
-	PG_END_TRY();
-	return result;
+	return next_planner ?
+		next_planner(parse, query_string, cursor_options, params) :
+		standard_planner(parse, query_string, cursor_options, params);
 }
 
 static void
@@ -100,6 +86,7 @@ mer_planner_init(void)
 	define_settings();
 	mer_customscan_init();
 	mer_aggpush_init();
+	mer_index_hint_init();
 
 	next_planner = planner_hook;
 	planner_hook = plan_statement;

@@ -40,6 +40,9 @@ typedef struct MerFilter MerFilter;
 extern MerFilter *mer_filter_compile(List *clauses, Index varno, const AttrNumber *attnums,
 									 PlanState *parent);
 
+/* The highest table column it names: storage may not have it yet. */
+extern AttrNumber mer_filter_last_column(const MerFilter *filter);
+
 typedef enum MerFilterResult
 {
 	MER_FILTER_TRUE,			/* every row may qualify: send no filter */
@@ -96,11 +99,10 @@ extern void mer_explain_counters(const MerNodeCounters *c, ExplainState *es);
 /* Does the range table entry name a plain (leaf) table of ours? */
 extern bool mer_rte_is_ours(RangeTblEntry *rte);
 
-extern int	mer_cursor_options; /* of the statement being planned */
-
 extern void mer_customscan_init(void);
 extern void mer_scan_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti,
 							  RangeTblEntry *rte);
+extern void mer_index_hint_init(void);
 extern void mer_aggpush_init(void);
 extern void mer_agg_paths(PlannerInfo *root, RelOptInfo *input, RelOptInfo *output,
 						  void *extra);

@@ -92,6 +92,7 @@ typedef struct PushNode
 struct MerFilter
 {
 	PushNode   *root;
+	AttrNumber	last_column;
 };
 
 /* ---------- recognising leaves ---------- */
@@ -469,10 +470,11 @@ typedef struct CompileContext
 	Index		varno;
 	const AttrNumber *attnums;
 	PlanState  *parent;
+	AttrNumber	last_column;
 } CompileContext;
 
 static PushNode *
-compile(Expr *expr, bool negated, const CompileContext *cx)
+compile(Expr *expr, bool negated, CompileContext *cx)
 {
 	PushNode   *node = palloc0(sizeof(PushNode));
 
@@ -499,13 +501,14 @@ compile(Expr *expr, bool negated, const CompileContext *cx)
 		node->value = ExecInitExpr(node->leaf.value, cx->parent);
 	if (cx->attnums)
 		node->leaf.attnum = cx->attnums[node->leaf.attnum - 1];
+	cx->last_column = Max(cx->last_column, node->leaf.attnum);
 	return node;
 }
 
 MerFilter *
 mer_filter_compile(List *clauses, Index varno, const AttrNumber *attnums, PlanState *parent)
 {
-	CompileContext cx = {varno, attnums, parent};
+	CompileContext cx = {.varno = varno, .attnums = attnums, .parent = parent};
 	MerFilter  *filter = palloc0(sizeof(MerFilter));
 
 	filter->root = palloc0(sizeof(PushNode));
@@ -513,7 +516,14 @@ mer_filter_compile(List *clauses, Index varno, const AttrNumber *attnums, PlanSt
 	foreach_ptr(Expr, clause, clauses)
 		filter->root->arms = lappend(filter->root->arms,
 									 compile(clause, false, &cx));
+	filter->last_column = cx.last_column;
 	return filter;
+}
+
+AttrNumber
+mer_filter_last_column(const MerFilter *filter)
+{
+	return filter->last_column;
 }
 
 /* ---------- execution: encode ---------- */
