@@ -45,7 +45,9 @@ def numeric_order(value: tuple[int, int]) -> bytes:
     """Any prefix-free order-preserving code will do: sign, then unary length."""
     number = value[0]
     body = bytes([1 + abs(number) // 16] * (1 + abs(number) // 16)) + bytes([1 + abs(number) % 16])
-    return b"\x80" + body + b"\0" if number >= 0 else b"\x7f" + bytes(255 - b for b in body) + b"\xff"
+    return (
+        b"\x80" + body + b"\0" if number >= 0 else b"\x7f" + bytes(255 - b for b in body) + b"\xff"
+    )
 
 
 def numeric_stored(value: tuple[int, int]) -> bytes:

@@ -118,7 +118,9 @@ class World:
             return
         large = self.random.choice(self.open)
         live = self.at(large.tau_start)
-        keys = [k for k in self.keys if k not in large.change and (not large.fresh or k not in live)]
+        keys = [
+            k for k in self.keys if k not in large.change and (not large.fresh or k not in live)
+        ]
         part: Change = {}
         for key in keys[: self.random.randint(1, 5)]:
             delete = not large.fresh and self.random.random() < 0.3

@@ -19,6 +19,8 @@ from meridian.wire.ops import Add, Big, Create, Delete, Drop, Lock, Op, Put, Sha
 
 encode = msgspec.msgpack.Encoder().encode
 
+ATTNUM_MAX = 1600
+"""As in PostgreSQL; SQLite takes 2,000 columns."""
 SAMPLED_ROWS = 64
 """Rows measured per op for the size estimate."""
 
@@ -39,8 +41,28 @@ def check_ops(chunk: Sequence[Op]) -> None:
             len(op.values) != len(op.keys) or set(map(type, op.values)) - {bytes}
         ):
             raise BadWriteSet("BIG values and keys are not parallel byte strings")
-        elif isinstance(op, Add) and not isinstance(op.default, (int, bytes, type(None))):
-            raise BadWriteSet("the default of a column is nil, an int or bin")
+        elif isinstance(op, Create):
+            _check_create(op)
+        elif isinstance(op, Add):
+            _check_column(op.attnum, op.column_class)
+            if not isinstance(op.default, (int, bytes, type(None))):
+                raise BadWriteSet("the default of a column is nil, an int or bin")
+            if isinstance(op.default, int) and not -TS_MAX - 1 <= op.default <= TS_MAX:
+                raise BadWriteSet("an integer exceeds int64")
+
+
+def _check_create(op: Create) -> None:
+    if not 0 < op.sid <= TS_MAX or op.kind not in (0, 1, 2):
+        raise BadWriteSet("unknown kind of relation or impossible storage id")
+    if len({attnum for attnum, _ in op.columns}) != len(op.columns):
+        raise BadWriteSet("a column is named twice")
+    for attnum, column_class in op.columns:
+        _check_column(attnum, column_class)
+
+
+def _check_column(attnum: int, column_class: int) -> None:
+    if not 0 <= attnum <= ATTNUM_MAX or column_class not in (1, 2, 3, 4):
+        raise BadWriteSet("impossible column number or class")
 
 
 def _check_keys(op: Put | Delete | Big | Lock | Share) -> None:

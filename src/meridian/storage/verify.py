@@ -67,10 +67,11 @@ class _Verifier:
         tau = max(state.applied_tau, state.horizon)
         snapshot = load_snapshot(self.db, ())
         tables = {row[0] for row in fetch(self.db, "SELECT name FROM sqlite_schema")}
-        for sid, relation in sorted(snapshot.relations.items()):
-            if relation.table not in tables:
+        for sid in sorted(snapshot.relations):
+            if snapshot.relations[sid].table not in tables:
                 self.result.damages.append(f"relation {sid}: its table is missing")
-                continue
+                del snapshot.relations[sid]
+        for _, relation in sorted(snapshot.relations.items()):
             self.result.relations += 1
             self._versions(relation)
             self._big(relation)
