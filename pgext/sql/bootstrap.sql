@@ -86,6 +86,13 @@ CREATE SCHEMA sys;
 
 GRANT USAGE ON SCHEMA sys TO PUBLIC;
 
+CREATE VIEW sys.statements AS
+	SELECT node_tag, statement, class, note FROM meridian.utility_classes();
+
+GRANT SELECT ON sys.statements TO PUBLIC;
+
+COMMENT ON VIEW sys.statements IS 'Which statements are supported, and how';
+
 UPDATE pg_catalog.pg_database SET datallowconn = false WHERE datname = 'template1';
 
 CHECKPOINT;
