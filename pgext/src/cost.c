@@ -35,9 +35,8 @@
 /* A table nobody has analysed is planned as at least this big: it may fill. */
 #define UNANALYSED_ROWS 1000.0
 
-/* Storage's work per row looked at, and per row found through an index. */
+/* Storage's work per row looked at. */
 #define EXAMINE_ROW_COST 0.004
-#define LOOKUP_ROW_COST 0.2
 #define FETCH_BYTE_COST 0.0001
 
 double		mer_round_trip_cost = 10.0;
@@ -251,12 +250,18 @@ mer_round_trips(double rows, double row_bytes)
 	return Max(1.0, ceil(rows * (row_bytes + 16) / PAGE_BYTES_ASSUMED));
 }
 
+/* Rows on their way here. */
+Cost
+mer_rows_cost(double rows, double row_bytes)
+{
+	return rows * (mer_row_fetch_cost + row_bytes * FETCH_BYTE_COST);
+}
+
 Cost
 mer_scan_cost(double rows_examined, double rows_shipped, double row_bytes)
 {
 	return mer_round_trip_cost * mer_round_trips(rows_shipped, row_bytes) +
-		rows_examined * EXAMINE_ROW_COST +
-		rows_shipped * (mer_row_fetch_cost + row_bytes * FETCH_BYTE_COST);
+		rows_examined * EXAMINE_ROW_COST + mer_rows_cost(rows_shipped, row_bytes);
 }
 
 /* What an index scan's conditions bound. */
@@ -385,7 +390,7 @@ mer_index_cost(PlannerInfo *root, IndexPath *path, double loop_count,
 		mer_scan_cost(entries, only ? entries : 0, width) +
 		list_length(all_quals) * entries * cpu_operator_cost;
 	if (!only && !is_table_order(index->indexoid))
-		*total_cost += entries * LOOKUP_ROW_COST;
+		*total_cost += entries * MER_LOOKUP_ROW_COST;
 	*correlation = 1.0;
 	*pages = Max(1.0, ceil(entries / 100));
 }

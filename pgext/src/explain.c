@@ -71,6 +71,20 @@ mer_explain_groups(List *tlist, int ngroups, int naggs, PlanState *ps,
 		ExplainPropertyList("Storage Aggregates", aggs, es);
 }
 
+/* The table whose rows are fetched by key, and the keys. */
+void
+mer_explain_lookup(Relation table, List *keys, PlanState *ps, List *ancestors,
+				   ExplainState *es)
+{
+	List	   *context = set_deparse_context_plan(es->deparse_cxt, ps->plan, ancestors);
+	List	   *texts = NIL;
+
+	foreach_ptr(Node, key, keys)
+		texts = lappend(texts, deparse_expression(key, context, true, false));
+	ExplainPropertyText("Storage Table", RelationGetRelationName(table), es);
+	ExplainPropertyList("Storage Key", texts, es);
+}
+
 /* The columns storage sends; attrs NULL means all. */
 void
 mer_explain_columns(Relation rel, Bitmapset *attrs, ExplainState *es)

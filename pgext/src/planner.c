@@ -10,6 +10,7 @@
 #include "optimizer/planner.h"
 #include "utils/guc.h"
 
+#include "joinpush.h"
 #include "push.h"
 
 bool		mer_enable_pushdown = true;
@@ -17,6 +18,7 @@ bool		mer_enable_pushdown = true;
 static planner_hook_type next_planner;
 static get_relation_info_hook_type next_relation_info;
 static set_rel_pathlist_hook_type next_rel_pathlist;
+static set_join_pathlist_hook_type next_join_pathlist;
 static create_upper_paths_hook_type next_upper_paths;
 
 /*
@@ -47,6 +49,15 @@ rel_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 	if (next_rel_pathlist)
 		next_rel_pathlist(root, rel, rti, rte);
 	mer_scan_pathlist(root, rel, rti, rte);
+}
+
+static void
+join_pathlist(PlannerInfo *root, RelOptInfo *joinrel, RelOptInfo *outer, RelOptInfo *inner,
+			  JoinType jointype, JoinPathExtraData *extra)
+{
+	if (next_join_pathlist)
+		next_join_pathlist(root, joinrel, outer, inner, jointype, extra);
+	mer_join_pathlist(root, joinrel, outer, inner, jointype, extra);
 }
 
 static void
@@ -86,6 +97,7 @@ mer_planner_init(void)
 	define_settings();
 	mer_customscan_init();
 	mer_aggpush_init();
+	mer_joinpush_init();
 	mer_index_hint_init();
 
 	next_planner = planner_hook;
@@ -94,6 +106,8 @@ mer_planner_init(void)
 	get_relation_info_hook = relation_info;
 	next_rel_pathlist = set_rel_pathlist_hook;
 	set_rel_pathlist_hook = rel_pathlist;
+	next_join_pathlist = set_join_pathlist_hook;
+	set_join_pathlist_hook = join_pathlist;
 	next_upper_paths = create_upper_paths_hook;
 	create_upper_paths_hook = upper_paths;
 }

@@ -70,9 +70,13 @@ extern int	mer_stats_ttl_ms;
  */
 #define MER_FULL_SCAN_PAGES 10
 
+/* Storage's work per row found by its key. */
+#define MER_LOOKUP_ROW_COST 0.2
+
 /* One line of the model: what it costs to have storage look at and ship rows. */
 extern Cost mer_scan_cost(double rows_examined, double rows_shipped,
 						  double row_bytes);
+extern Cost mer_rows_cost(double rows, double row_bytes);
 extern double mer_round_trips(double rows, double row_bytes);
 extern void mer_relation_info(PlannerInfo *root, Oid relid, bool inhparent,
 							  RelOptInfo *rel);
@@ -90,6 +94,8 @@ extern void mer_count_start(MerNodeCounters *c);
 extern void mer_count_stop(MerNodeCounters *c);
 
 extern void mer_explain_filter(List *clauses, const char *label, PlanState *ps,
+							   List *ancestors, ExplainState *es);
+extern void mer_explain_lookup(Relation table, List *keys, PlanState *ps,
 							   List *ancestors, ExplainState *es);
 extern void mer_explain_groups(List *tlist, int ngroups, int naggs, PlanState *ps,
 							   List *ancestors, ExplainState *es);
