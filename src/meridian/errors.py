@@ -77,7 +77,7 @@ class Kind(Enum):
     )
     TAU_IN_FUTURE = ErrorSpec(24, "22023", "tau_start lies in the future", False)
     SNAPSHOT_TOO_OLD = ErrorSpec(
-        25, "72000", "snapshot is too old: its versions are gone", True, hint="Start again."
+        25, "40001", "snapshot is too old: its versions are gone", True, hint="Retry the transaction."
     )
     TXN_ROW_LIMIT = ErrorSpec(
         26,
@@ -110,6 +110,11 @@ class Kind(Enum):
         34, "53000", "too many large commits are under way", True, hint="Retry the transaction."
     )
     REQUEST_TOO_LARGE = ErrorSpec(35, "54000", "request has more than {limit} keys", False)
+
+    BAD_REQUEST = ErrorSpec(36, "08P01", "storage refuses the request: {why}", False)
+    STORAGE_BUSY = ErrorSpec(37, "53000", "too many long reads are under way", True)
+    OUT_OF_RANGE = ErrorSpec(38, "22003", "value out of range: {why}", False)
+    RESULT_TOO_LARGE = ErrorSpec(39, "54000", "result is too large: {why}", False)
 
     # Relations and sequences
     UNKNOWN_RELATION = ErrorSpec(50, "XX000", "storage id {sid} does not exist", True)

@@ -114,6 +114,11 @@ GET_KEYS = 100_000
 """Keys in one GET."""
 SCAN_PAGE_BYTES = 4 * MIB
 """Largest page a SCAN may ask for."""
+SAMPLE_ROWS = 1_000_000
+STATS_SIDS = 10_000
+LEASE_COUNT = 1 << 20
+"""Numbers in one LEASE."""
+
 LARGE_COMMITS = 16
 """Large commits under way at once in one process."""
 STAGED_TOTAL_BYTES = 2048 * MIB
@@ -140,6 +145,18 @@ JOURNAL_SEGMENT_BYTES = 64 * MIB
 JOURNAL_RECORD_BYTES = 32 * MIB
 CHECKPOINT_JOURNAL_BYTES = 512 * MIB
 """Journal bytes after which a checkpoint is taken."""
+CHUNK_BYTES_MAX = 14 * MIB
+"""Largest chunk taken: CHUNK_SIZE_BYTES and one row of the largest size."""
+STAGED_BACKLOG_BYTES = 2 * MIB
+"""Chunks of large commits between gateway and storage; beyond it their clients wait."""
+SERVING_WAIT_S = 30
+"""How long a new owner may take to make its first records durable."""
+OWNER_RETRY_S = 1
+"""Between two attempts to own a journal that cannot be written."""
+CROSSBAR_CREDIT_BYTES = 64 * MIB
+"""Deliveries that storage takes before it must acknowledge some."""
+COMMIT_WAIT_MS = 10_000
+"""How long a commit is asked again while nobody owns the journal or the owner is busy."""
 READ_WAIT_MS = 30_000
 """Longest wait of a read for storage to be complete through its tau."""
 OUTCOMES = 2_000_000
@@ -147,6 +164,8 @@ OUTCOMES = 2_000_000
 SEQUENCE_LOGGED_AHEAD = 32
 """Values of a sequence logged ahead, as PostgreSQL does; a kill -9 may skip them."""
 SEQUENCES_CACHED = 10_000
+SEQUENCE_ATTEMPTS = 20
+"""Commits of one sequence row that may lose against others before the caller is told."""
 LOG_FILE_BYTES = 16 * MIB
 LOG_FILES = 4
 

@@ -45,6 +45,11 @@ class Clock:
         self._last_monotonic = monotonic
         return reading
 
+    @property
+    def last_ns(self) -> int:
+        """A lower bound of `now().earliest`, without reading the clock."""
+        return self._last - self._error_ns
+
     def observe(self, tau: int) -> None:
         """The clock is not behind `tau` from here on (a tau of the journal)."""
         if tau > self.now_ns():

@@ -85,6 +85,12 @@ class SegmentReader:
         self.journal_id = journal_id
         self.from_n = from_n
         self.scanned: Scanned | None = None
+        self.firsts: frozenset[int] = frozenset()
+        """First n of every segment that is read."""
+        self.offset = 0
+        """Of the record yielded last, in its segment."""
+        self.durable_n = 0
+        """Highest n that a record read so far claims to be durable."""
 
     def __iter__(self) -> Iterator[Record]:
         segments = list_segments(self.directory)
@@ -94,6 +100,7 @@ class SegmentReader:
                 Kind.JOURNAL_TRIMMED, journal=self.journal_id, first=first_n, n=self.from_n
             )
         wanted = [s for s in segments if s.before_n is None or s.before_n > self.from_n]
+        self.firsts = frozenset(segment.first_n for segment in wanted)
         state = _State(wanted[0].first_n if wanted else first_n)
         for segment in wanted:
             for record in self._segment(segment, state):
@@ -124,7 +131,8 @@ class SegmentReader:
                     state.torn = self._torn(segment, data, offset, state, bad.why)
                     return
                 raise self._damaged(segment, state.next_n, offset, bad.why) from None
-            state.durable_n = max(state.durable_n, durable_n)
+            self.durable_n = state.durable_n = max(state.durable_n, durable_n)
+            self.offset = offset
             state.next_n += 1
             offset = after
             yield record

@@ -1,0 +1,357 @@
+"""One shard of everything in one process: the embedded data plane.
+
+Starts from a directory, owns its journal, answers reads once storage is complete through their
+tau, and starts a new owner (a higher epoch) when a journal write failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import secrets
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from meridian.adjudicator.events import Replayed
+from meridian.clock.clock import Clock
+from meridian.dataplane import admin, recovery
+from meridian.dataplane.applier import Applier
+from meridian.dataplane.commits import CommitPath
+from meridian.dataplane.counters import Counters
+from meridian.dataplane.housekeeping import Housekeeping
+from meridian.dataplane.leases import Leases
+from meridian.dataplane.owner import JOURNAL, Owner
+from meridian.dataplane.sequences import COLUMN_IS_CALLED, COLUMN_LAST, SID_SEQUENCES, Sequences
+from meridian.errors import Kind, MeridianError
+from meridian.journal.core import Position
+from meridian.journal.file import AppendError, FileJournal, segment_error
+from meridian.journal.files import Files
+from meridian.limits import OWNER_RETRY_S, SERVING_WAIT_S, TAU_FUTURE_NS, Limits
+from meridian.metadata.identities import cluster_id, next_epoch
+from meridian.metadata.ownership import DirectoryLock, boot_id
+from meridian.metadata.store import MetadataStore
+from meridian.storage import Engine
+from meridian.wire.frames import COMMIT_HAS_SCHEMA
+from meridian.wire.ops import (
+    CLASS_BYTES,
+    CLASS_INTEGER,
+    CLASS_OPAQUE,
+    KIND_TABLE,
+    SID_CATALOG,
+    Create,
+    encode_chunk,
+)
+
+log = logging.getLogger("meridian.node")
+
+Resume = Callable[[MeridianError | None], None]
+TRIM_KEY = f"trim/{JOURNAL}"
+
+
+class Waiter:
+    """A read that waits for storage to be complete through `tau`."""
+
+    def __init__(self, tau: int, resume: Resume) -> None:
+        self.tau = tau
+        self.resume: Resume | None = resume
+        self.timer: asyncio.TimerHandle | None = None
+
+    def finish(self, error: MeridianError | None) -> None:
+        """Calls back once."""
+        resume = self.resume
+        self.cancel()
+        if resume is not None:
+            resume(error)
+
+    def cancel(self) -> None:
+        """Never calls back."""
+        self.resume = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class Node:
+    """Everything runs on the event loop's thread; disk syncs and long reads do not."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        profile: str,
+        limits: Limits,
+        ephemeral: bool = False,
+        files: Files | None = None,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.directory = directory
+        self.profile = profile
+        self.limits = limits
+        self.ephemeral = ephemeral
+        self.report = report
+        self.counters = Counters()
+        self.clock = Clock()
+        self.files = files or Files(sync=not ephemeral)
+        self.engine: Engine
+        self.applier: Applier
+        self.owner: Owner | None = None
+        self.failure: AppendError | None = None
+        """Why the last owner ended, until there is a new one."""
+        self.commits = CommitPath(self)
+        self.sequences = Sequences(self)
+        self.leases: Leases
+        self.fatal: asyncio.Future[str]
+        """Set when this process must end; the supervisor starts another."""
+        self._waiters: list[tuple[int, int, Waiter]] = []
+        self._numbers = count()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    # Start and end
+
+    async def start(self) -> None:
+        """Locks the directory, recovers, takes the journal. Raises MeridianError, OSError."""
+        self.fatal = asyncio.get_running_loop().create_future()
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = DirectoryLock(self.directory)
+        self.store = MetadataStore(self.directory / "metadata.db", sync=not self.ephemeral)
+        self.cluster = cluster_id(self.store)
+        self.leases = Leases(self.store)
+        self.journal = FileJournal(self.directory / "journal" / "0", JOURNAL, self.files)
+        self.storage_path = self.directory / "storage" / "shard-0.db"
+        self.checkpoint_path = self.directory / "checkpoint" / "current"
+        self.boot = boot_id()
+        recovered = await self._recover()
+        await self._own(recovered)
+        await self._bootstrap()
+        self.housekeeping = Housekeeping(self)
+        self.spawn(self.housekeeping.run())
+
+    def trim_position(self) -> Position:
+        """Where the journal begins; everything before it lies in the checkpoint."""
+        entry = self.store.get(TRIM_KEY)
+        return Position() if entry is None else recovery.decode_position(entry.value)
+
+    async def _recover(self) -> recovery.Recovered:
+        start = self.trim_position()
+        self._open_storage(start, trusted=True)
+        recovered = await self._read(start)
+        if self.engine.positions.get(JOURNAL, 0) > recovered.reader.n:
+            # A replica ahead of the durable journal must be discarded (design section 8).
+            self.report("storage is ahead of the journal: it is rebuilt")
+            self.engine.abandon()
+            self._open_storage(start, trusted=False)
+            recovered = await self._read(start)
+        self.clock.observe(recovered.reader.tau)
+        return recovered
+
+    def _open_storage(self, start: Position, *, trusted: bool) -> None:
+        self.engine = recovery.open_storage(
+            self.storage_path, self.checkpoint_path, self.boot, start, trusted=trusted
+        )
+        self.applier = Applier(self.engine, self._advanced, self._apply_failed)
+
+    async def _read(self, start: Position) -> recovery.Recovered:
+        return await recovery.read_journal(
+            self.journal, start, self.applier, self.clock, self.report
+        )
+
+    async def _own(self, recovered: recovery.Recovered) -> None:
+        """A new epoch: marker and SEAL are durable when this returns. Raises OSError."""
+        position = recovered.reader.position()
+        epoch = next_epoch(self.store, JOURNAL, position.epoch[0] + 1)
+        owner = Owner(
+            clock=self.clock,
+            counters=self.counters,
+            adjudicator=recovered.adjudicator,
+            merge=recovered.merge,
+            reader=recovered.reader,
+            applier=self.applier,
+            answered=self.commits.answered,
+            refused=self.commits.refused,
+            lost=self._lost,
+        )
+        owner.writer = self.journal.open_writer(
+            recovered.segments, recovered.tail, owner.durable_in_thread, owner.failed_in_thread
+        )
+        self.boundaries = recovered.boundaries
+        self.owner = owner
+        self.failure = None
+        self.counters.owners += 1
+        owner.step(Replayed(position, epoch))
+        await asyncio.wait_for(owner.serving.wait(), SERVING_WAIT_S)
+        log.info("owns the journal", extra={"epoch": epoch[0], "n": position.n})
+
+    async def _bootstrap(self) -> None:
+        """The system relations of a new cluster."""
+        if self.engine.known_columns(SID_CATALOG) is not None:
+            return
+        integers = [(COLUMN_LAST, CLASS_INTEGER), (COLUMN_IS_CALLED, CLASS_INTEGER)]
+        catalog = [(1, CLASS_OPAQUE), (2, CLASS_BYTES)]
+        chunk = encode_chunk([
+            Create(SID_CATALOG, KIND_TABLE, catalog, 0),
+            Create(SID_SEQUENCES, KIND_TABLE, integers, 0),
+        ])
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[int | MeridianError] = loop.create_future()
+        txid = secrets.token_bytes(16)
+        self.commits.commit(txid, 0, 0, COMMIT_HAS_SCHEMA, 0, chunk, done.set_result)
+        result = await asyncio.wait_for(done, SERVING_WAIT_S)
+        if isinstance(result, MeridianError):
+            raise result
+
+    async def close(self) -> None:
+        """Clean end: what was appended is durable, storage is marked clean."""
+        self._closing = True
+        for task in list(self._tasks):
+            task.cancel()
+        if self.owner is not None:
+            self.owner.close()
+        for _, _, waiter in self._waiters:
+            waiter.finish(MeridianError(Kind.SHUTTING_DOWN))
+        self.applier.stop()
+        self.engine.close()
+        self.store.close()
+        self._lock.release()
+
+    def spawn(self, work: Any) -> None:
+        """A background task; its failure ends the process."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("background work failed", exc_info=task.exception())
+            self.die(f"background work failed: {task.exception()!r}")
+
+    def die(self, reason: str) -> None:
+        """This process cannot go on; the supervisor starts another, which recovers."""
+        if not self.fatal.done():
+            self.fatal.set_result(reason)
+
+    # Owner
+
+    def unavailable(self) -> MeridianError:
+        """Why commits are not taken now."""
+        if self.failure is not None:
+            return segment_error(self.failure.error)
+        return MeridianError(Kind.NOT_READY)
+
+    def _lost(self, reason: str, failure: AppendError | None) -> None:
+        if self._closing:
+            return
+        self.failure = failure
+        self.report(f"the journal's owner ended: {reason}")
+        if failure is None:
+            self.die(reason)
+            return
+        self.commits.owner_lost()
+        self.spawn(self._own_again())
+
+    async def _own_again(self) -> None:
+        """Reads what landed, then takes a new epoch; again and again while the disk refuses."""
+        while True:
+            try:
+                self.applier.drain()
+                await self._own(await self._read(self.trim_position()))
+                return
+            except (OSError, TimeoutError) as error:
+                log.warning("journal cannot be taken", extra={"error": str(error)})
+            if self.owner is not None and not self.owner.dead:
+                self.owner.stop()
+            await asyncio.sleep(OWNER_RETRY_S)
+
+    def _apply_failed(self, error: Exception) -> None:
+        log.error("storage failed", exc_info=error)
+        self.die(f"storage failed: {error}")
+
+    # Time and completeness
+
+    def tau_start(self) -> int:
+        """The tau_start of a transaction that begins now (design 4.3)."""
+        owner = self.owner
+        if owner is None or owner.dead:
+            # Nothing was acknowledged beyond this since the journal failed: as fresh as now.
+            return self.applier.complete_tau
+        return self.clock.now_ns()
+
+    def ready(self, tau: int) -> bool:
+        """May a read at tau run now? Asks the adjudicator where its promise does not reach.
+
+        Raises TAU_IN_FUTURE.
+        """
+        applier = self.applier
+        if tau <= applier.complete_tau and tau <= self.clock.last_ns:
+            return True
+        now = self.clock.now()
+        if tau > now.latest + TAU_FUTURE_NS:
+            raise MeridianError(Kind.TAU_IN_FUTURE)
+        owner = self.owner
+        if tau > applier.complete_tau and owner is not None:
+            owner.want(tau)
+        # Rule 4.5: results leave only once the clock has certainly passed what they show.
+        return tau <= applier.complete_tau and tau <= now.earliest
+
+    def wait(self, tau: int, timeout_ms: int, resume: Resume) -> Waiter:
+        """Calls `resume` once `ready(tau)`, or with an error after the timeout."""
+        waiter = Waiter(tau, resume)
+        heapq.heappush(self._waiters, (tau, next(self._numbers), waiter))
+        loop = asyncio.get_running_loop()
+        waiter.timer = loop.call_later(timeout_ms / 1000, self._wait_ended, waiter)
+        ahead_ns = tau - self.clock.now().earliest
+        if ahead_ns > 0:
+            loop.call_later(ahead_ns / 1e9 + 0.001, self._advanced)
+        return waiter
+
+    def _wait_ended(self, waiter: Waiter) -> None:
+        error = Kind.WAIT_TIMEOUT if self.failure is None else Kind.JOURNAL_UNAVAILABLE
+        waiter.finish(MeridianError(error, why="it has no owner"))
+
+    async def wait_until_ready(self, tau: int, timeout_ms: int) -> None:
+        """`wait` for coroutines. Raises what `ready` raises, WAIT_TIMEOUT."""
+        if self.ready(tau):
+            return
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def resume(error: MeridianError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        waiter = self.wait(tau, timeout_ms, resume)
+        try:
+            await future
+        finally:
+            waiter.cancel()
+
+    def _advanced(self) -> None:
+        """Storage has got further: wakes readers, lets chunks of large commits in."""
+        complete_tau, earliest = self.applier.complete_tau, self.clock.now().earliest
+        waiters = self._waiters
+        while waiters and (waiters[0][2].resume is None or waiters[0][0] <= complete_tau):
+            if waiters[0][2].resume is not None and waiters[0][0] > earliest:
+                break
+            heapq.heappop(waiters)[2].finish(None)
+        self.commits.applied()
+        if self.commits.waiting:
+            self.commits.pump()
+
+    async def admin(self, command: str, arguments: dict[str, Any]) -> Any:
+        """An ADMIN request. Raises NOT_SUPPORTED for unknown commands."""
+        return await admin.run(self, command, arguments)
+
+
+def encode_position(position: Position) -> bytes:
+    """As the metadata store keeps it."""
+    return msgspec.msgpack.encode(position)

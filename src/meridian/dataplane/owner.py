@@ -1,0 +1,198 @@
+"""One epoch of one journal: adjudicator, writer, reader and crossbar wired together.
+
+Events go in through `step`; effects are carried out here. When the journal fails the owner is
+finished (`lost`) and the node starts another with a higher epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from meridian.adjudicator import events as ev
+from meridian.clock.clock import Clock
+from meridian.crossbar import core as crossbar
+from meridian.dataplane.applier import Applier
+from meridian.dataplane.counters import Counters
+from meridian.journal.core import Payload, Reader
+from meridian.journal.file import AppendError, FileWriter
+from meridian.journal.record import Record
+
+log = logging.getLogger("meridian.owner")
+
+JOURNAL = 0
+"""The one journal of this process."""
+
+_SPIN_NS = 1_000_000
+"""Shorter timers are polled by the loop: its own timers have a resolution of 1 ms."""
+
+
+class Owner:
+    """Runs on the event loop's thread; only the writer's callbacks come from another."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        counters: Counters,
+        adjudicator: Any,
+        merge: Any,
+        reader: Reader,
+        applier: Applier,
+        answered: Callable[[ev.Answer], None],
+        refused: Callable[[ev.Refused], None],
+        lost: Callable[[str, AppendError | None], None],
+    ) -> None:
+        self.clock = clock
+        self.counters = counters
+        self.adjudicator = adjudicator
+        self.merge = merge
+        self.reader = reader
+        self.applier = applier
+        self.serving = asyncio.Event()
+        self.dead = False
+        self.failure: AppendError | None = None
+        self.writer: FileWriter | None = None
+        self._answered = answered
+        self._refused = refused
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._flushing = False
+        self._timers: dict[str, tuple[int, asyncio.Handle]] = {}
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            ev.Append: self._append,
+            ev.Answer: self._answered,
+            ev.Refused: self._refused,
+            ev.Heartbeat: self._heartbeat,
+            ev.SetTimer: self._set_timer,
+            ev.Serving: self._serve,
+            ev.Fatal: self._fatal,
+        }
+
+    # Events
+
+    def step(self, event: ev.Event) -> None:
+        """One event, its effects in order."""
+        if self.dead:
+            return
+        for effect in self.adjudicator.step(self.clock.now(), event):
+            self._carry_out[type(effect)](effect)
+
+    def want(self, tau: int) -> None:
+        """A reader waits for `tau`."""
+        self.step(ev.WantHeartbeat(tau))
+
+    def durable_in_thread(self, batch: list[Record]) -> None:
+        """The writer's callback, in its thread."""
+        self._loop.call_soon_threadsafe(self._durable, batch)
+
+    def failed_in_thread(self, error: AppendError) -> None:
+        """The writer's callback, in its thread."""
+        self._loop.call_soon_threadsafe(self._failed, error)
+
+    def _durable(self, batch: list[Record]) -> None:
+        if self.dead:
+            return
+        self.accept(batch)
+        self.step(ev.Appended(batch[-1].n))
+
+    def accept(self, batch: list[Record]) -> None:
+        """Durable records go to the crossbar, and on to storage."""
+        accepted: list[tuple[Record, Payload]] = []
+        for record in batch:
+            payload = self.reader.accept(record)
+            if payload is not None:
+                accepted.append((record, payload))
+        self.cross(crossbar.Accepted(JOURNAL, accepted))
+
+    def cross(self, event: crossbar.Event) -> None:
+        """One event of the crossbar, what it delivers goes to storage."""
+        for effect in self.merge.step(event):
+            if isinstance(effect, crossbar.Deliver):
+                self.applier.feed(effect)
+                size_bytes = sum(map(crossbar.size_bytes, effect.items))
+                if size_bytes:
+                    self.cross(crossbar.Credit(effect.subscriber, size_bytes))
+            else:
+                self.stop()
+                self._lost(f"storage was cut loose: {effect.reason}", None)
+
+    # Effects
+
+    def _append(self, effect: ev.Append) -> None:
+        assert self.writer is not None
+        self.writer.append(effect.record)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self.writer is not None and not self.dead:
+            self.writer.flush()
+
+    def _heartbeat(self, effect: ev.Heartbeat) -> None:
+        self.cross(crossbar.Beat(JOURNAL, effect.epoch, effect.n, effect.tau))
+
+    def _serve(self, _: ev.Serving) -> None:
+        self.serving.set()
+
+    def _set_timer(self, effect: ev.SetTimer) -> None:
+        known = self._timers.pop(effect.name, None)
+        if known is not None:
+            known[1].cancel()
+        self._arm(effect.name, effect.at)
+
+    def _arm(self, name: str, at: int) -> None:
+        delay_ns = at - self.clock.now().earliest if at else 0
+        if delay_ns < _SPIN_NS:
+            handle: asyncio.Handle = self._loop.call_soon(self._fire, name, at)
+        else:
+            handle = self._loop.call_later(delay_ns / 1e9, self._fire, name, at)
+        self._timers[name] = (at, handle)
+
+    def _fire(self, name: str, at: int) -> None:
+        if self.dead:
+            return
+        if at and self.clock.now().earliest < at:
+            self._arm(name, at)
+            return
+        self._timers.pop(name, None)
+        self.step(ev.TimerFired(name))
+
+    def _fatal(self, effect: ev.Fatal) -> None:
+        log.error("adjudicator ended", extra={"reason": effect.reason})
+        self.stop()
+        self._lost(effect.reason, self.failure)
+
+    def _failed(self, error: AppendError) -> None:
+        """Let the adjudicator give its last answers, then this owner is over."""
+        log.error(
+            "journal write failed",
+            extra={"error": str(error), "nothing_written": error.nothing_written},
+        )
+        self.failure = error
+        self.step(ev.AppendFailed(str(error)))
+        if not self.dead:
+            self.stop()
+            self._lost(str(error), error)
+
+    # End
+
+    def stop(self) -> None:
+        """No more events. What was appended and not yet told stays untold."""
+        self.dead = True
+        for _, handle in self._timers.values():
+            handle.cancel()
+        self._timers.clear()
+
+    def close(self) -> None:
+        """Writes what waits, then closes the journal. Blocks for one batch."""
+        self.stop()
+        if self.writer is not None:
+            self.writer.close()
+
+
+__all__ = ["JOURNAL", "Owner"]
