@@ -28,7 +28,7 @@ REFUSED = {
     "LoadStmt": "LOAD 'plpgsql'",
     "CreateOpClassStmt": "CREATE OPERATOR CLASS oc FOR TYPE int4 USING btree AS STORAGE int4",
     "CreateOpFamilyStmt": "CREATE OPERATOR FAMILY of USING btree",
-    "AlterOpFamilyStmt": "ALTER OPERATOR FAMILY integer_ops USING btree ADD OPERATOR 1 < (int4, int4)",
+    "AlterOpFamilyStmt": "ALTER OPERATOR FAMILY fa USING btree ADD OPERATOR 1 < (int4, int4)",
     "CreatePLangStmt": "CREATE LANGUAGE plx HANDLER plpgsql_call_handler",
     "SecLabelStmt": "SECURITY LABEL ON TABLE base IS 'x'",
     "ReindexStmt": "REINDEX TABLE base",
@@ -195,7 +195,7 @@ def outcome(session: psycopg.Connection, sql: str) -> str | None:
 def test_every_row_has_a_case(cluster: Server) -> None:
     with psycopg.connect(cluster.dsn) as session:
         rows = session.execute("SELECT node_tag, class FROM sys.statements").fetchall()
-    classes = dict(rows)
+    classes: dict[str, str] = dict(rows)
     assert len(classes) == len(rows)
     assert set(classes) == set(REFUSED) | set(ACCEPTED)
     assert {tag for tag, name in classes.items() if name == "refused"} == set(REFUSED)
