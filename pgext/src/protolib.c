@@ -9,8 +9,6 @@ extern MerProto *merlib_new(const MerProtoOps *ops, void *arg);
 extern void merlib_free(MerProto *p);
 extern MerStatus merlib_send(MerProto *p, int type, uint32 id, const char *fields, size_t len,
 							 int n_fields, int64 deadline_ms);
-extern MerStatus merlib_wait(MerProto *p, uint32 id, int64 deadline_ms, MerAnswer *answer);
-extern bool merlib_alive(MerProto *p);
 extern int	merlib_skip(const char *data, size_t len, size_t *used);
 extern int	merlib_int(const char *data, size_t len, int64 *value);
 extern size_t merlib_put_int(int64 v, char *out);
@@ -73,18 +71,6 @@ merlib_send(MerProto *p, int type, uint32 id, const char *fields, size_t len, in
 	status = mer_proto_send(p, &buf, deadline_ms);
 	free(buf.data);
 	return status;
-}
-
-MerStatus
-merlib_wait(MerProto *p, uint32 id, int64 deadline_ms, MerAnswer *answer)
-{
-	return mer_proto_wait(p, id, deadline_ms, answer);
-}
-
-bool
-merlib_alive(MerProto *p)
-{
-	return mer_proto_alive(p);
 }
 
 int
