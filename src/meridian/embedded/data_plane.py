@@ -11,6 +11,7 @@ from pathlib import Path
 
 from meridian.embedded import places
 from meridian.embedded.directory import ClusterDirectory, Identity
+from meridian.instance import processes
 from meridian.instance.errors import SetupError
 from meridian.instance.users import PgUser, die_with_parent, pg_user
 
@@ -22,10 +23,21 @@ def command(
     directory: ClusterDirectory, identity: Identity, socket: Path, user: PgUser, *, ephemeral: bool
 ) -> list[str]:
     """The command line. Backends of `user` may open the socket."""
-    words = [sys.executable, "-m", "meridian.dataplane", "--dir", str(directory.data)]
+    words = [sys.executable, *_marks(directory)]
     words += ["--socket", str(socket), "--profile", identity.profile]
+    words += ["--log", str(directory.log / "data-plane.log")]
     words += ["--socket-owner", f"{user.uid}:{user.gid}"]
     return [*words, "--ephemeral"] if ephemeral else words
+
+
+def _marks(directory: ClusterDirectory) -> list[str]:
+    """The part of the command line by which a data plane of this directory is known."""
+    return ["-m", "meridian.dataplane", "--dir", str(directory.data)]
+
+
+def kill_leftovers(directory: ClusterDirectory) -> int:
+    """End a data plane whose supervisor was killed; the number found. The lock must be ours."""
+    return processes.end_all(lambda: processes.running(_marks(directory)), signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -37,6 +49,7 @@ def alone(directory: ClusterDirectory, report: Callable[[str], None]) -> Iterato
     identity = directory.open(None)
     user = pg_user()
     sockets = places.runtime_directory(identity.cluster, user)
+    kill_leftovers(directory)
     words = command(directory, identity, sockets / "gateway", user, ephemeral=False)
     process = subprocess.Popen(
         words,

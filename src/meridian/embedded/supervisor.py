@@ -54,6 +54,7 @@ class Supervisor:
         self._data_plane: Child | None = None
         self._postgres: Child | None = None
         self._sockets: Path | None = None
+        self._reported: set[str] = set()
 
     async def run(self, on_ready: Callable[[Running], None]) -> None:
         """Until SIGINT or SIGTERM. Raises SetupError when the cluster cannot be started or kept."""
@@ -96,9 +97,10 @@ class Supervisor:
         self._sockets = self.sockets = places.runtime_directory(identity.cluster, self.user)
         self.gateway = self.sockets / "gateway"
         self.logs = {
-            name: RotatingLog(self.directory.log / f"{name}.log")
-            for name in ("data-plane", "postgres")
+            name: RotatingLog(self.directory.log / name)
+            for name in ("data-plane.out", "postgres.log")
         }
+        await asyncio.to_thread(data_plane.kill_leftovers, self.directory)
         self.instance = await asyncio.to_thread(self._make_instance)
         await asyncio.gather(
             self._start_data_plane(), asyncio.to_thread(self.instance.prepare, self.password)
@@ -117,6 +119,7 @@ class Supervisor:
                 if not ready.done():
                     ready.set_result(None)
             elif line and not ready.done():
+                self._reported.add(line)
                 self.report(line)
 
         command = data_plane.command(
@@ -128,7 +131,7 @@ class Supervisor:
         )
         child = await Child.spawn(
             command,
-            self.logs["data-plane"],
+            self.logs["data-plane.out"],
             on_line,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -138,7 +141,7 @@ class Supervisor:
         ended = asyncio.ensure_future(child.wait())
         await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
-            raise SetupError(self._last_words("the data plane", "data-plane", ended.result()))
+            raise SetupError(self._last_words("the data plane", "data-plane.out", ended.result()))
         ended.cancel()
 
     async def _start_postgres(self) -> None:
@@ -155,7 +158,7 @@ class Supervisor:
         self.instance.write_config(settings)
         child = await Child.spawn(
             self.instance.command(),
-            self.logs["postgres"],
+            self.logs["postgres.log"],
             lambda _: None,
             **self.instance.popen_options(),
         )
@@ -164,7 +167,7 @@ class Supervisor:
         while not processes.is_ready(self.instance.data, child.process.pid):
             if child.process.returncode is not None:
                 status = await child.wait()
-                raise SetupError(self._last_words("PostgreSQL", "postgres", status))
+                raise SetupError(self._last_words("PostgreSQL", "postgres.log", status))
             if time.monotonic() > deadline:
                 await child.end(signal.SIGQUIT, POSTGRES_STOP_S)
                 raise SetupError(
@@ -187,8 +190,9 @@ class Supervisor:
         return None
 
     def _last_words(self, who: str, log: str, status: int) -> str:
-        tail = "\n".join(list(self.logs[log].tail)[-12:])
-        return f"{who} ended at start (status {status}); its last words:\n{tail}"
+        tail = [line for line in self.logs[log].tail if line not in self._reported][-12:]
+        words = "\n".join(["; its last words:", *tail]) if tail else ""
+        return f"{who} ended at start (status {status}){words}"
 
     def _describe(self) -> Running:
         secret = "" if self.options.trust else f":{quote(self.password, safe='')}"
@@ -218,10 +222,10 @@ class Supervisor:
                     await self._postgres.end(signal.SIGQUIT, POSTGRES_STOP_S)
                 raise
 
-        await self._keep("the data plane", "data-plane", lambda: self._data_plane, start)
+        await self._keep("the data plane", "data-plane.out", lambda: self._data_plane, start)
 
     async def _keep_postgres(self) -> None:
-        await self._keep("PostgreSQL", "postgres", lambda: self._postgres, self._start_postgres)
+        await self._keep("PostgreSQL", "postgres.log", lambda: self._postgres, self._start_postgres)
 
     async def _keep(
         self,

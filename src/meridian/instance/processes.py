@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from meridian.instance.errors import SetupError
@@ -39,12 +40,21 @@ def wait_ready(data: Path, postmaster: subprocess.Popen[bytes]) -> None:
 
 def processes_of(data: Path) -> list[int]:
     """Live processes whose working directory is `data`: PostgreSQL's processes and no others."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if str((entry / "cwd").readlink()).removesuffix(" (deleted)") == str(data):
-                found.append(int(entry.name))
-    return [pid for pid in found if pid != os.getpid()]
+
+    def works_there(entry: Path) -> bool:
+        return str((entry / "cwd").readlink()).removesuffix(" (deleted)") == str(data)
+
+    return _processes(works_there)
+
+
+def running(arguments: list[str]) -> list[int]:
+    """Live processes whose command line contains `arguments` in a row."""
+    wanted = b"\0" + b"\0".join(map(os.fsencode, arguments)) + b"\0"
+
+    def runs_it(entry: Path) -> bool:
+        return wanted in b"\0" + (entry / "cmdline").read_bytes()
+
+    return _processes(runs_it)
 
 
 def kill_leftovers(data: Path) -> int:
@@ -55,21 +65,39 @@ def kill_leftovers(data: Path) -> int:
     a process survives even that.
     """
     data = Path(os.path.realpath(data))
-    leftovers = processes_of(data)
-    found = len(leftovers)
-    _signal(leftovers, signal.SIGQUIT)
-    started = time.monotonic()
-    while leftovers:
-        waited = time.monotonic() - started
-        if waited > GIVE_UP_S:
-            raise SetupError(f"processes {leftovers} hold {data} and cannot be ended")
-        if waited > STOP_TIMEOUT_S:
-            _signal(leftovers, signal.SIGKILL)
-        time.sleep(POLL_S * 4)
-        leftovers = processes_of(data)
+    found = end_all(lambda: processes_of(data), signal.SIGQUIT)
     with contextlib.suppress(OSError):
         (data / "postmaster.pid").unlink()
     return found
+
+
+def end_all(find: Callable[[], list[int]], polite: signal.Signals) -> int:
+    """Signal what `find` finds until it finds nothing; by force after 3 s. The number at first.
+
+    Raises SetupError when a process survives even that.
+    """
+    left = find()
+    found = len(left)
+    _signal(left, polite)
+    started = time.monotonic()
+    while left:
+        waited = time.monotonic() - started
+        if waited > GIVE_UP_S:
+            raise SetupError(f"processes {left} of an earlier run cannot be ended")
+        if waited > STOP_TIMEOUT_S:
+            _signal(left, signal.SIGKILL)
+        time.sleep(POLL_S * 4)
+        left = find()
+    return found
+
+
+def _processes(matches: Callable[[Path], bool]) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if matches(entry):
+                found.append(int(entry.name))
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def _signal(pids: list[int], number: signal.Signals) -> None:
