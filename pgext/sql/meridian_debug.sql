@@ -30,3 +30,12 @@ CREATE FUNCTION meridian_debug.key_supported(opfamily oid, type oid, collation_i
 
 CREATE FUNCTION meridian_debug.conflict_hash(sid int8, kind int4, key bytea) RETURNS int8
 	LANGUAGE C IMMUTABLE STRICT AS 'meridian', 'mer_debug_conflict_hash';
+
+CREATE FUNCTION meridian_debug.lease(kind int4, count int4) RETURNS int8
+	LANGUAGE C VOLATILE STRICT AS 'meridian', 'mer_debug_lease';
+
+CREATE FUNCTION meridian_debug."limit"(name text) RETURNS int8
+	LANGUAGE C VOLATILE STRICT AS 'meridian', 'mer_debug_limit';
+
+CREATE FUNCTION meridian_debug.profile() RETURNS text
+	LANGUAGE C VOLATILE STRICT AS 'meridian', 'mer_debug_profile';

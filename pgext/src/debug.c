@@ -8,6 +8,7 @@
 #include "access/tupmacs.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
+#include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "varatt.h"
@@ -21,6 +22,9 @@ PG_FUNCTION_INFO_V1(mer_debug_class);
 PG_FUNCTION_INFO_V1(mer_debug_order_bytes);
 PG_FUNCTION_INFO_V1(mer_debug_key_supported);
 PG_FUNCTION_INFO_V1(mer_debug_conflict_hash);
+PG_FUNCTION_INFO_V1(mer_debug_lease);
+PG_FUNCTION_INFO_V1(mer_debug_limit);
+PG_FUNCTION_INFO_V1(mer_debug_profile);
 
 static Datum
 as_bytea(StringInfo buf)
@@ -172,4 +176,26 @@ mer_debug_conflict_hash(PG_FUNCTION_ARGS)
 
 	PG_RETURN_INT64((int64) mer_conflict_hash(PG_GETARG_INT64(0), PG_GETARG_INT32(1),
 											  VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key)));
+}
+
+/* lease(kind, count): the first number */
+Datum
+mer_debug_lease(PG_FUNCTION_ARGS)
+{
+	int64		first;
+
+	(void) mer_lease(PG_GETARG_INT32(0), PG_GETARG_INT32(1), &first);
+	PG_RETURN_INT64(first);
+}
+
+Datum
+mer_debug_limit(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(mer_limit(text_to_cstring(PG_GETARG_TEXT_PP(0))));
+}
+
+Datum
+mer_debug_profile(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(mer_profile()));
 }

@@ -32,20 +32,27 @@ def build_library(target: Path, names: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def codec() -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """A connection to that server, with schema `meridian_debug`."""
+def codec_server() -> Iterator[tuple[str, Path]]:
+    """DSN of that server with schema `meridian_debug`, and the path its gateway should have."""
     with servers.scratch() as directory:
         build_library(directory, CODEC_FILES)
+        gateway = directory / "gateway.sock"
         settings = {
             "shared_preload_libraries": "meridian",
             "dynamic_library_path": f"{directory}:$libdir",
+            "meridian.gateway_socket": str(gateway),
             "fsync": "off",
             "timezone": "UTC",
         }
-        with (
-            servers.stock(directory, settings) as dsn,
-            psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection,
-        ):
+        with servers.stock(directory, settings) as dsn:
             script = extension.source_directory() / "sql" / "meridian_debug.sql"
-            connection.execute(script.read_text())
-            yield connection
+            with psycopg.connect(dsn) as connection:
+                connection.execute(script.read_text())
+            yield dsn, gateway
+
+
+@pytest.fixture(scope="module")
+def codec(codec_server: tuple[str, Path]) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """An autocommit connection to the server."""
+    with psycopg.connect(codec_server[0], autocommit=True, prepare_threshold=None) as connection:
+        yield connection

@@ -113,8 +113,9 @@ def test_bounds_of_another_type(codec: Connection, column: str, other: str) -> N
     values = ", ".join(f"({MAKERS[other](rng)})" for _ in range(COUNT))
     load(codec, column, 4)
     wrong = codec.execute(
-        f"WITH o(b) AS (VALUES {values}), k AS (SELECT b, meridian_debug.key_as('{column}'::regtype,"
-        f" b) AS bound FROM o) SELECT a::text, b::text FROM k, v WHERE"
+        f"WITH o(b) AS (VALUES {values}), k AS (SELECT b,"
+        f" meridian_debug.key_as('{column}'::regtype, b) AS bound FROM o)"
+        f" SELECT a::text, b::text FROM k, v WHERE"
         f" ((meridian_debug.key(a, false, false) < bound) = (a < b)"
         f" AND (meridian_debug.key(a, false, false) = bound) = (a = b)) IS NOT TRUE LIMIT 5"
     ).fetchall()
@@ -155,9 +156,10 @@ def supported(codec: Connection, family: str, type_name: str, collation: str = "
 
 def test_allow_list(codec: Connection) -> None:
     assert supported(codec, "integer_ops", "int4") and supported(codec, "text_ops", "varchar")
-    assert supported(codec, "text_ops", "text", "C") and supported(codec, "text_ops", "text",
-                                                                    "ucs_basic")
-    assert supported(codec, "text_pattern_ops", "text") and supported(codec, "text_ops", "name", "C")
+    assert supported(codec, "text_ops", "text", "C")
+    assert supported(codec, "text_ops", "text", "ucs_basic")
+    assert supported(codec, "text_ops", "name", "C")
+    assert supported(codec, "text_pattern_ops", "text")
     for family, type_name in [
         ("jsonb_ops", "jsonb"), ("array_ops", "int4[]"), ("range_ops", "int4range"),
         ("record_ops", "record"), ("enum_ops", "anyenum"), ("tsvector_ops", "tsvector"),
@@ -175,7 +177,8 @@ def test_allow_list(codec: Connection) -> None:
 def test_conflict_hash_has_a_twin(codec: Connection) -> None:
     rng = Random(7)
     for _ in range(100):
-        sid, kind, key = rng.randint(0, 2**63 - 1), rng.randint(0, 1), rng.randbytes(rng.randint(0, 40))
+        sid, kind = rng.randint(0, 2**63 - 1), rng.randint(0, 1)
+        key = rng.randbytes(rng.randint(0, 40))
         row = codec.execute("SELECT meridian_debug.conflict_hash(%s, %s, %s)",
                             (sid, kind, key)).fetchone()
         assert row is not None and row[0] % 2**64 == conflict_hash(sid, kind, key)
