@@ -356,6 +356,16 @@ def test_sample_and_stats(tmp_path: Path) -> None:
     assert not engine.is_short(ScanRequest(110, T, limit=10, filter=[4, 1]))
     assert not engine.is_short(ScanRequest(110, T))
     assert engine.is_short(ScanRequest(110, X))
+    assert engine.try_scan(ScanRequest(110, T)) is None
+    never = [6, 1, 3, -1]
+    assert engine.try_scan(ScanRequest(110, T, key(0), key(1 << 40), filter=never)) is None
+    few = ScanRequest(110, T, key(0), key(5), cols=(1,), filter=[6, 1, 3, 3])
+    assert (
+        engine.try_scan(few)
+        == engine.scan(few)
+        == (False, b"\x91\x92" + b"\xc4\x08" + key(3) + b"\x03")
+    )
+    assert len(decode(engine.scan(ScanRequest(110, T, cols=()))[1])) == 20020
 
 
 def test_long_reads_can_be_cancelled(tmp_path: Path) -> None:

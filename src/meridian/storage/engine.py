@@ -15,6 +15,7 @@ from meridian.storage.checkpoint import CheckpointInfo
 from meridian.storage.errors import (
     BadRequest,
     BelowHorizon,
+    Cancelled,
     Failed,
     RebuildNeeded,
     UnknownRelation,
@@ -35,9 +36,15 @@ from meridian.wire.ops import Op
 CACHE_BYTES = 64 << 20
 SHORT_ROWS = 2_000
 """Scans that visit at most about this many versions run on the caller's thread."""
+SHORT_STEPS = 50_000
+"""SQLite steps after which a read on the caller's thread is given up: about a millisecond."""
 
 Commit = tuple[int, Sequence[Op]]
 """(tau_commit, ops)."""
+
+
+def _stop() -> bool:
+    return True
 
 
 class Engine:
@@ -310,7 +317,7 @@ class Engine:
         `more`: cut at GET_BYTES_MAX; ask again for the keys after the last row. Raises
         BelowHorizon, UnknownRelation, BadRequest, Failed.
         """
-        if len(keys) == 1 and not self._overlay:
+        if len(keys) == 1 and sid not in self._overlay:
             known = self._gets.get((sid, cols)) or self._prepare_get(sid, cols)
             if tau < self._horizon:
                 raise BelowHorizon()
@@ -348,6 +355,31 @@ class Engine:
             raise reading.translate(error) from error
         except TypeError as error:
             raise BadRequest(f"keys are byte strings: {error}") from error
+
+    def try_scan(self, request: ReadRequest) -> Page | None:
+        """The answer if it takes less than about a millisecond on the caller's thread, else None.
+
+        None: use `readers`. Raises like `get`.
+        """
+        if not self._may_be_short(request):
+            return None
+        self._db.set_progress_handler(_stop, SHORT_STEPS)
+        try:
+            return self.scan(request)
+        except Cancelled:
+            return None
+        finally:
+            self._db.set_progress_handler(None)
+
+    def _may_be_short(self, request: ReadRequest) -> bool:
+        """Not worth a try: everything of a relation with many versions."""
+        relation = self._relations.get(request.sid)
+        if relation is None or relation.rows + relation.dead <= SHORT_ROWS:
+            return True
+        if isinstance(request, SampleRequest):
+            return False
+        bounded = request.lo is not None and request.hi is not None
+        return bounded or (0 < request.limit <= SHORT_ROWS and not request.grouped)
 
     def scan(self, request: ReadRequest) -> Page:
         """SCAN or SAMPLE on the caller's thread. Raises like `get`."""

@@ -34,7 +34,8 @@ CREATE TABLE big(sid INTEGER, k BLOB, ts INTEGER, attnum INTEGER, v BLOB,
   PRIMARY KEY(sid, k, ts, attnum)) WITHOUT ROWID;
 CREATE TABLE staged(number INTEGER PRIMARY KEY, txid BLOB UNIQUE, tau INTEGER, chunks INTEGER);
 CREATE TABLE staged_ops(number INTEGER, seq INTEGER, n INTEGER, sid INTEGER, kind INTEGER,
-  closes INTEGER, attnum INTEGER, keys BLOB, PRIMARY KEY(number, seq, n)) WITHOUT ROWID;
+  closes INTEGER, attnum INTEGER, count INTEGER, keys BLOB,
+  PRIMARY KEY(number, seq, n)) WITHOUT ROWID;
 CREATE TABLE gc(id INTEGER PRIMARY KEY, te INTEGER, sid INTEGER, keys BLOB);
 PRAGMA application_id = {APPLICATION_ID};
 """
@@ -64,6 +65,7 @@ def connect(path: Path, *, cache_bytes: int) -> apsw.Connection:
         "synchronous = OFF",
         f"cache_size = -{cache_bytes // 1024}",
         "wal_autocheckpoint = 512",
+        "journal_size_limit = 67108864",
         "temp_store = MEMORY",
     ):
         db.execute(f"PRAGMA {pragma}").fetchall()
@@ -71,11 +73,10 @@ def connect(path: Path, *, cache_bytes: int) -> apsw.Connection:
 
 
 def connect_reader(path: Path, *, cache_bytes: int) -> apsw.Connection:
-    """A read-only connection for another thread."""
+    """A read-only connection for another thread; its sorts spill to temporary files."""
     db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, statementcachesize=100)
     db.set_busy_timeout(5000)
     db.execute(f"PRAGMA cache_size = -{cache_bytes // 1024}").fetchall()
-    db.execute("PRAGMA temp_store = MEMORY").fetchall()
     return db
 
 

@@ -87,8 +87,8 @@ def _stage_op(applier: Applier, number: int, seq: int, n: int, op: Op) -> None:
         return
     sid, kind, closes, attnum, keys = record
     applier.db.execute(
-        "INSERT INTO staged_ops VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
-        (number, seq, n, sid, kind, int(closes), attnum, _encode(keys)),
+        "INSERT INTO staged_ops VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (number, seq, n, sid, kind, int(closes), attnum, len(keys), _encode(keys)),
     )
 
 
@@ -102,18 +102,21 @@ def resolve(applier: Applier, txid: bytes, chunks: int, tau: int) -> None:
     number = found[0][0]
     db.execute("UPDATE staged SET tau = ? WHERE number = ?", (tau, number))
     rows: dict[int, int] = {}
-    for sid, kind, attnum, encoded in fetch(
+    # Only ADD needs its name here: the key lists of all chunks are never read at once.
+    for sid, kind, attnum, count, name in fetch(
         db,
-        "SELECT sid, kind, attnum, keys FROM staged_ops WHERE number = ? AND kind IN (1, 7, 8)",
+        "SELECT sid, kind, attnum, count, CASE kind WHEN 7 THEN keys END FROM staged_ops"
+        " WHERE number = ? AND kind IN (1, 7, 8) ORDER BY seq, n",
         (number,),
     ):
         if kind == DROP:
             applier.end_relation(sid, tau)
         elif kind == ADD:
-            name, column_class = _decode_keys(encoded)
-            relations.set_column(db, applier.relation(sid), attnum, name.decode(), column_class[0])
+            column, column_class = _decode_keys(name)
+            relation = applier.relation(sid)
+            relations.set_column(db, relation, attnum, column.decode(), column_class[0])
         else:
-            rows[sid] = rows.get(sid, 0) + _key_count(encoded)
+            rows[sid] = rows.get(sid, 0) + count
     for sid, count in rows.items():
         relation = applier.relation(sid)
         relation.rows += count
@@ -123,16 +126,6 @@ def resolve(applier: Applier, txid: bytes, chunks: int, tau: int) -> None:
         if relation.born == number:
             relation.born = tau
     applier.catalog_changed = True
-
-
-def _key_count(encoded: bytes) -> int:
-    """Length of an encoded array, from its header."""
-    first = encoded[0]
-    if first == 0xDC:
-        return int.from_bytes(encoded[1:3], "big")
-    if first == 0xDD:
-        return int.from_bytes(encoded[1:5], "big")
-    return first & 0x0F
 
 
 def discard(applier: Applier, txid: bytes) -> None:
