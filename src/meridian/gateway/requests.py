@@ -243,8 +243,9 @@ class Requests:
     ) -> None:
         engine = self.node.engine
         self.node.counters.scans += 1
-        if isinstance(request, ScanRequest) and engine.is_short(request):
-            more, rows = engine.scan(request)
+        page = engine.try_scan(request)
+        if page is not None:
+            more, rows = page
             connection.send(frames.result_frame(request_id, request.tau, more, rows))
             return
         job = engine.readers.submit(request)
