@@ -334,6 +334,7 @@ mer_guard_vacuum(Node *node, const MerGuardContext *context)
 	List	   *kept = NIL;
 	bool		analyze = !stmt->is_vacuumcmd;
 
+	mer_rel_stats_forget();		/* sizes as of now */
 	if (analyze)
 		return true;
 	PreventInTransactionBlock(context->top_level, "VACUUM");
