@@ -121,6 +121,8 @@ LEASE_COUNT = 1 << 20
 
 LARGE_COMMITS = 16
 """Large commits under way at once in one process."""
+LARGE_WAITING = 128
+"""Large commits under way or waiting for their turn; more are refused."""
 STAGED_TOTAL_BYTES = 2048 * MIB
 """Write sets of large commits staged at once in one process."""
 
@@ -147,7 +149,10 @@ CHECKPOINT_JOURNAL_BYTES = 512 * MIB
 """Journal bytes after which a checkpoint is taken."""
 CHUNK_BYTES_MAX = 14 * MIB
 """Largest chunk taken: CHUNK_SIZE_BYTES and one row of the largest size."""
-STAGED_BACKLOG_BYTES = 2 * MIB
+SLICE_BYTES = 128 * 1024
+SLICE_ROWS = 1_000
+"""A chunk of a large commit is taken in pieces of at most this."""
+STAGED_BACKLOG_BYTES = 512 * 1024
 """Chunks of large commits between gateway and storage; beyond it their clients wait."""
 SERVING_WAIT_S = 30
 """How long a new owner may take to make its first records durable."""

@@ -6,18 +6,21 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from meridian.adjudicator import events as ev
+from meridian.dataplane.slices import slices
 from meridian.dataplane.validate import check_relations, created_by
 from meridian.errors import Kind, MeridianError
 from meridian.limits import (
     CHUNK_BYTES_MAX,
     COMMIT_WAIT_MS,
     LARGE_COMMITS,
+    LARGE_WAITING,
     STAGED_BACKLOG_BYTES,
     TAU_FUTURE_NS,
 )
@@ -46,18 +49,41 @@ class _Asked(msgspec.Struct):
     """Told instead, unless the transaction turns out to be committed."""
 
 
+class _Final(msgspec.Struct):
+    """The COMMIT of a large write set."""
+
+    tau: int
+    catver: int
+    flags: int
+    row_count: int
+    done: Done
+    started_ns: int
+
+
+_Chunk = tuple[int, bytes, Callable[[MeridianError | None], None]]
+"""seq, chunk, whom to tell once it is on its way."""
+
+
 class _Large(msgspec.Struct):
     """Chunks of a large write set on their way to the adjudicator."""
 
     tau: int
+    next_seq: int = 0
     parts: int = 0
+    """Pieces handed to the adjudicator so far."""
     size_bytes: int = 0
-    queue: deque[tuple[int, bytes, Callable[[MeridianError | None], None]]] = msgspec.field(
-        default_factory=deque
-    )
+    queue: deque[_Chunk] = msgspec.field(default_factory=deque)
+    pieces: deque[bytes] = msgspec.field(default_factory=deque)
+    taken: Callable[[MeridianError | None], None] | None = None
     created: dict[int, dict[int, int]] = msgspec.field(default_factory=dict)
     refused: MeridianError | None = None
-    commit: Callable[[], None] | None = None
+    final: _Final | None = None
+    last_chunk: bytes | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Something can be handed on."""
+        return bool(self.queue or self.pieces or self.last_chunk is not None)
 
 
 class CommitPath:
@@ -69,7 +95,7 @@ class CommitPath:
         self._last_to = 0
         self._large: dict[bytes, _Large] = {}
         self._unapplied: deque[tuple[int, Done]] = deque()
-        self._pumping = False
+        self._scheduled = False
 
     # COMMIT
 
@@ -89,70 +115,63 @@ class CommitPath:
         """
         if len(txid) != frames.TXID_SIZE_BYTES:
             raise MeridianError(Kind.PROTOCOL_VIOLATION, why="a transaction id has 16 bytes")
-        large = self._large.get(txid)
-        if large is not None and (large.queue or large.refused is None):
-            if large.commit is not None:
-                raise MeridianError(Kind.PROTOCOL_VIOLATION, why="COMMIT was sent twice")
-            if large.queue:
-                again = (txid, tau, catver, flags, row_count, chunk, done)
-                large.commit = lambda: self._commit_late(*again)
-                return
         if tau > self.node.clock.now().latest + TAU_FUTURE_NS:
             raise MeridianError(Kind.TAU_IN_FUTURE)
-        self._large.pop(txid, None)
-        event = ev.Commit(
-            to=self._next_to(),
-            txid=txid,
-            tau_start=tau or (large.tau if large else self.node.tau_start()),
-            catver=catver,
-            flags=flags,
-            parts=large.parts if large else 0,
-            chunk=chunk,
-        )
-        refusal = self._refusal(event, row_count, large)
-        if refusal is None:
-            self._ask(_Asked(event, done, None, time.monotonic_ns()))
+        final = _Final(tau, catver, flags, row_count, done, time.monotonic_ns())
+        large = self._large.get(txid)
+        if large is None:
+            self._commit_small(txid, final, chunk)
             return
-        # An earlier copy of this request may have committed: its outcome comes first (5.6).
-        if large is not None:
-            self._step(ev.Discard(txid))
-        status = ev.Status(event.to, txid, event.tau_start)
-        self._ask(_Asked(status, done, None, time.monotonic_ns(), refusal))
+        if large.final is not None:
+            raise MeridianError(Kind.PROTOCOL_VIOLATION, why="COMMIT was sent twice")
+        large.final = final
+        if large.refused is not None:
+            self._drop(txid, large)
+            return
+        large.last_chunk = chunk
+        self.pump()
 
-    def _commit_late(
+    def _commit_small(self, txid: bytes, final: _Final, chunk: bytes) -> None:
+        refusal = self._refusal(final, final.tau, len(chunk))
+        if final.flags & frames.COMMIT_HAS_PARTS:
+            # Its chunks went to an earlier process, or were refused and forgotten.
+            refusal = MeridianError(Kind.BAD_WRITE_SET, why="its chunks are not here")
+        if refusal is None:
+            try:
+                self._check_chunk(chunk, {})
+            except MeridianError as error:
+                refusal = error
+        tau = final.tau or self.node.tau_start()
+        self._decide(txid, final, tau, 0, chunk, refusal)
+
+    def _decide(
         self,
         txid: bytes,
+        final: _Final,
         tau: int,
-        catver: int,
-        flags: int,
-        row_count: int,
+        parts: int,
         chunk: bytes,
-        done: Done,
+        refusal: MeridianError | None,
     ) -> None:
-        try:
-            self.commit(txid, tau, catver, flags, row_count, chunk, done)
-        except MeridianError as error:
-            done(error)
+        to = self._next_to()
+        if refusal is None:
+            event = ev.Commit(to, txid, tau, final.catver, final.flags, parts, chunk)
+            self._ask(_Asked(event, final.done, None, final.started_ns))
+        else:
+            # An earlier copy of this request may have committed: its outcome comes first (5.6).
+            status = ev.Status(to, txid, tau)
+            self._ask(_Asked(status, final.done, None, final.started_ns, refusal))
 
-    def _refusal(
-        self, event: ev.Commit, row_count: int, large: _Large | None
-    ) -> MeridianError | None:
-        """Why this write set may not commit, if so."""
+    def _refusal(self, final: _Final, tau: int, size_bytes: int) -> MeridianError | None:
+        """Which limit this transaction exceeds, if any."""
         limits = self.node.limits
-        if large is not None and large.refused is not None:
-            return large.refused
-        if row_count > limits.txn_rows:
+        if final.row_count > limits.txn_rows:
             return MeridianError(Kind.TXN_ROW_LIMIT, limit=limits.txn_rows)
-        size_bytes = len(event.chunk) + (large.size_bytes if large else 0)
         if size_bytes > limits.txn_size_bytes:
             return self._too_large(size_bytes)
-        age_ms = (self.node.clock.now().latest - event.tau_start) // 1_000_000
-        if age_ms > limits.txn_age_ms:
+        age_ms = (self.node.clock.now().latest - tau) // 1_000_000
+        if tau and age_ms > limits.txn_age_ms:
             return MeridianError(Kind.TXN_AGE_LIMIT, limit_s=limits.txn_age_ms // 1000)
-        try:
-            self._check_chunk(event.chunk, large.created if large else {})
-        except MeridianError as error:
-            return error
         return None
 
     def _too_large(self, size_bytes: int) -> MeridianError:
@@ -188,11 +207,15 @@ class CommitPath:
             raise MeridianError(Kind.PROTOCOL_VIOLATION, why="a transaction id has 16 bytes")
         large = self._large.get(txid)
         if large is None:
-            if seq != 0:
-                raise MeridianError(Kind.PART_OUT_OF_ORDER, seq=seq)
-            if len(self._large) >= LARGE_COMMITS:
-                raise MeridianError(Kind.TOO_MANY_LARGE_COMMITS)
             large = self._large[txid] = _Large(tau or self.node.tau_start())
+            if seq != 0:
+                large.refused = MeridianError(Kind.PART_OUT_OF_ORDER, seq=0)
+            elif len(self._large) > LARGE_WAITING:
+                large.refused = MeridianError(Kind.TOO_MANY_LARGE_COMMITS)
+            if large.refused is not None:
+                # Remembered: its COMMIT, perhaps sent already, must not commit the rest alone.
+                done(large.refused)
+                return
         if large.refused is not None:
             # Told once already; what was under way when it was refused is dropped.
             done(None)
@@ -201,21 +224,45 @@ class CommitPath:
         self.pump()
 
     def pump(self) -> None:
-        """Hands chunks on while journal and storage keep up."""
-        if self._pumping:
+        """Hands one piece on if journal and storage keep up, then lets others run."""
+        if self._scheduled or not self._has_room():
             return
-        self._pumping = True
-        try:
-            for txid, large in list(self._large.items()):
-                if large.queue and self._has_room():
-                    self._hand_on(txid, large)
-        finally:
-            self._pumping = False
+        for txid, large in self._active():
+            if large.waiting:
+                self._scheduled = True
+                # Round robin: the one served goes to the end.
+                self._large[txid] = self._large.pop(txid)
+                asyncio.get_running_loop().call_soon(self._next_piece, txid)
+                return
+
+    def _active(self) -> Iterator[tuple[bytes, _Large]]:
+        """Those whose turn it is; the others wait for one of them to end."""
+        under_way = [item for item in self._large.items() if item[1].parts]
+        fresh = (item for item in self._large.items() if not item[1].parts)
+        return chain(under_way, islice(fresh, max(0, LARGE_COMMITS - len(under_way))))
+
+    def expire(self) -> None:
+        """Large commits that are too old to commit make room for others."""
+        oldest = self.node.clock.now().earliest - self.node.limits.txn_age_ms * 1_000_000
+        limit_s = self.node.limits.txn_age_ms // 1000
+        for txid, large in list(self._large.items()):
+            if large.tau < oldest and large.refused is None:
+                self._refuse(txid, large, MeridianError(Kind.TXN_AGE_LIMIT, limit_s=limit_s))
+
+    def _next_piece(self, txid: bytes) -> None:
+        self._scheduled = False
+        large = self._large.get(txid)
+        if large is not None and large.waiting:
+            try:
+                self._hand_on(txid, large)
+            except MeridianError as error:
+                self._refuse(txid, large, error)
+        self.pump()
 
     @property
     def waiting(self) -> bool:
-        """Some chunk waits for room."""
-        return any(large.queue for large in self._large.values())
+        """Some piece waits for room."""
+        return any(large.waiting for large in self._large.values())
 
     def _has_room(self) -> bool:
         owner = self.node.owner
@@ -225,55 +272,89 @@ class CommitPath:
         return backlog < STAGED_BACKLOG_BYTES
 
     def _hand_on(self, txid: bytes, large: _Large) -> None:
-        seq, chunk, done = large.queue.popleft()
-        error: MeridianError | None = None
-        try:
-            if seq != large.parts:
-                raise MeridianError(Kind.PART_OUT_OF_ORDER, seq=large.parts)
-            large.size_bytes += len(chunk)
-            if large.size_bytes > self.node.limits.txn_size_bytes:
-                raise self._too_large(large.size_bytes)
-            self._check_chunk(chunk, large.created)
-            large.parts += 1
-            self._step(ev.Part(txid, large.tau, seq, chunk))
-        except MeridianError as refusal:
-            error = refusal
-            self._refuse(txid, large, refusal)
-        done(error)
-        self._late_commit(large)
+        if not large.pieces:
+            self._open_chunk(large)
+            return
+        piece = large.pieces.popleft()
+        if large.final is not None and not large.waiting:
+            self._commit_large(txid, large, piece)
+            return
+        self._step(ev.Part(txid, large.tau, large.parts, piece))
+        large.parts += 1
+        if not large.pieces:
+            self._taken(large)
 
-    def _late_commit(self, large: _Large) -> None:
-        if large.commit is not None and not large.queue:
-            late, large.commit = large.commit, None
-            late()
+    def _taken(self, large: _Large) -> None:
+        taken, large.taken = large.taken, None
+        if taken is not None:
+            taken(None)
+
+    def _open_chunk(self, large: _Large) -> None:
+        """Checks the next chunk and cuts it. Raises MeridianError."""
+        if large.queue:
+            seq, chunk, large.taken = large.queue.popleft()
+            if seq != large.next_seq:
+                raise MeridianError(Kind.PART_OUT_OF_ORDER, seq=large.next_seq)
+            large.next_seq += 1
+        else:
+            assert large.last_chunk is not None
+            chunk, large.last_chunk = large.last_chunk, None
+        large.size_bytes += len(chunk)
+        if large.size_bytes > self.node.limits.txn_size_bytes:
+            raise self._too_large(large.size_bytes)
+        ops = self._check_chunk(chunk, large.created)
+        large.pieces.extend(slices(ops, len(chunk)))
+
+    def _commit_large(self, txid: bytes, large: _Large, piece: bytes) -> None:
+        """The last piece goes with the commit record."""
+        final = large.final
+        assert final is not None
+        del self._large[txid]
+        refusal = self._refusal(final, large.tau, large.size_bytes)
+        if final.tau not in (0, large.tau):
+            refusal = MeridianError(Kind.PROTOCOL_VIOLATION, why="tau differs from its chunks'")
+        if refusal is not None:
+            self._step(ev.Discard(txid))
+        self._decide(txid, final, large.tau, large.parts, piece, refusal)
 
     def _refuse(self, txid: bytes, large: _Large, error: MeridianError) -> None:
+        """A chunk cannot be taken: the client hears it now, and again at its COMMIT."""
         large.refused = error
-        waiting, large.queue = large.queue, deque()
-        for _, _, done in waiting:
-            done(None)
+        large.parts = 0
         self._step(ev.Discard(txid))
+        taken, large.taken = large.taken, None
+        if taken is not None:
+            taken(error)
+        self._drop(txid, large)
 
     def refused(self, effect: ev.Refused) -> None:
         """The adjudicator gave a large transaction up: the client hears it at its COMMIT."""
         large = self._large.get(effect.txid)
         if large is not None and large.refused is None:
             large.refused = self._abort_error(effect.code)
-            self._drop_queue(large)
+            large.parts = 0
+            self._drop(effect.txid, large)
 
-    def _drop_queue(self, large: _Large) -> None:
+    def _drop(self, txid: bytes, large: _Large) -> None:
+        """Nothing more of it is handed on; its COMMIT is answered."""
+        self._taken(large)
         waiting, large.queue = large.queue, deque()
         for _, _, done in waiting:
             done(None)
-        self._late_commit(large)
+        large.pieces.clear()
+        large.last_chunk = None
+        if large.final is not None:
+            self._large.pop(txid, None)
+            self._decide(txid, large.final, large.tau, 0, b"", large.refused)
 
     def discard(self, txid: bytes) -> None:
         """The client of a large transaction went away before COMMIT."""
-        large = self._large.pop(txid, None)
-        if large is not None:
-            large.commit = None
-            self._drop_queue(large)
-            self._step(ev.Discard(txid))
+        large = self._large.get(txid)
+        if large is None or large.final is not None:
+            return
+        del self._large[txid]
+        self._drop(txid, large)
+        self._step(ev.Discard(txid))
 
     # STATUS
 
@@ -404,15 +485,14 @@ class CommitPath:
         self._retry(asked, MeridianError(Kind.OUTCOME_UNKNOWN))
 
     def owner_lost(self) -> None:
-        """Whoever the adjudicator has not answered gets the best answer there is.
+        """The journal failed: large commits on their way are over, the rest is asked again.
 
-        Commits whose records may be in the journal were answered by its last effects; the rest
-        never reached it and is asked again of the next owner.
+        Commits whose records may be in the journal were answered by the adjudicator's last
+        effects; the others never reached it.
         """
-        for txid in list(self._large):
-            large = self._large[txid]
-            large.refused = MeridianError(Kind.JOURNAL_UNAVAILABLE, why="its chunks are lost")
-            self._drop_queue(large)
+        for txid, large in list(self._large.items()):
+            large.refused = self.node.unavailable()
+            self._drop(txid, large)
         for asked in list(self._asked.values()):
             self._retry(asked, self.node.unavailable())
 

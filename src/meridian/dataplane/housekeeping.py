@@ -55,6 +55,7 @@ class Housekeeping:
         if now - self._floor_at < _FLOOR_S:
             return
         self._floor_at = now
+        self.node.commits.expire()
         floor = self.node.clock.now().earliest - GC_HORIZON_NS
         # Nothing ended after the newest commit: an idle system writes nothing.
         if engine.horizon < min(floor, engine.applied_tau):

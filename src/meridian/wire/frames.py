@@ -42,6 +42,8 @@ OUTCOME_ABORTED = 2
 
 COMMIT_HAS_SCHEMA = 1
 """COMMIT flag: the write set holds CREATE/ADD/DROP or rows of sid 1."""
+COMMIT_HAS_PARTS = 2
+"""COMMIT flag: PART frames of this transaction came before."""
 SCAN_DESCENDING = 1
 SCAN_LO_EXCLUSIVE = 2
 

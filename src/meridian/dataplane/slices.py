@@ -1,0 +1,62 @@
+"""Cuts a chunk of a large write set into pieces that storage takes in about a millisecond each.
+
+The pieces are what the journal keeps: replay sees the same ones. Between two of them the event
+loop serves others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from meridian.limits import SLICE_BYTES, SLICE_ROWS
+from meridian.wire.ops import Add, Big, Create, Delete, Drop, Lock, Op, Put, Share, encode_chunk
+
+_HASH_BYTES = 8
+
+
+def slices(ops: Sequence[Op], size_bytes: int) -> list[bytes]:
+    """The same ops as several chunks, schema ops first. `size_bytes`: of the chunk of `ops`."""
+    schema: list[Op] = [op for op in ops if isinstance(op, (Create, Add, Drop))]
+    rows = [op for op in ops if not isinstance(op, (Create, Add, Drop))]
+    count = sum(len(op.keys) for op in rows)
+    fitting = max(1, min(SLICE_ROWS, count * SLICE_BYTES // max(1, size_bytes)))
+    pieces: list[bytes] = []
+    piece, taken = schema, 0
+    for op in rows:
+        for part in _cut(op, fitting - taken, fitting):
+            piece.append(part)
+            taken += len(part.keys)
+            if taken >= fitting:
+                pieces.append(encode_chunk(piece))
+                piece, taken = [], 0
+    if piece or not pieces:
+        pieces.append(encode_chunk(piece))
+    return pieces
+
+
+def _cut(
+    op: Put | Delete | Lock | Share | Big, first: int, following: int
+) -> Iterator[Put | Delete | Lock | Share | Big]:
+    """Parts of one op: `first` keys, then `following` each. Identity keys go with the first."""
+    start, end = 0, first
+    while start < len(op.keys) or start == 0:
+        yield _part(op, start, end)
+        start, end = end, end + following
+
+
+def _part(
+    op: Put | Delete | Lock | Share | Big, start: int, end: int
+) -> Put | Delete | Lock | Share | Big:
+    keys = op.keys[start:end]
+    if isinstance(op, Big):
+        return Big(op.sid, op.attnum, keys, op.values[start:end])
+    identity = op.i if start == 0 else b""
+    hashed = slice(start * _HASH_BYTES, end * _HASH_BYTES)
+    if isinstance(op, Put):
+        rows = op.rows[start:end]
+        return Put(op.sid, op.flags, op.attnums, keys, op.w[hashed], identity, rows)
+    if isinstance(op, Delete):
+        return Delete(op.sid, op.flags, keys, op.w[hashed], identity)
+    if isinstance(op, Lock):
+        return Lock(op.sid, keys, op.w[hashed], identity)
+    return Share(op.sid, keys, op.r[hashed], identity)
