@@ -17,6 +17,7 @@
 #include "miscadmin.h"
 #include "utils/lsyscache.h"
 
+#include "meridian.h"
 #include "utility.h"
 
 #define TABLE_AM "meridian"
