@@ -18,6 +18,7 @@
 #include "utils/lsyscache.h"
 
 #include "meridian.h"
+#include "meridian.h"
 #include "utility.h"
 
 #define TABLE_AM "meridian"
