@@ -151,7 +151,7 @@ put_aggregates(StringInfo buf, AggPushState *state)
 static uint32
 put_request(StringInfo buf, AggPushState *state)
 {
-	uint32		id = mer_wire_begin(buf, MER_REQ_SCAN, SCAN_FIELDS);
+	uint32		id = mer_wire_begin(buf, MER_SCAN, SCAN_FIELDS);
 
 	mp_put_int(buf, mer_catver);
 	mp_put_int(buf, mer_txn.tau);
@@ -190,7 +190,7 @@ ask_storage(AggPushState *state)
 	id = put_request(&buf, state);
 	state->reply = mer_wire_call(&buf, id);
 	pfree(buf.data);
-	if (state->reply.type != MER_ANS_RESULT)
+	if (state->reply.type != MER_RESULT)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("unexpected answer %d to a scan", state->reply.type)));

@@ -23,8 +23,6 @@
 #include "push.h"
 #include "store.h"
 
-#define REQUEST_SAMPLE 10
-
 /* Rows per unit of statistics target, as core counts. */
 #define ROWS_PER_TARGET 300
 
@@ -110,7 +108,7 @@ draw_sample(Sample *sample, Relation rel, int wanted)
 	bool		more;
 
 	initStringInfo(&buf);
-	id = mer_wire_begin(&buf, REQUEST_SAMPLE, 7);
+	id = mer_wire_begin(&buf, MER_SAMPLE, 7);
 	mp_put_int(&buf, mer_catver);
 	mp_put_int(&buf, tau);
 	mp_put_int(&buf, mrel->sid);

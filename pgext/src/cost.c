@@ -22,11 +22,6 @@
 
 #include "push.h"
 
-/*
- * Request and answer numbers of docs/protocol.md.
- */
-#define REQUEST_STATS 9
-
 #define MAX_CACHED_STATS 4096
 
 /* Rows of one answer, in bytes, for counting round trips. */
@@ -108,7 +103,7 @@ stats_fetch(const int64 *sids, int nsids)
 				n;
 
 	initStringInfo(&buf);
-	id = mer_wire_begin(&buf, REQUEST_STATS, 3);
+	id = mer_wire_begin(&buf, MER_STATS, 3);
 	mp_put_array(&buf, nsids);
 	for (int i = 0; i < nsids; i++)
 		mp_put_int(&buf, sids[i]);
