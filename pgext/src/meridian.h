@@ -159,6 +159,12 @@ extern bool mer_txn_has_writes(void);
 
 /* Schema ops and system rows that join the write set (sub-transaction safe). */
 extern void mer_txn_schema_op(const char *op, uint32 len);	/* one encoded op array */
+
+/*
+ * The commit conflicts with every concurrent writer of this table: whoever
+ * builds on a look at all rows (an index, a constraint) wants that.
+ */
+extern void mer_txn_lock_relation(Relation table);
 extern void mer_txn_at_precommit(void (*callback) (void));	/* runs before the write set is shipped */
 extern void mer_txn_put_system(int64 sid, const char *key, uint32 keylen,
 							   int nvalues, const Datum *bytea_values);

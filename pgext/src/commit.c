@@ -1,0 +1,188 @@
+/*
+ * commit.c
+ *	  Ship the write set and learn what became of it.
+ *
+ * From the first byte sent to the end of the local commit no interrupt is
+ * served: a cancel must not turn a commit into a failure.  An answer that does
+ * not come is asked for again by transaction id; if nobody can tell, the error
+ * says so (08007, XX000 in the dsql profile).
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+
+#include "store.h"
+#include "wire.h"
+
+#define TXID_BYTES 16
+#define COMMIT_TIMEOUT_MS 60000
+#define STATUS_TIMEOUT_MS 10000
+#define STATUS_PATIENCE_MS 30000
+#define STATUS_PAUSE_US 200000
+
+static char txid[TXID_BYTES];
+static uint32 part_seq;
+static MerReply answer;
+static MerStatus status;
+
+static void
+check_size(void)
+{
+	uint64		size = mer_encoded_size();
+	uint64		limit = mer_limit("txn_size_bytes");
+
+	if (size > limit)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("transaction size limit " UINT64_FORMAT "mb exceeded", limit / (1024 * 1024)),
+				 errdetail("Current transaction size " UINT64_FORMAT "mb > " UINT64_FORMAT "mb",
+						   (size + 1024 * 1024 - 1) / (1024 * 1024), limit / (1024 * 1024))));
+}
+
+/* ---------- frames ---------- */
+
+static void
+send_part(StringInfo chunk)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	(void) mer_wire_begin(&buf, MER_PART, 6);
+	mp_put_bin(&buf, txid, TXID_BYTES);
+	mp_put_int(&buf, part_seq++);
+	mp_put_bin(&buf, chunk->data, chunk->len);
+	mp_put_int(&buf, mer_txn.tau);
+	status = mer_wire_try_send(&buf, COMMIT_TIMEOUT_MS);
+	pfree(buf.data);
+}
+
+static void
+send_commit(StringInfo chunk)
+{
+	StringInfoData buf;
+	uint32		id;
+	bool		schema = mer_txn_schema_count() > 0 || mer_buf_find(1) != NULL;
+
+	initStringInfo(&buf);
+	id = mer_wire_begin(&buf, MER_COMMIT, 8);
+	mp_put_int(&buf, mer_catver);
+	mp_put_int(&buf, mer_txn.tau);
+	mp_put_bin(&buf, txid, TXID_BYTES);
+	mp_put_int(&buf, schema ? 1 : 0);
+	mp_put_int(&buf, mer_txn.rows);
+	mp_put_bin(&buf, chunk->data, chunk->len);
+	status = mer_wire_try_call(&buf, id, COMMIT_TIMEOUT_MS, &answer);
+	pfree(buf.data);
+}
+
+static void
+sink(StringInfo chunk, bool last)
+{
+	if (status != MER_OK)
+		return;
+	if (last)
+		send_commit(chunk);
+	else
+		send_part(chunk);
+}
+
+/* ---------- outcome unknown ---------- */
+
+pg_noreturn static void
+outcome_unknown(void)
+{
+	ereport(ERROR,
+			(errcode(strcmp(mer_profile(), "dsql") == 0 ? ERRCODE_INTERNAL_ERROR :
+					 ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
+			 errmsg("the outcome of the transaction is unknown"),
+			 errdetail("The connection to the gateway was lost after COMMIT was sent."),
+			 errhint("Look whether the transaction's effects are there before trying again.")));
+}
+
+/* 1 committed, 2 aborted, 0 unknown or nobody to ask. */
+static int
+ask_status(void)
+{
+	StringInfoData buf;
+	MerReply	reply;
+	uint32		id;
+
+	if (mer_wire_try_reconnect(STATUS_TIMEOUT_MS) != MER_OK)
+		return 0;
+	initStringInfo(&buf);
+	id = mer_wire_begin(&buf, MER_STATUS, 4);
+	mp_put_bin(&buf, txid, TXID_BYTES);
+	mp_put_int(&buf, mer_txn.tau);
+	if (mer_wire_try_call(&buf, id, STATUS_TIMEOUT_MS, &reply) != MER_OK ||
+		reply.type != MER_OUTCOME)
+		return 0;
+	return (int) mp_get_int(&reply.body);
+}
+
+static void
+resolve(void)
+{
+	instr_time	start,
+				now;
+
+	INSTR_TIME_SET_CURRENT(start);
+	for (;;)
+	{
+		int			outcome = ask_status();
+
+		if (outcome == 1)
+			return;
+		if (outcome == 2)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("the transaction was aborted while its connection to the gateway was lost")));
+		INSTR_TIME_SET_CURRENT(now);
+		INSTR_TIME_SUBTRACT(now, start);
+		if (INSTR_TIME_GET_MILLISEC(now) > STATUS_PATIENCE_MS)
+			outcome_unknown();
+		pg_usleep(STATUS_PAUSE_US);
+	}
+}
+
+static void
+take_answer(void)
+{
+	if (status == MER_TOO_LARGE || status == MER_TOO_MANY)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("the write set does not fit the gateway's frames")));
+	if (status != MER_OK)
+		resolve();
+	else if (answer.type == MER_ERROR)
+	{
+		/* The gateway may say itself that it does not know. */
+		if (mer_wire_sqlstate(&answer) == ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN)
+			resolve();
+		else
+			mer_wire_raise(&answer);
+	}
+	else if (answer.type != MER_COMMITTED)
+		outcome_unknown();
+}
+
+void
+mer_commit(void)
+{
+	/* The gateway is there, or the transaction fails before anything is sent. */
+	check_size();
+	if (!pg_strong_random(txid, TXID_BYTES))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate a transaction id")));
+	mer_txn.shipping = true;
+	part_seq = 0;
+	status = MER_OK;
+	memset(&answer, 0, sizeof(answer));
+	HOLD_INTERRUPTS();
+	mer_txn.interrupts_held = true;
+	(void) mer_encode(sink);
+	take_answer();
+	mer_txn.committed = true;
+}
