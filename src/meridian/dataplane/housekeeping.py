@@ -8,7 +8,10 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-from meridian.limits import GC_HORIZON_NS
+from meridian.dataplane.recovery import CHECKPOINT_KEY, JOURNAL, TRIM_KEY, encode_position
+from meridian.errors import MeridianError
+from meridian.limits import CHECKPOINT_JOURNAL_BYTES, CONFLICT_WINDOW_NS, GC_HORIZON_NS
+from meridian.metadata.identities import set_value
 
 if TYPE_CHECKING:
     from meridian.dataplane.node import Node
@@ -18,6 +21,7 @@ log = logging.getLogger("meridian.housekeeping")
 _IDLE_S = 0.05
 _FLOOR_S = 5.0
 _SLICE_ROWS = 500
+_CHECKPOINT_RETRY_S = 60.0
 _SHARE = 3
 """Background slices take at most one part in this many of the event loop."""
 
@@ -29,6 +33,8 @@ class Housekeeping:
         self.node = node
         self._floor_at = time.monotonic()
         self._checkpointing = asyncio.Lock()
+        self._written_at_checkpoint = 0
+        self._not_before = 0.0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -36,6 +42,8 @@ class Housekeeping:
             started = time.monotonic()
             busy = self._slice()
             spent = time.monotonic() - started
+            if not busy:
+                await self._checkpoint_if_due()
             await asyncio.sleep(max(0.001, spent * (_SHARE - 1)) if busy else _IDLE_S)
 
     def _slice(self) -> bool:
@@ -61,18 +69,73 @@ class Housekeeping:
         if engine.horizon < min(floor, engine.applied_tau):
             engine.raise_floor(floor)
 
+    # Checkpoints
+
+    def _is_due(self) -> bool:
+        """A checkpoint per so much journal, or per size of storage if that is more."""
+        written = self.node.journal_bytes_written() - self._written_at_checkpoint
+        if written < CHECKPOINT_JOURNAL_BYTES or self._checkpointing.locked():
+            return False
+        return written >= self.node.storage_path.stat().st_size
+
+    async def _checkpoint_if_due(self) -> None:
+        if not self._is_due() or time.monotonic() < self._not_before:
+            return
+        try:
+            await self.checkpoint()
+        except MeridianError as error:
+            # Not durable, not used: the journal is simply kept for longer.
+            log.error("checkpoint failed", extra={"error": str(error)})
+            self._not_before = time.monotonic() + _CHECKPOINT_RETRY_S
+
     async def checkpoint(self) -> dict[str, Any]:
-        """A durable copy of storage; the journal behind it may be trimmed then."""
+        """A durable copy of storage, then trim the journal behind it. Raises MeridianError."""
         async with self._checkpointing:
             return await self._checkpoint()
 
     async def _checkpoint(self) -> dict[str, Any]:
         node = self.node
         started = time.monotonic()
-        parent = node.checkpoint_path.parent
-        fresh = parent / "fresh"
+        written = node.journal_bytes_written()
+        parent = node.directory / "checkpoint"
+        name = f"cp-{node.applier.positions.get(JOURNAL, 0)}-{time.time_ns()}"
         parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(fresh, ignore_errors=True)
-        info = await asyncio.to_thread(node.engine.checkpoint, fresh)
-        log.info("checkpoint", extra={"seconds": round(time.monotonic() - started, 3)})
-        return {"info": str(info)}
+        try:
+            info = await asyncio.to_thread(
+                node.engine.checkpoint, parent / name, lambda: node.closing
+            )
+            await asyncio.to_thread(set_value, node.store, CHECKPOINT_KEY, name.encode())
+        except BaseException:
+            shutil.rmtree(parent / name, ignore_errors=True)
+            raise
+        self._written_at_checkpoint = written
+        node.counters.checkpoints += 1
+        for entry in parent.iterdir():
+            if entry.name != name:
+                shutil.rmtree(entry, ignore_errors=True)
+        segments = self._trim(info.positions.get(JOURNAL, 0))
+        report = {
+            "n": info.positions.get(JOURNAL, 0),
+            "tau": info.applied_tau,
+            "size_bytes": info.size_bytes,
+            "segments_trimmed": segments,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        log.info("checkpoint", extra=report)
+        return report
+
+    def _trim(self, checkpoint_n: int) -> int:
+        """Deletes segments that neither checkpoint nor conflict window need (6.7)."""
+        node = self.node
+        oldest = node.clock.now().earliest - CONFLICT_WINDOW_NS
+        usable = [
+            boundary
+            for boundary in node.boundaries
+            if boundary.n <= checkpoint_n and boundary.tau <= oldest
+        ]
+        if not usable:
+            return 0
+        start = usable[-1]
+        set_value(node.store, TRIM_KEY, encode_position(start))
+        node.boundaries[:] = [one for one in node.boundaries if one.n >= start.n]
+        return node.journal.trim(start.n + 1)

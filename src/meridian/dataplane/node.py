@@ -15,8 +15,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from meridian.adjudicator.events import Replayed
 from meridian.clock.clock import Clock
 from meridian.dataplane import admin, recovery
@@ -32,7 +30,7 @@ from meridian.journal.core import Position
 from meridian.journal.file import AppendError, FileJournal, segment_error
 from meridian.journal.files import Files
 from meridian.limits import OWNER_RETRY_S, SERVING_WAIT_S, TAU_FUTURE_NS, Limits
-from meridian.metadata.identities import cluster_id, next_epoch
+from meridian.metadata.identities import cluster_id, get_value, next_epoch
 from meridian.metadata.ownership import DirectoryLock, boot_id
 from meridian.metadata.store import MetadataStore
 from meridian.storage import Engine
@@ -50,7 +48,6 @@ from meridian.wire.ops import (
 log = logging.getLogger("meridian.node")
 
 Resume = Callable[[MeridianError | None], None]
-TRIM_KEY = f"trim/{JOURNAL}"
 
 
 class Waiter:
@@ -110,7 +107,10 @@ class Node:
         self._waiters: list[tuple[int, int, Waiter]] = []
         self._numbers = count()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
+        self._written_before = 0
+        self.boundaries: list[Position] = []
+        """Where segments begin outside of open large transactions: possible trim points."""
+        self.closing = False
 
     # Start and end
 
@@ -124,7 +124,6 @@ class Node:
         self.leases = Leases(self.store)
         self.journal = FileJournal(self.directory / "journal" / "0", JOURNAL, self.files)
         self.storage_path = self.directory / "storage" / "shard-0.db"
-        self.checkpoint_path = self.directory / "checkpoint" / "current"
         self.boot = boot_id()
         recovered = await self._recover()
         await self._own(recovered)
@@ -134,11 +133,21 @@ class Node:
 
     def trim_position(self) -> Position:
         """Where the journal begins; everything before it lies in the checkpoint."""
-        entry = self.store.get(TRIM_KEY)
-        return Position() if entry is None else recovery.decode_position(entry.value)
+        value = get_value(self.store, recovery.TRIM_KEY)
+        return Position() if value is None else recovery.decode_position(value)
+
+    def _checkpoint_path(self) -> Path | None:
+        name = get_value(self.store, recovery.CHECKPOINT_KEY)
+        return None if name is None else self.directory / "checkpoint" / name.decode()
+
+    def journal_bytes_written(self) -> int:
+        """By this process, over all of its owners."""
+        writer = self.owner.writer if self.owner is not None else None
+        return self._written_before + (writer.bytes_written if writer is not None else 0)
 
     async def _recover(self) -> recovery.Recovered:
         start = self.trim_position()
+        self.journal.trim(start.n + 1)
         self._open_storage(start, trusted=True)
         recovered = await self._read(start)
         if self.engine.positions.get(JOURNAL, 0) > recovered.reader.n:
@@ -152,7 +161,7 @@ class Node:
 
     def _open_storage(self, start: Position, *, trusted: bool) -> None:
         self.engine = recovery.open_storage(
-            self.storage_path, self.checkpoint_path, self.boot, start, trusted=trusted
+            self.storage_path, self._checkpoint_path(), self.boot, start, trusted=trusted
         )
         self.applier = Applier(self.engine, self._advanced, self._apply_failed)
 
@@ -179,7 +188,8 @@ class Node:
         owner.writer = self.journal.open_writer(
             recovered.segments, recovered.tail, owner.durable_in_thread, owner.failed_in_thread
         )
-        self.boundaries = recovered.boundaries
+        self.boundaries = owner.boundaries = [*recovered.boundaries, position]
+        self._written_before = self.journal_bytes_written()
         self.owner = owner
         self.failure = None
         self.counters.owners += 1
@@ -207,7 +217,7 @@ class Node:
 
     async def close(self) -> None:
         """Clean end: what was appended is durable, storage is marked clean."""
-        self._closing = True
+        self.closing = True
         for task in list(self._tasks):
             task.cancel()
         if self.owner is not None:
@@ -245,7 +255,7 @@ class Node:
         return MeridianError(Kind.NOT_READY)
 
     def _lost(self, reason: str, failure: AppendError | None) -> None:
-        if self._closing:
+        if self.closing:
             return
         self.failure = failure
         self.report(f"the journal's owner ended: {reason}")
@@ -350,8 +360,3 @@ class Node:
     async def admin(self, command: str, arguments: dict[str, Any]) -> Any:
         """An ADMIN request. Raises NOT_SUPPORTED for unknown commands."""
         return await admin.run(self, command, arguments)
-
-
-def encode_position(position: Position) -> bytes:
-    """As the metadata store keeps it."""
-    return msgspec.msgpack.encode(position)

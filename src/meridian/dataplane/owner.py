@@ -16,7 +16,7 @@ from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
 from meridian.dataplane.applier import Applier
 from meridian.dataplane.counters import Counters
-from meridian.journal.core import Payload, Reader
+from meridian.journal.core import Payload, Position, Reader
 from meridian.journal.file import AppendError, FileWriter
 from meridian.journal.record import Record
 
@@ -55,6 +55,7 @@ class Owner:
         self.dead = False
         self.failure: AppendError | None = None
         self.writer: FileWriter | None = None
+        self.boundaries: list[Position] = []
         self._answered = answered
         self._refused = refused
         self._lost = lost
@@ -100,6 +101,9 @@ class Owner:
 
     def accept(self, batch: list[Record]) -> None:
         """Durable records go to the crossbar, and on to storage."""
+        assert self.writer is not None
+        if batch[0].n in self.writer.segment_firsts and self.reader.open_n() is None:
+            self.boundaries.append(self.reader.position())
         accepted: list[tuple[Record, Payload]] = []
         for record in batch:
             payload = self.reader.accept(record)

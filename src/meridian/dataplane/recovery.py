@@ -36,7 +36,11 @@ JOURNAL = 0
 SUBSCRIBER = 1
 _BATCH_BYTES = 4 << 20
 _PROGRESS_S = 1.0
-_encode_position = msgspec.msgpack.Encoder().encode
+TRIM_KEY = f"trim/{JOURNAL}"
+"""Metadata: where the journal begins."""
+CHECKPOINT_KEY = "checkpoint/0"
+"""Metadata: name of the directory of the last whole checkpoint."""
+encode_position = msgspec.msgpack.Encoder().encode
 decode_position = msgspec.msgpack.Decoder(Position).decode
 
 
@@ -54,7 +58,7 @@ class Recovered(NamedTuple):
 
 
 def open_storage(
-    path: Path, checkpoint: Path, boot: str, start: Position, *, trusted: bool
+    path: Path, checkpoint: Path | None, boot: str, start: Position, *, trusted: bool
 ) -> Engine:
     """The storage file, else the checkpoint, else an empty one.
 
@@ -82,9 +86,12 @@ def open_storage(
     return engine
 
 
-def _restore(path: Path, checkpoint: Path, boot: str) -> Engine:
-    if checkpoint.exists():
-        return Engine.restore(checkpoint, path, boot_id=boot, durable=None)
+def _restore(path: Path, checkpoint: Path | None, boot: str) -> Engine:
+    if checkpoint is not None:
+        try:
+            return Engine.restore(checkpoint, path, boot_id=boot, durable=None)
+        except RebuildNeeded as error:
+            log.error("checkpoint cannot be used", extra={"error": str(error)})
     path.parent.mkdir(parents=True, exist_ok=True)
     return Engine.create(path, boot_id=boot)
 

@@ -138,6 +138,8 @@ class FileWriter:
         self._waiting_bytes = 0
         self._in_flight = False
         self.poisoned: AppendError | None = None
+        self.segment_firsts: set[int] = set()
+        """First n of the segments this writer has begun, added before they are durable."""
         self.bytes_written = 0
         self.batches = 0
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -214,6 +216,7 @@ class FileWriter:
         self._files.close(self._fd)
         self._fd = fd
         self._first_n = first_n
+        self.segment_firsts.add(first_n)
 
     def _undo(self) -> bool:
         """Cuts a partly written batch off; True when it is certain that nothing is left of it."""

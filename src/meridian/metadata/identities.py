@@ -5,8 +5,6 @@ from __future__ import annotations
 import secrets
 from typing import NamedTuple
 
-import msgspec
-
 from meridian.errors import Kind, MeridianError
 from meridian.metadata.store import MetadataStore
 from meridian.wire.frames import LEASE_OID, LEASE_ROW, LEASE_SID
@@ -67,14 +65,14 @@ def lease(store: MetadataStore, kind: int, count: int) -> tuple[int, int]:
     raise MeridianError(Kind.BAD_METADATA, path=store.path, why="lease cannot be taken")
 
 
-def get_map(store: MetadataStore, key: str) -> dict[str, object]:
-    """A msgpack map under a key, empty if there is none."""
+def get_value(store: MetadataStore, key: str) -> bytes | None:
+    """The value of a key."""
     entry = store.get(key)
-    return {} if entry is None else msgspec.msgpack.decode(entry.value, type=dict[str, object])
+    return None if entry is None else entry.value
 
 
-def set_map(store: MetadataStore, key: str, value: dict[str, object]) -> None:
+def set_value(store: MetadataStore, key: str, value: bytes) -> None:
     """Replaces it whatever it was (this process owns the directory)."""
     entry = store.get(key)
-    done = store.put(key, msgspec.msgpack.encode(value), entry.revision if entry else 0)
+    done = store.put(key, value, entry.revision if entry else 0)
     assert done is not None, "the directory has one owner"

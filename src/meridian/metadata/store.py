@@ -74,7 +74,7 @@ class MetadataStore:
         """Keys that begin with `prefix`, ascending."""
         with self._lock:
             rows = self._db.execute("SELECT key FROM entry ORDER BY key").fetchall()
-        return [row[0] for row in rows if row[0].startswith(prefix)]
+        return [key for row in rows if (key := str(row[0])).startswith(prefix)]
 
     def put(self, key: str, value: bytes, revision: int) -> int | None:
         """Sets the value if the key's revision is `revision` (0: no such key).
