@@ -175,7 +175,8 @@ def test_verify_lists_damage(embedded: Embedded) -> None:
         for n in range(20):
             connection.execute("INSERT INTO kept VALUES (%s, %s)", (n, "needle" * 20))
     segments = sorted((embedded.directory / "data").rglob("*"), key=lambda path: path.name)
-    hit = [p for p in segments if "journal" in str(p) and p.is_file() and b"needle" in p.read_bytes()]
+    hit = [p for p in segments
+           if "journal" in str(p) and p.is_file() and b"needle" in p.read_bytes()]
     assert hit
     raw = hit[0].read_bytes()
     at = raw.index(b"needle")

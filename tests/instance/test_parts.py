@@ -38,7 +38,7 @@ def test_wrong_pg_config_is_refused(monkeypatch, tmp_path: Path) -> None:
     fake.write_text("#!/bin/sh\necho 'BINDIR = /x'\necho 'VERSION = PostgreSQL 17.2'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("MERIDIAN_PG_CONFIG", str(fake))
-    with pytest.raises(SetupError, match="17.2; version 18 is needed"):
+    with pytest.raises(SetupError, match=r"17\.2; version 18 is needed"):
         binaries.find()
     monkeypatch.setenv("MERIDIAN_PG_CONFIG", str(tmp_path / "none"))
     with pytest.raises(SetupError, match="no pg_config"):

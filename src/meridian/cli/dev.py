@@ -109,7 +109,7 @@ def _as_json(running: Running, options: Options) -> str:
 
 
 def _as_text(running: Running, options: Options) -> str:
-    place = "" if str(options.directory) == DEFAULT_DIR else f" --dir '{options.directory}'"
+    place = "" if options.directory == Path(DEFAULT_DIR) else f" --dir '{options.directory}'"
     return (
         f"Meridian is ready.\n\n"
         f"  {running.dsn}\n\n"

@@ -22,7 +22,7 @@ from meridian.embedded import data_plane, places
 from meridian.embedded.child import Backoff, Child
 from meridian.embedded.directory import ClusterDirectory, Identity, Running
 from meridian.embedded.logs import RotatingLog
-from meridian.instance import config, processes
+from meridian.instance import config, processes, work
 from meridian.instance.errors import SetupError
 from meridian.instance.instance import Instance
 from meridian.instance.users import die_with_parent, pg_user
@@ -192,7 +192,7 @@ class Supervisor:
     def _last_words(self, who: str, log: str, status: int) -> str:
         tail = [line for line in self.logs[log].tail if line not in self._reported][-12:]
         words = "\n".join(["; its last words:", *tail]) if tail else ""
-        return f"{who} ended at start (status {status}){words}"
+        return f"{who} ended at start ({_how(status)}){words}"
 
     def _describe(self) -> Running:
         secret = "" if self.options.trust else f":{quote(self.password, safe='')}"
@@ -244,7 +244,7 @@ class Supervisor:
             pause = backoff.after(time.monotonic() - began)
             if pause is None:
                 raise SetupError(self._last_words(who, log, status))
-            self.report(f"{who} ended (status {status}); starting it again")
+            self.report(f"{who} ended ({_how(status)}); starting it again")
             await asyncio.sleep(pause)
             try:
                 await start()
@@ -255,6 +255,7 @@ class Supervisor:
 
     async def _end(self) -> None:
         """PostgreSQL first, so that commits under way get their answers; 5 s in all."""
+        work.abort()
         if self._postgres is not None:
             await self._postgres.end(signal.SIGINT, POSTGRES_STOP_S)
             await asyncio.to_thread(processes.kill_leftovers, self.instance.data)
@@ -262,3 +263,8 @@ class Supervisor:
             await self._data_plane.end(signal.SIGTERM, DATA_PLANE_STOP_S)
         if self._sockets is not None:
             places.remove_sockets(self._sockets)
+
+
+def _how(status: int) -> str:
+    """An exit status in words."""
+    return f"killed by signal {-status}" if status < 0 else f"status {status}"

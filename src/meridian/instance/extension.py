@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from meridian.instance import cache
+from meridian.instance import cache, work
 from meridian.instance.binaries import PgInstall
 from meridian.instance.errors import SetupError
 
@@ -125,7 +125,7 @@ def compiler() -> list[str]:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = work.run(command)
     if done.returncode != 0:
         raise SetupError(f"compiling the PostgreSQL extension failed:\n{done.stderr.strip()}")
     if done.stderr.strip() and os.environ.get("MERIDIAN_SHOW_WARNINGS"):

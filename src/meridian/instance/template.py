@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from meridian.instance import cache
+from meridian.instance import cache, work
 from meridian.instance.binaries import PgInstall
 from meridian.instance.errors import SetupError
 from meridian.instance.extension import Extension
@@ -77,16 +76,7 @@ def copy(template: Path, data: Path, user: PgUser) -> None:
 
 
 def _run(command: list[str], user: PgUser, what: str, text: str = "") -> None:
-    done = subprocess.run(
-        command,
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-        env=clean_environment(),
-        **user.popen_options(),
-    )
+    done = work.run(command, text, cwd="/", env=clean_environment(), **user.popen_options())
     if done.returncode != 0:
         output = (done.stderr.strip() or done.stdout.strip())[-4000:]
         raise SetupError(f"{what} failed (exit status {done.returncode}):\n{output}")
