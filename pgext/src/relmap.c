@@ -550,8 +550,9 @@ load_rel(Relation rel)
 	if (rel->rd_rel->relkind == RELKIND_INDEX)
 	{
 		mr = build_rel(rel, 0, false);
+		/* 0 while the index is being created: it has no entries yet. */
 		if (!mr->primary_of_organised)
-			mr->sid = mer_relmap_sid(RelationGetRelid(rel), false);
+			mr->sid = mer_relmap_sid(RelationGetRelid(rel), true);
 		return mr;
 	}
 	if (!map_get(RelationGetRelid(rel), &sid, &organised))

@@ -57,6 +57,8 @@ mer_buf_get(int64 sid, Oid relid, bool is_index)
 	bool		found;
 	MemoryContext old;
 
+	if (sid == 0)
+		elog(ERROR, "meridian: relation %u has no storage id", relid);
 	mer_txn_start();
 	if (mer_txn.shipping && sid >= 1000)
 		ereport(ERROR,
