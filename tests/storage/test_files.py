@@ -302,6 +302,21 @@ def test_missing_chunks_are_noticed(tmp_path: Path) -> None:
     assert len(rows_at(engine, 150)) == 21
 
 
+def test_chunks_read_again_after_settling_leave_nothing(tmp_path: Path) -> None:
+    """The position may lag behind a large transaction that is settled already."""
+    engine = filled(tmp_path / "s.db")
+    chunk = [put(T, {key(1): (7, b"new"), key(50): (1, b"")})]
+    for _ in range(3):
+        engine.stage(bytes(16), 0, chunk, {})
+        engine.resolve(bytes(16), 1, 150, {})
+        while engine.settle():
+            pass
+        assert engine.unresolved() == []
+        assert len(rows_at(engine, 150)) == 21 and engine.stats([T])[0].rows == 21
+    numbered = f"SELECT count(*) FROM r{T} WHERE ts >= {1 << 62}"
+    assert engine._db.execute(numbered).fetchall() == [(0,)]
+
+
 # Reads
 
 

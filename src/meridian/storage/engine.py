@@ -199,10 +199,6 @@ class Engine:
         if note is not None:
             self._state.note = note
 
-    def _repeated(self, positions: Mapping[int, int]) -> bool:
-        known = self._state.positions
-        return bool(positions) and all(n <= known.get(j, -1) for j, n in positions.items())
-
     # -- writes -----------------------------------------------------------------------------
 
     def apply(
@@ -229,10 +225,8 @@ class Engine:
     ) -> None:
         """Write chunk `seq` of a large transaction whose outcome is not known yet.
 
-        A repeat (by position or seq) is skipped. Raises Failed, Corrupt.
+        A repeat (by txid and seq) is skipped. Raises Failed, Corrupt.
         """
-        if self._repeated(positions):
-            return
         with self._transaction() as applier:
             staging.stage(applier, self._state, txid, seq, chunk)
             self._advance(positions, None)
@@ -247,13 +241,16 @@ class Engine:
     ) -> None:
         """The staged transaction committed at tau; O(its DDL + its chunks), whatever its rows.
 
+        Skipped when `applied_tau` has passed tau.
         Raises Failed, Corrupt (chunks are missing).
         """
-        if tau <= self._state.applied_tau:
-            return
         with self._transaction() as applier:
-            staging.resolve(applier, txid, chunk_count, tau)
-            self._state.applied_tau = tau
+            if tau > self._state.applied_tau:
+                staging.resolve(applier, txid, chunk_count, tau)
+                self._state.applied_tau = tau
+            else:
+                # Read again after a crash: chunks staged anew beside the settled ones must go.
+                staging.discard(applier, txid)
             self._advance(positions, note)
 
     def discard(self, txid: bytes, positions: Mapping[int, int]) -> None:
