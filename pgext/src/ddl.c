@@ -28,7 +28,7 @@
 #include "utils/relfilenumbermap.h"
 #include "utils/syscache.h"
 
-#include "meridian.h"
+#include "store.h"
 #include "utility.h"
 
 #define OP_ADD 7
@@ -248,6 +248,18 @@ mer_ddl_flush(void)
 	foreach_ptr(AddedColumn, column, columns)
 		ship_added(column);
 	list_free_deep(columns);
+}
+
+/* Of natts columns those that storage has, as far as the running statement adds some. */
+int
+mer_ddl_pending_natts(int64 sid, int natts)
+{
+	foreach_ptr(AddedColumn, column, added_columns)
+	{
+		if (column->sid == sid)
+			natts = Min(natts, column->attnum - 1);
+	}
+	return natts;
 }
 
 List *

@@ -104,6 +104,7 @@ extern void mer_undo_push(MerVersion *version);
 extern void mer_undo_kill(MerVersion *row); /* and its index entries */
 extern bool mer_txn_created(int64 sid);	/* by this transaction: storage has nothing yet */
 extern int	mer_txn_stored_natts(int64 sid, int natts);
+extern int	mer_ddl_pending_natts(int64 sid, int natts);	/* ddl.c: of the running statement */
 extern bool mer_txn_dropped(int64 sid);
 extern int	mer_txn_schema_count(void);
 extern const char *mer_txn_schema_get(int i, uint32 *len);

@@ -180,7 +180,7 @@ mer_txn_stored_natts(int64 sid, int natts)
 	for (int i = 0; i < nschema_ops; i++)
 		if (schema_ops[i].tag == 7 && schema_ops[i].sid == sid)
 			natts = Min(natts, schema_ops[i].attnum - 1);
-	return natts;
+	return mer_ddl_pending_natts(sid, natts);
 }
 
 void
