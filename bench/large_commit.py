@@ -77,7 +77,8 @@ def quantiles(values: list[float]) -> dict[str, float]:
     ordered = sorted(values) or [0.0]
     at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
     last = len(ordered) - 1
-    return {name: round(ordered[min(last, int(q * len(ordered)))] * 1e3, 3) for name, q in at.items()}
+    picked = {name: ordered[min(last, int(q * len(ordered)))] for name, q in at.items()}
+    return {name: round(seconds * 1e3, 3) for name, seconds in picked.items()}
 
 
 def send_large(client: Client, sid: int, rows: int, row_bytes: int) -> dict[str, float]:

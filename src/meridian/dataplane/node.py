@@ -30,7 +30,7 @@ from meridian.journal.core import Position
 from meridian.journal.file import AppendError, FileJournal, segment_error
 from meridian.journal.files import Files
 from meridian.limits import OWNER_RETRY_S, SERVING_WAIT_S, TAU_FUTURE_NS, Limits
-from meridian.metadata.identities import cluster_id, get_value, next_epoch
+from meridian.metadata.identities import cluster_id, get_value, next_epoch, set_value
 from meridian.metadata.ownership import DirectoryLock, boot_id
 from meridian.metadata.store import MetadataStore
 from meridian.storage import Engine
@@ -156,8 +156,21 @@ class Node:
             self.engine.abandon()
             self._open_storage(start, trusted=False)
             recovered = await self._read(start)
+        self._check_whole(recovered.reader.n)
         self.clock.observe(recovered.reader.tau)
         return recovered
+
+    def _check_whole(self, last_n: int) -> None:
+        """Raises JOURNAL_DAMAGED when records are gone that an owner knew to be durable."""
+        sealed = int(get_value(self.store, recovery.SEALED_KEY) or 0)
+        if last_n < sealed:
+            raise MeridianError(
+                Kind.JOURNAL_DAMAGED,
+                path=self.journal.directory,
+                n=last_n + 1,
+                offset=0,
+                why=f"it ends here, but records through {sealed} were durable",
+            )
 
     def _open_storage(self, start: Position, *, trusted: bool) -> None:
         self.engine = recovery.open_storage(
@@ -195,6 +208,8 @@ class Node:
         self.counters.owners += 1
         owner.step(Replayed(position, epoch))
         await asyncio.wait_for(owner.serving.wait(), SERVING_WAIT_S)
+        # A journal that ends before this record has lost files: see `_check_whole`.
+        set_value(self.store, recovery.SEALED_KEY, str(position.n + 2).encode())
         log.info("owns the journal", extra={"epoch": epoch[0], "n": position.n})
 
     async def _bootstrap(self) -> None:

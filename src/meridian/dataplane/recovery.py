@@ -38,6 +38,8 @@ _BATCH_BYTES = 4 << 20
 _PROGRESS_S = 1.0
 TRIM_KEY = f"trim/{JOURNAL}"
 """Metadata: where the journal begins."""
+SEALED_KEY = f"sealed/{JOURNAL}"
+"""Metadata: n of the last owner's SEAL, durable for certain."""
 CHECKPOINT_KEY = "checkpoint/0"
 """Metadata: name of the directory of the last whole checkpoint."""
 encode_position = msgspec.msgpack.Encoder().encode

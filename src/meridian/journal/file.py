@@ -66,7 +66,23 @@ class FileJournal:
         durable_n = first_n - 1
         data = b"".join(encode(record, durable_n) for record in copies)
         fd, size_bytes = create_segment(self, first_n, data)
+        try:
+            self._drop_later(first_n)
+        except OSError:
+            self.files.close(fd)
+            raise
         return FileWriter(self, fd, size_bytes, scanned.next_n, durable, failed)
+
+    def _drop_later(self, first_n: int) -> None:
+        """A segment that a failed writer had just begun; all it may hold was copied.
+
+        Left alone it would cut the new segment short for every reader. Raises OSError.
+        """
+        later = [one for one in list_segments(self.directory) if one.first_n > first_n]
+        for segment in reversed(later):
+            self.files.unlink(segment.path)
+        if later:
+            self.files.fsync_dir(self.directory)
 
     def trim(self, before_n: int) -> int:
         """Deletes whole segments that end before `before_n`; returns how many."""
