@@ -104,9 +104,7 @@ class Driver:
         self.now += 1000 * MS
         self.step(TimerFired("ack"))
 
-    def ask(
-        self, id_: int, chunk: bytes, tau_start: int, parts: int = 0, catver: int = 0
-    ) -> int:
+    def ask(self, id_: int, chunk: bytes, tau_start: int, parts: int = 0, catver: int = 0) -> int:
         self._asked += 1
         self.step(Commit(self._asked, txid(id_), tau_start, catver, 0, parts, chunk))
         return self._asked

@@ -92,9 +92,7 @@ def test_abort_is_told_only_when_durable(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("write_first", [True, False])
-def test_share_against_key_write_aborts_in_either_order(
-    driver: Driver, write_first: bool
-) -> None:
+def test_share_against_key_write_aborts_in_either_order(driver: Driver, write_first: bool) -> None:
     start = driver.now
     chunks = [put("parent", identity=True), share("parent")]
     first, second = chunks if write_first else reversed(chunks)
@@ -155,6 +153,25 @@ def test_a_new_owner_commits_above_the_old_lease(driver: Driver) -> None:
     other.sync()
     assert other.beats[0].tau == lease
     assert other.commit(1, put("a")).tau > lease
+
+
+def test_a_successor_does_not_acknowledge_before_tau_has_passed_either(driver: Driver) -> None:
+    start = driver.now
+    lease = driver.core.ledger.lease_durable
+    driver.step(WantHeartbeat(driver.now + 900 * MS))
+    driver.ask(1, put("a"), start)
+    tau = driver.records[-1].tau
+    assert start + 900 * MS < tau <= lease
+    other = Driver(driver.records, driver.now)
+    other.sync()
+    to = other.ask(1, put("a"), start)
+    again = other.ask(1, put("a"), start)
+    other.step(Status(77, txid(1), start))
+    assert not other.answers
+    assert SetTimer("ack", tau) in other.effects
+    other.now = tau
+    other.step(TimerFired("ack"))
+    assert [other.answers[asked].tau for asked in (to, again, 77)] == [tau] * 3
 
 
 def test_status_of_an_unknown_transaction_aborts_it(driver: Driver) -> None:
@@ -283,9 +300,7 @@ def test_large_transaction_is_one_commit_record_after_its_bodies(driver: Driver)
 
 
 @pytest.mark.parametrize("when", ["before", "between", "after"])
-def test_large_transaction_conflicts_whenever_the_other_commits(
-    driver: Driver, when: str
-) -> None:
+def test_large_transaction_conflicts_whenever_the_other_commits(driver: Driver, when: str) -> None:
     start = driver.now
     if when == "before":
         driver.commit(2, put("b"), start)

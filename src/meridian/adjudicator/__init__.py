@@ -1,0 +1,1 @@
+"""The conflict check and the commit decision (see README.md)."""

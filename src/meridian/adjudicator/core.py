@@ -40,7 +40,7 @@ from meridian.adjudicator.relations import Relations
 from meridian.adjudicator.window import Window, keys_of
 from meridian.clock.tau import Interval
 from meridian.journal import core as journal
-from meridian.limits import CONFLICT_WINDOW_NS, LARGE_COMMITS, TAU_FUTURE_NS
+from meridian.limits import CONFLICT_KEYS, CONFLICT_WINDOW_NS, LARGE_COMMITS, TAU_FUTURE_NS
 
 WORK_TIMER: Final = "work"
 IN_FLIGHT = 8_192
@@ -59,11 +59,16 @@ class Adjudicator:
     Feed `Replay` for every accepted record after `start`, then `Replayed`, then anything.
     """
 
-    def __init__(self, number: int, start: journal.Position | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        start: journal.Position | None = None,
+        window_keys: int = CONFLICT_KEYS,
+    ) -> None:
         floor = start.tau if start else 0
         self.number = number
         self.ledger = Ledger(number)
-        self.window = Window(floor)
+        self.window = Window(floor, window_keys)
         self.outcomes = Outcomes(floor)
         self.relations = Relations()
         self.serving = False
@@ -148,9 +153,7 @@ class Adjudicator:
 
     # Commits
 
-    def _known(
-        self, now: Interval, to: int, txid: bytes, tau_start: int
-    ) -> list[Effect] | None:
+    def _known(self, now: Interval, to: int, txid: bytes, tau_start: int) -> list[Effect] | None:
         """What to do if no new decision is due; ids come before floor and conflicts (5.6)."""
         if not self.serving:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING)]
@@ -160,6 +163,10 @@ class Adjudicator:
                 waiting.append(to)
             return []
         value = self.outcomes.find(txid, tau_start)
+        if value is not None and value > now.earliest:
+            # Committed by an earlier owner, ahead of the clock: the answer waits too (4.4).
+            decision = self._live[txid] = Decision(txid, tau_start, value, 0, [to])
+            return self.ledger.delay(decision)
         if value is not None:
             return [_answer(to, txid, max(value, 0), max(-value, 0))]
         if tau_start < self.outcomes.floor:
@@ -212,16 +219,19 @@ class Adjudicator:
         self.relations.record(tau, (print_,), self.window.floor)
         return [self._append_commit(now, event, tau, waiting, (), 0)]
 
-    def _refusal(
-        self, tau_start: int, catver: int, prints: Sequence[Footprint]
-    ) -> Code | None:
+    def _refusal(self, tau_start: int, catver: int, prints: Sequence[Footprint]) -> Code | None:
         if tau_start < self.window.floor:
             return Code.FLOOR
         return Code.CATALOG if self.relations.stale(tau_start, catver, prints) else None
 
     def _append_commit(
-        self, now: Interval, event: Commit, tau: int, waiting: list[int],
-        bodies: tuple[int, ...], crc: int,
+        self,
+        now: Interval,
+        event: Commit,
+        tau: int,
+        waiting: list[int],
+        bodies: tuple[int, ...],
+        crc: int,
     ) -> Append:
         decision = Decision(event.txid, event.tau_start, tau, 0, waiting)
         self._remember(decision, tau)
@@ -321,9 +331,7 @@ class Adjudicator:
         crc = large.crc if bodies else 0
         return [self._append_commit(now, large.final, tau, large.waiting, bodies, crc)]
 
-    def _abort_large(
-        self, now: Interval, txid: bytes, large: Large, code: Code
-    ) -> list[Effect]:
+    def _abort_large(self, now: Interval, txid: bytes, large: Large, code: Code) -> list[Effect]:
         del self._large[txid]
         self.window.drop(large.draft)
         effects = self._abort(now, txid, large.tau_start, code, large.waiting)
@@ -384,8 +392,7 @@ class Adjudicator:
         for decision in decisions:
             del self._live[decision.txid]
             effects += [
-                _answer(to, decision.txid, decision.tau, decision.code)
-                for to in decision.waiting
+                _answer(to, decision.txid, decision.tau, decision.code) for to in decision.waiting
             ]
         return effects
 

@@ -41,6 +41,10 @@ class Decision:
         self.waiting = waiting
 
 
+def _tau_of(decision: Decision) -> int:
+    return decision.tau
+
+
 class _Pending:
     __slots__ = ("appended", "decision", "lease", "n")
 
@@ -121,8 +125,14 @@ class Ledger:
         return [self._append(now, Lease(self.lease_appended), self.lease_appended, None)]
 
     def commit(
-        self, now: Interval, decision: Decision, catver: int, flags: int,
-        bodies: tuple[int, ...], crc: int, chunk: bytes,
+        self,
+        now: Interval,
+        decision: Decision,
+        catver: int,
+        flags: int,
+        bodies: tuple[int, ...],
+        crc: int,
+        chunk: bytes,
     ) -> Append:
         """Appends the commit record of a decision whose tau is tau_for's."""
         tau = decision.tau
@@ -180,6 +190,13 @@ class Ledger:
         while self._unacknowledged and self._unacknowledged[0].tau <= now.earliest:
             ready.append(self._unacknowledged.popleft())
         return ready
+
+    def delay(self, decision: Decision) -> list[Effect]:
+        """A durable commit of an earlier epoch, to be told when its tau has passed."""
+        assert 0 < decision.tau <= self.last_tau
+        later = sorted((*self._unacknowledged, decision), key=_tau_of)
+        self._unacknowledged = deque(later)
+        return self.ack_timer()
 
     def ack_timer(self) -> list[Effect]:
         """The timer for the next acknowledgement that waits for the clock."""

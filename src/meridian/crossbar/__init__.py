@@ -1,0 +1,1 @@
+"""Merge of the journals by tau (see README.md)."""

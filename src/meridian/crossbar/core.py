@@ -219,7 +219,7 @@ class Crossbar:
         one = self._journals.get(event.journal)
         position = event.position
         if one is None:
-            assert not self._journals or event.journal in self._journals, "ADD comes first"
+            assert position.tau >= self.tau, "its taus may lie below what was said to be complete"
             one = self._journals[event.journal] = _Journal(position.tau)
             self.forgotten_tau = max(self.forgotten_tau, position.tau)
         assert one.n == 0 and not one.queue, "a journal is added once"

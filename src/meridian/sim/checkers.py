@@ -1,0 +1,220 @@
+"""What must hold after every run.  The truth is what the journals' disks hold."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from meridian.adjudicator.events import Code
+from meridian.check import history
+from meridian.journal import core as journal
+from meridian.journal.core import Position, Reader
+from meridian.sim.client import Txn
+from meridian.sim.messages import Key
+from meridian.sim.owner import Owner
+from meridian.sim.plans import CATALOG, SID_FIRST, ConflictKey, version_of, writer_of
+from meridian.sim.replica import Replica, Store
+from meridian.sim.world import SimulationError
+from meridian.wire.ops import decode_chunk
+
+
+class Truth:
+    """All committed transactions of all journals in the order of tau, and the aborted ids."""
+
+    def __init__(self, owners: list[Owner]) -> None:
+        self.taus: dict[bytes, int] = {}
+        self.aborted: dict[bytes, int] = {}
+        self.store = Store()
+        commits: list[tuple[int, bytes, list[bytes]]] = []
+        for owner in owners:
+            self._read(owner, commits)
+        commits.sort()
+        for tau, txid, chunks in commits:
+            if txid in self.taus:
+                raise SimulationError(f"exactly once: {txid.hex()} is in the journals twice")
+            self.taus[txid] = tau
+            self.store.apply(tau, [op for chunk in chunks for op in decode_chunk(chunk)])
+
+    def _read(self, owner: Owner, commits: list[tuple[int, bytes, list[bytes]]]) -> None:
+        reader = Reader(Position())
+        bodies: dict[int, bytes] = {}
+        for record in owner.disk.recover():
+            match reader.accept(record):
+                case journal.Body(chunk=chunk):
+                    bodies[record.n] = chunk
+                case journal.Commit(bodies=numbers, chunk=chunk):
+                    commits.append((record.tau, record.txid, [*map(bodies.get, numbers), chunk]))  # type: ignore[list-item]
+                case journal.Abort(code=code):
+                    self.aborted[record.txid] = code
+
+
+def check_all(
+    owners: list[Owner], replicas: list[Replica], log: list[Txn], *, real_time: bool
+) -> dict[str, int]:
+    """Raises SimulationError, or returns counts (commits, false aborts, ...)."""
+    truth = Truth(owners)
+    _durability(truth, log)
+    _snapshots(truth, log)
+    _conflicts(truth, log)
+    _catalog(truth, log)
+    _foreign_keys(truth)
+    if real_time:
+        _real_time(truth, log)
+    for replica in replicas:
+        if replica.store.versions != truth.store.versions:
+            raise SimulationError(f"{replica.name} does not hold what the journals hold")
+    _history(truth, log, real_time=real_time)
+    return _count(truth, log)
+
+
+def _durability(truth: Truth, log: list[Txn]) -> None:
+    for txn in log:
+        tau = truth.taus.get(txn.txid)
+        if txn.status == "committed" and txn.writes and tau != txn.tau:
+            raise SimulationError(f"durability: {txn.name!r} was told {txn.tau}, truth is {tau}")
+        if txn.status == "aborted" and tau is not None:
+            raise SimulationError(f"durability: {txn.name!r} was told aborted, truth is {tau}")
+        if txn.status == "aborted" and txn.code and txn.txid not in truth.aborted:
+            raise SimulationError(f"durability: the abort of {txn.name!r} is not final")
+
+
+def _snapshots(truth: Truth, log: list[Txn]) -> None:
+    """Reads at tau_start saw exactly the state as of tau_start."""
+    for txn in log:
+        for key, value in txn.seen.items():
+            expected, _ = truth.store.get(key, txn.tau_start)
+            if value != expected:
+                raise SimulationError(
+                    f"snapshot: {txn.name!r} read {key} as {value!r}, was {expected!r}"
+                )
+
+
+def _conflicts(truth: Truth, log: list[Txn]) -> None:
+    """No commit wrote a key that another wrote or shared in (tau_start, tau_commit) (5.1, 5.2).
+
+    And every abort for conflict has its reason.
+    """
+    written: dict[ConflictKey, list[int]] = {}
+    shared: dict[ConflictKey, list[int]] = {}
+    committed = sorted((truth.taus[t.txid], t.name, t) for t in log if t.txid in truth.taus)
+    for tau, _, txn in committed:
+        for target, keys in ((written, txn.writes.writes()), (shared, txn.writes.shared())):
+            for key in keys:
+                target.setdefault(key, []).append(tau)
+    for txn in log:
+        own = truth.taus.get(txn.txid)
+        if own is not None and _conflict(txn, own, written, shared):
+            raise SimulationError(f"lost update: {txn.name!r} committed over a conflict")
+        if txn.code is Code.CONFLICT and not _conflict(txn, 1 << 63, written, shared):
+            raise SimulationError(f"abort without reason: {txn.name!r}")
+
+
+def _conflict(
+    txn: Txn,
+    before: int,
+    written: dict[ConflictKey, list[int]],
+    shared: dict[ConflictKey, list[int]],
+) -> bool:
+    def hit(taus: dict[ConflictKey, list[int]], keys: set[ConflictKey]) -> bool:
+        for key in keys:
+            found = taus.get(key, [])
+            at = bisect_right(found, txn.tau_start)
+            if at < len(found) and found[at] < before:
+                return True
+        return False
+
+    writes = txn.writes.writes()
+    return hit(written, writes | txn.writes.shared()) or hit(shared, writes)
+
+
+def _catalog(truth: Truth, log: list[Txn]) -> None:
+    """No commit wrote a relation whose schema changed after its tau_start or its catalog."""
+    changes: dict[int, list[tuple[int, int]]] = {}
+    for txn in log:
+        if txn.txid in truth.taus and txn.writes.schema:
+            version = version_of(txn.writes.rows[CATALOG])
+            for op in txn.writes.schema:
+                changes.setdefault(op.sid, []).append((truth.taus[txn.txid], version))
+    for txn in log:
+        tau = truth.taus.get(txn.txid)
+        if tau is None:
+            continue
+        for sid in txn.writes.sids():
+            for changed, version in changes.get(sid, []):
+                if changed < tau and (changed > txn.tau_start or version > txn.catver):
+                    raise SimulationError(f"catalog: {txn.name!r} wrote under an old schema")
+
+
+def _foreign_keys(truth: Truth) -> None:
+    """At no tau is there a child without its parent."""
+    for key, (taus, values) in truth.store.versions.items():
+        sid, name = key
+        if sid < SID_FIRST or not name.startswith(b"c"):
+            continue
+        parent: Key = (sid, name[1:].split(b"/")[0])
+        moments = {*taus, *truth.store.versions.get(parent, ([], []))[0]}
+        for tau in sorted(moments):
+            if truth.store.get(key, tau)[0] and truth.store.get(parent, tau)[0] is None:
+                raise SimulationError(f"foreign key: {key} lost its parent at {tau}")
+        assert len(taus) == len(values)
+
+
+def _real_time(truth: Truth, log: list[Txn]) -> None:
+    """Who begins after another has ended sees at least what that one saw or wrote."""
+    ended: list[tuple[int, int]] = []
+    for txn in log:
+        if txn.end is not None and txn.status == "committed":
+            read = (truth.store.get(key, txn.tau_start)[1] for key in txn.seen)
+            ended.append((txn.end, max(txn.tau, *read, 0)))
+    ended.sort()
+    at, newest = 0, 0
+    for txn in sorted(log, key=lambda t: t.begin):
+        while at < len(ended) and ended[at][0] < txn.begin:
+            newest = max(newest, ended[at][1])
+            at += 1
+        if txn.tau_start < newest:
+            raise SimulationError(f"real time: {txn.name!r} began before what was known")
+
+
+def _history(truth: Truth, log: list[Txn], *, real_time: bool) -> None:
+    """The independent checker of histories agrees."""
+    lines = []
+    for txn in log:
+        name = txn.name.decode()
+        tau = truth.taus.get(txn.txid)
+        ops: list[tuple[str | int | None, ...]] = []
+        for key, value in txn.seen.items():
+            if value is not None:
+                ops.append(("r", _label(key), writer_of(value).decode()))
+            elif truth.store.get(key, txn.tau_start)[1] == 0:
+                ops.append(("r", _label(key), None))
+        ops += [("w", _label(key)) for key in txn.writes.rows]
+        status = txn.status if txn.end is not None else "unknown"
+        if tau is not None:
+            status = "committed"
+        lines.append(
+            history.Transaction(
+                name,
+                status,
+                float(txn.begin - 10**18),
+                ops,
+                None if txn.end is None else float(txn.end - 10**18),
+                tau,
+            )
+        )
+    for anomaly in history.check(lines):
+        if real_time or anomaly.name not in ("real-time", "future-read"):
+            raise SimulationError(f"history: {anomaly.name}: {anomaly.story}")
+
+
+def _label(key: Key) -> str:
+    return f"{key[0]}/{key[1].decode('latin-1')}"
+
+
+def _count(truth: Truth, log: list[Txn]) -> dict[str, int]:
+    counts = {"transactions": len(log), "commits": len(truth.taus), "aborts": len(truth.aborted)}
+    for txn in log:
+        if txn.code in (Code.FLOOR, Code.PARTS, Code.RESOLVED):
+            counts["false aborts"] = counts.get("false aborts", 0) + 1
+        if txn.status == "unknown":
+            counts["unknown"] = counts.get("unknown", 0) + 1
+    return counts

@@ -1,0 +1,91 @@
+"""`meridian sim run`: many seeds, one after the other, each with its own mix of faults."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+import click
+
+from meridian.sim.messages import Parts
+from meridian.sim.run import Result, run_seed
+
+PROGRESS_S = 2.0
+
+
+def run(
+    seeds: int,
+    start: int = 0,
+    *,
+    check: bool = True,
+    explain: bool = False,
+    parts: Parts | None = None,
+    out: TextIO | None = None,
+    progress: TextIO | None = None,
+) -> int:
+    """Runs `seeds` seeds from `start`; returns how many failed.
+
+    With `check` every seed is run twice and the hashes of both runs are compared.  The last line is
+    "N seeds, F failures".
+    """
+    out = out or sys.stdout
+    progress = progress or sys.stderr
+    failures = 0
+    totals: dict[str, int] = {}
+    began = shown = time.monotonic()
+    events = 0
+    for seed in range(start, start + seeds):
+        result = run_seed(seed, parts, story=explain)
+        failure = result.failure or (_differs(result, parts) if check else "")
+        events += result.events * (2 if check else 1)
+        for name, count in result.counts.items():
+            totals[name] = totals.get(name, 0) + count
+        if explain:
+            out.writelines(line + "\n" for line in result.story)
+        if failure:
+            failures += 1
+            out.write(f"seed {seed}: {failure}\n")
+            out.write(f"replay: meridian sim run --seeds 1 --start {seed} --explain\n")
+        now = time.monotonic()
+        if now - shown > PROGRESS_S:
+            shown = now
+            done = seed - start + 1
+            progress.write(f"{done} of {seeds} seeds, {failures} failures\n")
+            progress.flush()
+    took = time.monotonic() - began
+    out.write(_summary(totals, events, took))
+    out.write(f"{seeds} seeds, {failures} failures\n")
+    return failures
+
+
+def _differs(first: Result, parts: Parts | None) -> str:
+    second = run_seed(first.seed, parts)
+    if (second.digest, second.events) == (first.digest, first.events):
+        return ""
+    return f"not deterministic: {first.digest} and then {second.digest}"
+
+
+def _summary(totals: dict[str, int], events: int, took: float) -> str:
+    names = (
+        "transactions", "commits", "aborts", "false aborts", "unknown", "crash", "torn",
+        "sync failed", "pause", "dropped",
+    )  # fmt: skip
+    told = ", ".join(f"{name} {totals.get(name, 0)}" for name in names)
+    return f"{told}\n{events} events, {events / max(took, 0.001):.0f} per second\n"
+
+
+@click.group()
+def sim() -> None:
+    """Run the deterministic simulation."""
+
+
+@sim.command("run")
+@click.option("--seeds", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First seed.")
+@click.option("--once", is_flag=True, help="Do not run every seed twice to compare the hashes.")
+@click.option("--explain", is_flag=True, help="Print what happened, event by event.")
+def run_command(seeds: int, start: int, once: bool, explain: bool) -> None:
+    """Run adjudicator, journal, crossbar and storage under faults and check every promise."""
+    failures = run(seeds, start, check=not once, explain=explain)
+    sys.exit(1 if failures else 0)

@@ -1,0 +1,192 @@
+"""A model query processor: one transaction after the other, with retries, until told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from meridian.adjudicator import events as ev
+from meridian.sim.messages import Ask, Get, Got, Key, Parts, Told
+from meridian.sim.plans import CATALOG, KINDS, SID_FIRST, Plan, WriteSet, version_of
+from meridian.sim.world import MS, Node, S, World
+
+PATIENCE_NS = 20 * S
+"""How long a transaction tries to read, and then to learn its outcome, before it gives up."""
+
+
+class Txn:
+    """What one transaction did, for the checkers.  Times are true times."""
+
+    def __init__(self, name: bytes, txid: bytes, owner: int, begin: int) -> None:
+        self.name = name
+        self.txid = txid
+        self.owner = owner
+        self.begin = begin
+        self.end: int | None = None
+        self.tau_start = 0
+        self.catver = 0
+        self.seen: dict[Key, bytes | None] = {}
+        self.writes = WriteSet()
+        self.status = "unknown"
+        self.abandoned = False
+        """Its query processor died: nobody waits for the outcome."""
+        self.code = ev.Code.NONE
+        self.tau = 0
+
+
+Wait = Generator[tuple[int, object], Any, Any]
+"""Yields (timeout in ns, what to wait for) and gets the message, or None after the timeout."""
+
+
+class Client(Node):
+    """Node `q<number>`."""
+
+    def __init__(self, world: World, number: int, owners: int, replicas: int, parts: Parts) -> None:
+        super().__init__(world, f"q{number}")
+        self._parts = parts
+        self.log: list[Txn] = []
+        self.stopping = False
+        self._owners = owners
+        self._replicas = replicas
+        self._random = world.random(f"client/{number}")
+        self._number = number
+        self._count = 0
+        self._request = 0
+        self._known_version = 1
+        self._life: Wait | None = None
+        self._expect: object = None
+        self._ticket = 0
+
+    @property
+    def idle(self) -> bool:
+        """Stopped, and nothing under way."""
+        return self._life is None
+
+    def on_start(self) -> None:
+        """A new process: it remembers nothing."""
+        self._life = self._work()
+        self._resume(None)
+
+    def on_crash(self) -> None:
+        """Its transaction is gone, or nobody hears of its outcome."""
+        self._life = None
+        if self.log and self.log[-1].status == "unknown":
+            self.log[-1].abandoned = True
+
+    def _resume(self, value: object) -> None:
+        assert self._life is not None
+        self._ticket += 1
+        try:
+            timeout, self._expect = self._life.send(value)
+        except StopIteration:
+            self._life = None
+            return
+        ticket = self._ticket
+        self.after(timeout, lambda: self._resume(None) if self._ticket == ticket else None)
+
+    def receive(self, source: str, message: Any) -> None:
+        """An answer; one that nobody waits for is dropped."""
+        expect: object = None
+        if isinstance(message, Got):
+            expect = message.request
+        elif isinstance(message, Told):
+            expect = message.answer.txid
+        if self._life is not None and expect is not None and expect == self._expect:
+            self._resume(message)
+
+    # One transaction after the other
+
+    def _work(self) -> Wait:
+        random, swarm = self._random, self.world.swarm
+        while not self.stopping:
+            yield random.randint(MS, 30 * MS), None
+            if self.stopping:
+                return
+            owner = random.randrange(self._owners)
+            kind = random.choices(KINDS, self._weights())[0]
+            sids = [SID_FIRST + number for number in range(self._owners)]
+            # Other keys in every seed, so that all seeds together try many hashes.
+            salt = b"%d" % self.world.seed
+            plan = Plan(random, kind, SID_FIRST + owner, sids, swarm.keys, salt)
+            yield from self._transaction(plan, owner)
+
+    def _weights(self) -> list[float]:
+        # A schema change is a matter of all owners: one owner only, until they vote.
+        weights = [weight + 0.1 for weight in self.world.swarm.weights]
+        weights[-1] = weights[-1] / 4 if self._owners == 1 else 0
+        return weights
+
+    def _transaction(self, plan: Plan, owner: int) -> Wait:
+        world, random = self.world, self._random
+        self._count += 1
+        name = b"%s.%d.%d" % (self.name.encode(), self.incarnation, self._count)
+        txn = Txn(name, random.randbytes(16), owner, world.now)
+        self.log.append(txn)
+        now = self.clock.now()
+        txn.tau_start = now.latest if self._parts.tau_start_latest else now.earliest
+        if not (yield from self._read(txn, plan)):
+            txn.status = "aborted"
+            return
+        yield random.randint(0, 20 * MS), None
+        txn.writes = plan.write_set(name, txn.seen)
+        if not txn.writes:
+            self._end(txn, "committed", 0)
+            return
+        # A cached version may be stale: then the commit must be refused, never wrong.
+        version = version_of(txn.seen[CATALOG])
+        self._known_version = max(self._known_version, version)
+        stale = random.random() < 0.2
+        txn.catver = random.randint(1, version) if stale else version
+        chunks = txn.writes.chunks(plan.chunk_count)
+        yield from self._commit(txn, chunks, 1 if plan.kind == "schema" else 0)
+
+    def _end(self, txn: Txn, status: str, tau: int) -> None:
+        txn.status, txn.tau, txn.end = status, tau, self.world.now
+        self.world.trace(status, self.name, txn.name, tau)
+
+    def _read(self, txn: Txn, plan: Plan) -> Wait:
+        deadline = self.world.now + PATIENCE_NS
+        while self.world.now < deadline:
+            replica = f"r{self._random.randrange(self._replicas)}"
+            self._request += 1
+            get = Get(self._request, txn.tau_start, tuple(plan.reads))
+            self.world.send(self.name, replica, get)
+            got = yield self._random.randint(100 * MS, 400 * MS), self._request
+            if got is not None:
+                txn.seen = dict(zip(plan.reads, got.values, strict=True))
+                return True
+        return False
+
+    def _commit(self, txn: Txn, chunks: list[bytes], flags: int) -> Wait:
+        random = self._random
+        target = f"o{txn.owner}"
+        parts = len(chunks) - 1
+        unsure = False
+        again = False
+        deadline = self.world.now + PATIENCE_NS
+        while self.world.now < deadline:
+            request: ev.Commit | ev.Status
+            if unsure or (again and random.random() < 0.3):
+                request = ev.Status(0, txn.txid, txn.tau_start)
+            else:
+                for seq in range(parts):
+                    part = ev.Part(txn.txid, txn.tau_start, seq, chunks[seq])
+                    self.world.send(self.name, target, Ask(part))
+                    yield random.randint(0, 2 * MS), None
+                request = ev.Commit(
+                    0, txn.txid, txn.tau_start, txn.catver, flags, parts, chunks[-1]
+                )
+            again = True
+            self.world.send(self.name, target, Ask(request))
+            told = yield random.randint(100 * MS, 400 * MS), txn.txid
+            if told is None or told.answer.outcome in (ev.Outcome.RETRY, ev.Outcome.UNKNOWN):
+                unsure = unsure or (told is not None and told.answer.outcome is ev.Outcome.UNKNOWN)
+                yield random.randint(MS, 20 * MS), None
+                continue
+            self._hear(txn, told.answer)
+            return
+
+    def _hear(self, txn: Txn, answer: ev.Answer) -> None:
+        committed = answer.outcome is ev.Outcome.COMMITTED
+        txn.code = answer.code
+        self._end(txn, "committed" if committed else "aborted", answer.tau)

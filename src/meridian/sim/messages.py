@@ -1,0 +1,84 @@
+"""Messages between the nodes of the world, and which parts a run is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from meridian.adjudicator.core import Adjudicator
+from meridian.adjudicator.events import Answer, Commit, Discard, Part, Status
+from meridian.crossbar.core import Crossbar
+from meridian.journal.core import Position, Reader
+from meridian.journal.record import Record
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """A query processor to an owner."""
+
+    event: Commit | Part | Status | Discard
+
+
+class Told(msgspec.Struct, frozen=True):
+    """An owner to a query processor."""
+
+    answer: Answer
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """A replica wants the durable records of a journal after n."""
+
+    after_n: int
+
+
+class Records(msgspec.Struct, frozen=True):
+    """Durable records of a journal, in order."""
+
+    journal: int
+    records: list[Record]
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """A heartbeat on its way to a replica."""
+
+    journal: int
+    epoch: tuple[int, int]
+    n: int
+    tau: int
+
+
+class Want(msgspec.Struct, frozen=True):
+    """A replica waits for a journal to be complete through tau."""
+
+    tau: int
+
+
+Key = tuple[int, bytes]
+"""(storage id, key)"""
+
+
+class Get(msgspec.Struct, frozen=True):
+    """A query processor reads keys as of tau."""
+
+    request: int
+    tau: int
+    keys: tuple[Key, ...]
+
+
+class Got(msgspec.Struct, frozen=True):
+    """The values, None where there is no row."""
+
+    request: int
+    values: tuple[bytes | None, ...]
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """The cores under test; mutants replace one of them."""
+
+    adjudicator: Callable[..., Adjudicator] = Adjudicator
+    crossbar: Callable[[], Crossbar] = Crossbar
+    reader: Callable[[Position], Reader] = Reader
+    tau_start_latest: bool = True
+    """Rule 4.3: tau_start is the upper edge of the clock."""
+    read_wait: bool = True
+    """Rule 4.5: results wait until the newest commit read has certainly happened."""

@@ -1,0 +1,191 @@
+"""An owner process: one adjudicator core, the writer of its journal, and the disk below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meridian.adjudicator import events as ev
+from meridian.adjudicator.core import Adjudicator
+from meridian.journal.core import Position
+from meridian.journal.record import Record
+from meridian.sim.disk import Disk
+from meridian.sim.messages import Ask, Beat, Fetch, Parts, Records, Told, Want
+from meridian.sim.world import MS, Node, World
+
+FETCH_RECORDS = 200
+
+
+class Owner(Node):
+    """Node `o<number>`; restarts with a higher epoch after every crash and failed sync."""
+
+    def __init__(self, world: World, number: int, parts: Parts) -> None:
+        super().__init__(world, f"o{number}")
+        self.number = number
+        self.parts = parts
+        self.replicas: list[str] = []
+        self.disk = Disk(world.random(f"disk/{number}"))
+        self.served = 0
+        self._random = world.random(f"sync/{number}")
+        self._core: Adjudicator | None = None
+        self._records: list[Record] = []
+        self._waiting: list[Record] = []
+        self._syncing = False
+        self._asked: dict[int, tuple[str, bytes]] = {}
+        self._next_to = 0
+        self._timers: dict[str, int] = {}
+
+    def on_start(self) -> None:
+        """Reads the journal, replays it, opens a new epoch."""
+        self._records = self.disk.recover()
+        self._waiting = []
+        self._syncing = False
+        self._asked = {}
+        self._timers = {}
+        self._core = self.parts.adjudicator(self.number, None, self.world.swarm.window_keys)
+        reader = self.parts.reader(Position())
+        for record in self._records:
+            payload = reader.accept(record)
+            if payload is not None:
+                self._step(ev.Replay(record, payload))
+        self.world.trace("start", self.name, len(self._records), reader.lease)
+        nonce = self._random.getrandbits(32)
+        self._step(ev.Replayed(reader.position(), (reader.epoch[0] + 1, nonce)))
+
+    def on_crash(self) -> None:
+        """Unsynced bytes are torn."""
+        self._core = None
+        self.disk.crash()
+        self.world.counts["torn"] = self.world.counts.get("torn", 0) + 1
+
+    def _restart_soon(self) -> None:
+        if self.alive:
+            self.crash()
+            delay = self._random.choice((MS // 10, self._random.randint(MS, 200 * MS)))
+            self.world.at(self.world.now + delay, lambda: None if self.alive else self.start())
+
+    def _step(self, event: ev.Event) -> None:
+        core = self._core
+        if core is None:
+            return
+        for effect in core.step(self.clock.now(), event):
+            if self._core is core:
+                self._perform(effect)
+        if not isinstance(event, ev.Replay):
+            core.check()
+
+    def _perform(self, effect: ev.Effect) -> None:
+        world = self.world
+        match effect:
+            case ev.Append():
+                record = effect.record
+                self._waiting.append(record)
+                world.trace("append", self.name, record.n, record.kind, record.tau)
+                self._sync()
+            case ev.Answer():
+                source, _ = self._asked.pop(effect.to, ("", b""))
+                world.trace("answer", self.name, effect.outcome, effect.tau, effect.code)
+                if source:
+                    world.send(self.name, source, Told(effect))
+            case ev.Heartbeat():
+                world.trace("heartbeat", self.name, effect.n, effect.tau)
+                for replica in self.replicas:
+                    beat = Beat(self.number, effect.epoch, effect.n, effect.tau)
+                    world.send(self.name, replica, beat)
+            case ev.SetTimer():
+                self._timers[effect.name] = effect.at
+                self._arm(effect.name, effect.at)
+            case ev.Serving():
+                self.served += 1
+            case ev.Fatal():
+                self.after(0, self._restart_soon)
+            case ev.Refused():
+                pass
+
+    def _arm(self, name: str, at: int) -> None:
+        def fire() -> None:
+            if self._timers.get(name) != at:
+                return
+            if at and self.clock.now().earliest < at:
+                self._arm(name, at)
+                return
+            del self._timers[name]
+            self._step(ev.TimerFired(name))
+
+        self.after(max(at - self.clock.now().earliest, 1_000) if at else 0, fire)
+
+    # The disk
+
+    def _buggify(self) -> bool:
+        """A crash at an awkward moment."""
+        swarm = self.world.swarm
+        if self.world.healed or self._random.random() >= swarm.crash_at_append:
+            return False
+        self._restart_soon()
+        return True
+
+    def _sync(self) -> None:
+        if self._syncing or not self._waiting:
+            return
+        swarm, random = self.world.swarm, self._random
+        batch, self._waiting = self._waiting, []
+        self._syncing = True
+        size_bytes = self.disk.write(batch)
+        delay = random.randint(*swarm.sync)
+        if not self.world.healed and random.random() < swarm.slow_sync:
+            delay += random.randint(100 * MS, 1500 * MS)
+        self.after(delay, lambda: self._synced(batch, size_bytes))
+        if self._buggify():
+            return
+
+    def _synced(self, batch: list[Record], size_bytes: int) -> None:
+        self._syncing = False
+        swarm = self.world.swarm
+        if not self.world.healed and self._random.random() < swarm.sync_failure:
+            self.world.trace("sync failed", self.name, batch[-1].n)
+            self._step(ev.AppendFailed("sync failed"))
+            return
+        self.disk.synced(size_bytes, batch[-1].n)
+        if self._buggify():
+            # Durable, and nobody was told.
+            return
+        self._records += batch
+        self._push(batch)
+        self._step(ev.Appended(batch[-1].n))
+        self._sync()
+
+    def _push(self, batch: list[Record]) -> None:
+        for replica in self.replicas:
+            self.world.send(self.name, replica, Records(self.number, batch))
+
+    # Messages
+
+    def receive(self, source: str, message: Any) -> None:
+        """Requests of query processors and replicas."""
+        match message:
+            case Ask():
+                self._ask(source, message.event)
+            case Fetch():
+                wanted = self._records[message.after_n : message.after_n + FETCH_RECORDS]
+                if wanted:
+                    self.world.send(self.name, source, Records(self.number, wanted))
+            case Want():
+                self._step(ev.WantHeartbeat(message.tau))
+
+    def _ask(self, source: str, event: ev.Commit | ev.Part | ev.Status | ev.Discard) -> None:
+        if isinstance(event, ev.Commit):
+            self._next_to += 1
+            self._asked[self._next_to] = (source, event.txid)
+            event = ev.Commit(
+                self._next_to,
+                event.txid,
+                event.tau_start,
+                event.catver,
+                event.flags,
+                event.parts,
+                event.chunk,
+            )
+        elif isinstance(event, ev.Status):
+            self._next_to += 1
+            self._asked[self._next_to] = (source, event.txid)
+            event = ev.Status(self._next_to, event.txid, event.tau_start)
+        self._step(event)

@@ -1,0 +1,168 @@
+"""What model query processors do: kinds of transactions, as keys read and what is then written.
+
+Every written value is the name of its transaction, so that a read tells whom it read from.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from random import Random
+
+from meridian.sim.messages import Key
+from meridian.wire import ops as wire
+
+KINDS = ("read", "update", "blind", "large", "child", "parent", "lock", "schema")
+ROW, IDENTITY = 0, 1
+SID_FIRST = 1000
+SID_VERSION = 2
+CATALOG: Key = (SID_VERSION, b"v")
+"""The row that holds the catalog version; the catalog log is sid 1."""
+PARENTS = 2
+CHILDREN = 2
+
+ConflictKey = tuple[int, int, bytes]
+"""(storage id, ROW or IDENTITY, key)"""
+
+
+@lru_cache(maxsize=4096)
+def _hash(sid: int, kind: int, key: bytes) -> bytes:
+    return wire.conflict_hash(sid, kind, key).to_bytes(8, "little")
+
+
+class WriteSet:
+    """Collects what a transaction writes and turns it into chunks."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Key, bytes | None] = {}
+        self.locks: dict[Key, None] = {}
+        self.shares: dict[Key, None] = {}
+        self.identities: dict[Key, None] = {}
+        self.schema: list[wire.Op] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.locks or self.shares or self.schema)
+
+    def writes(self) -> set[ConflictKey]:
+        """Conflict keys written."""
+        keys = {(sid, ROW, key) for sid, key in (*self.rows, *self.locks)}
+        return keys | {(sid, IDENTITY, key) for sid, key in self.identities}
+
+    def shared(self) -> set[ConflictKey]:
+        """Conflict keys shared."""
+        return {(sid, IDENTITY, key) for sid, key in self.shares}
+
+    def sids(self) -> list[int]:
+        """Relations touched, without the system's."""
+        keys = (*self.rows, *self.locks, *self.shares)
+        return sorted({sid for sid, _ in keys if sid >= SID_FIRST})
+
+    def chunks(self, count: int) -> list[bytes]:
+        """`count` chunks, rows spread over them."""
+        rows = list(self.rows.items())
+        parts = [self._rows(rows[at::count]) for at in range(count)]
+        parts[-1] += self._locks() + self.schema
+        return [wire.encode_chunk(part) for part in parts]
+
+    def _rows(self, rows: list[tuple[Key, bytes | None]]) -> list[wire.Op]:
+        ops: list[wire.Op] = []
+        for sid in sorted({key[0] for key, _ in rows}):
+            puts = sorted((k[1], v) for k, v in rows if k[0] == sid and v is not None)
+            deletes = sorted(k[1] for k, v in rows if k[0] == sid and v is None)
+            if puts:
+                keys = [key for key, _ in puts]
+                values = [(value,) for _, value in puts]
+                ops.append(wire.Put(sid, 0, (1,), keys, *self._hashes(sid, keys), values))
+            if deletes:
+                ops.append(wire.Delete(sid, 0, deletes, *self._hashes(sid, deletes)))
+        return ops
+
+    def _hashes(self, sid: int, keys: list[bytes]) -> tuple[bytes, bytes]:
+        written = b"".join(_hash(sid, ROW, key) for key in keys)
+        identity = (key for key in keys if (sid, key) in self.identities)
+        return written, b"".join(_hash(sid, IDENTITY, key) for key in identity)
+
+    def _locks(self) -> list[wire.Op]:
+        ops: list[wire.Op] = []
+        for sid, key in self.locks:
+            ops.append(wire.Lock(sid, [key], _hash(sid, ROW, key), b""))
+        for sid, key in self.shares:
+            ops.append(wire.Share(sid, [key], b"", _hash(sid, IDENTITY, key)))
+        return ops
+
+
+class Plan:
+    """One transaction: what to read, and what to write then."""
+
+    def __init__(
+        self, random: Random, kind: str, sid: int, sids: list[int], keys: int, salt: bytes
+    ) -> None:
+        self.kind = kind
+        self.sid = sid
+        self.chunk_count = random.randint(2, 4) if kind == "large" else 1
+        self._random = random
+        own = [(sid, b"%sk%d" % (salt, number)) for number in range(keys)]
+        random.shuffle(own)
+        self._parent: Key = (sid, b"p%s%d" % (salt, random.randrange(PARENTS)))
+        self._children: list[Key] = [
+            (sid, b"c" + self._parent[1] + b"/%d" % number) for number in range(CHILDREN)
+        ]
+        self.reads: list[Key] = []
+        self._targets: list[Key] = []
+        if kind == "read":
+            everything = [(s, b"%sk%d" % (salt, number)) for s in sids for number in range(keys)]
+            self.reads = random.sample(everything, min(len(everything), random.randint(1, 5)))
+        elif kind in ("update", "lock"):
+            self.reads = own[: random.randint(2, 3)]
+            other = (random.choice(sids), b"%sk%d" % (salt, random.randrange(keys)))
+            if random.random() < 0.3 and other not in self.reads:
+                self.reads.append(other)
+            self._targets = own[: random.randint(1, 2)]
+        elif kind == "blind":
+            self._targets = own[: random.randint(1, 3)]
+        elif kind == "large":
+            self._targets = own[: random.randint(2, 8)]
+        elif kind in ("child", "parent"):
+            self.reads = [self._parent, *self._children]
+        self.reads.append(CATALOG)
+
+    def write_set(self, name: bytes, seen: dict[Key, bytes | None]) -> WriteSet:
+        """What the transaction writes, having read `seen`."""
+        out = WriteSet()
+        for key in self._targets:
+            out.rows[key] = name
+        if self.kind == "lock":
+            out.locks = {key: None for key in self.reads if key[0] == self.sid}
+            for key in out.rows:
+                out.locks.pop(key, None)
+        elif self.kind == "child" and seen[self._parent] is not None:
+            out.rows[self._random.choice(self._children)] = name
+            out.shares[self._parent] = None
+        elif self.kind == "parent":
+            self._write_parent(out, name, seen)
+        elif self.kind == "schema":
+            version = version_of(seen[CATALOG]) + 1
+            out.rows[CATALOG] = b"%d/" % version + name
+            out.rows[wire.SID_CATALOG, version.to_bytes(8, "big")] = name
+            out.schema.append(wire.Add(self.sid, 100 + version, 1, None))
+        return out
+
+    def _write_parent(self, out: WriteSet, name: bytes, seen: dict[Key, bytes | None]) -> None:
+        children = [key for key in self._children if seen[key] is not None]
+        if seen[self._parent] is None:
+            out.rows[self._parent] = name
+            out.identities[self._parent] = None
+        elif not children:
+            out.rows[self._parent] = None
+            out.identities[self._parent] = None
+        else:
+            out.rows[children[0]] = None
+
+
+def version_of(value: bytes | None) -> int:
+    """The catalog version in CATALOG's row."""
+    return int(value.split(b"/")[0]) if value is not None else 1
+
+
+def writer_of(value: bytes) -> bytes:
+    """The name of the transaction that wrote a value."""
+    return value.rsplit(b"/", 1)[-1]

@@ -1,0 +1,162 @@
+"""One run: build the world, let things fail, heal it, require progress, check everything."""
+
+from __future__ import annotations
+
+import msgspec
+
+from meridian.sim.checkers import check_all
+from meridian.sim.client import Client
+from meridian.sim.messages import Parts
+from meridian.sim.owner import Owner
+from meridian.sim.replica import Replica
+from meridian.sim.swarm import Swarm, choose
+from meridian.sim.world import MS, START, Node, S, SimulationError, World
+
+SAFETY_NS = 5 * S
+LIVENESS_NS = 30 * S
+"""Virtual time in which everything under way must end once nothing fails any more."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a run did; `failure` is empty if all held."""
+
+    seed: int
+    failure: str
+    digest: str
+    events: int
+    counts: dict[str, int]
+    story: list[str]
+
+
+class Run:
+    """The nodes of one world and the faults that befall them."""
+
+    def __init__(
+        self,
+        seed: int,
+        parts: Parts | None = None,
+        *,
+        swarm: Swarm | None = None,
+        story: bool = False,
+    ) -> None:
+        self.seed = seed
+        self.swarm = swarm or choose(seed)
+        parts = parts or Parts()
+        world = self.world = World(seed, self.swarm, story)
+        swarm_ = self.swarm
+        self.owners = [Owner(world, number, parts) for number in range(swarm_.owners)]
+        self.replicas = [
+            Replica(world, number, swarm_.owners, parts) for number in range(swarm_.replicas)
+        ]
+        self.clients = [
+            Client(world, number, swarm_.owners, swarm_.replicas, parts)
+            for number in range(swarm_.clients)
+        ]
+        for owner in self.owners:
+            owner.replicas = [replica.name for replica in self.replicas]
+
+    def go(self) -> Result:
+        """Runs both phases and all checks."""
+        failure = ""
+        counts: dict[str, int] = {}
+        try:
+            for node in (*self.owners, *self.replicas, *self.clients):
+                node.start()
+            self._plan_faults()
+            self.world.run(START + SAFETY_NS)
+            self._heal()
+            counts = self._check()
+        except (SimulationError, AssertionError, ValueError) as error:
+            failure = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+        world = self.world
+        story = world.story or []
+        return Result(
+            self.seed, failure, world.digest(), world.events, {**world.counts, **counts}, story
+        )
+
+    def _plan_faults(self) -> None:
+        world, swarm = self.world, self.swarm
+        random = world.random("faults")
+        nodes: list[Node] = [*self.owners, *self.replicas, *self.clients]
+
+        def moment() -> int:
+            return START + random.randrange(SAFETY_NS)
+
+        for _ in range(swarm.crashes):
+            node, down = random.choice(nodes), random.randint(MS, 800 * MS)
+            world.at(moment(), lambda node=node, down=down: self._crash(node, down))  # type: ignore[misc]
+        for _ in range(swarm.pauses):
+            node, pause = random.choice(nodes), random.randint(10 * MS, 1500 * MS)
+            world.at(moment(), lambda node=node, pause=pause: self._pause(node, pause))  # type: ignore[misc]
+        for _ in range(swarm.cuts):
+            one, other = random.sample(nodes, 2)
+            begin = moment()
+            end = begin + random.randint(10 * MS, 1000 * MS)
+            world.at(
+                begin,
+                lambda a=one.name, b=other.name, end=end: world.cut(a, b, end),  # type: ignore[misc]
+            )
+        for _ in range(swarm.clock_steps):
+            node = random.choice(nodes)
+            world.at(moment(), node.clock.step)
+
+    def _crash(self, node: Node, down: int) -> None:
+        if self.world.healed or not node.alive:
+            return
+        group = [node]
+        if self.swarm.colocated and not isinstance(node, Client):
+            group = [*self.owners, *self.replicas]
+        for member in group:
+            member.crash()
+        for member in group:
+            self.world.at(self.world.now + down, lambda m=member: None if m.alive else m.start())  # type: ignore[misc]
+
+    def _pause(self, node: Node, pause: int) -> None:
+        if not self.world.healed:
+            node.paused_until = self.world.now + pause
+            self.world.trace("pause", node.name, pause)
+
+    def _heal(self) -> None:
+        """Everything comes back; what is under way must end."""
+        world = self.world
+        world.heal()
+        for client in self.clients:
+            client.stopping = True
+        for node in (*self.owners, *self.replicas):
+            if not node.alive:
+                node.start()
+        limit = world.now + LIVENESS_NS
+        if not world.run(limit, lambda: all(client.idle for client in self.clients)):
+            raise SimulationError("liveness: transactions do not end after the faults have")
+        self._settle(limit)
+
+    def _settle(self, limit: int) -> None:
+        """Every replica becomes complete through now."""
+        world = self.world
+        tau = world.now + S
+
+        def complete() -> bool:
+            for owner in self.owners:
+                for replica in self.replicas:
+                    if replica.complete < tau:
+                        replica.demand(tau)
+                        return False
+                assert owner.alive
+            return True
+
+        if not world.run(limit, complete):
+            raise SimulationError("liveness: a replica does not become complete")
+
+    def _check(self) -> dict[str, int]:
+        log = [txn for client in self.clients for txn in client.log]
+        for txn in log:
+            if txn.status == "unknown" and not txn.abandoned:
+                raise SimulationError(f"liveness: {txn.name!r} never got an outcome")
+        return check_all(self.owners, self.replicas, log, real_time=not self.swarm.false_bounds)
+
+
+def run_seed(seed: int, parts: Parts | None = None, *, story: bool = False) -> Result:
+    """One run of a seed."""
+    return Run(seed, parts, story=story).go()

@@ -1,0 +1,78 @@
+"""Which faults a run has: chosen per seed, so that no run has them all (swarm testing)."""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+
+MS = 1_000_000
+
+
+class Swarm(msgspec.Struct, frozen=True):
+    """The mix of one run.  Times in ns, chances per message, sync or transaction."""
+
+    owners: int
+    replicas: int
+    clients: int
+    colocated: bool
+    """Owners and replicas are one process with one clock, as in `meridian dev`."""
+    clock_error: int
+    false_bounds: bool
+    """Clocks leave their bounds: linearizability may go, isolation may not (C7)."""
+    eager: float
+    """Chance that a reader waits for a tau well ahead of the clock."""
+    drop: float
+    double: float
+    late: float
+    delay: tuple[int, int]
+    late_delay: tuple[int, int]
+    sync: tuple[int, int]
+    slow_sync: float
+    sync_failure: float
+    crash_at_append: float
+    crashes: int
+    pauses: int
+    cuts: int
+    clock_steps: int
+    window_keys: int
+    """Keys that the conflict window holds; few make the floor rise."""
+    keys: int
+    weights: tuple[int, ...]
+    """Kinds of transactions, in the order of client.KINDS."""
+
+
+def choose(seed: int) -> Swarm:
+    """The mix of a seed."""
+    random = Random(f"{seed}/swarm")
+
+    def often(chance: float, value: float) -> float:
+        return random.uniform(0, value) if random.random() < chance else 0.0
+
+    colocated = random.random() < 0.4
+    clock_error = 0 if colocated else random.choice((0, 20_000, MS, 8 * MS, 50 * MS))
+    return Swarm(
+        owners=random.choice((1, 1, 1, 2, 3)),
+        replicas=random.choice((1, 2)),
+        clients=random.randint(2, 6),
+        colocated=colocated,
+        clock_error=clock_error,
+        false_bounds=clock_error > 0 and random.random() < 0.15,
+        eager=often(0.3, 0.1),
+        drop=often(0.4, 0.1),
+        double=often(0.5, 0.3),
+        late=often(0.5, 0.1),
+        delay=random.choice(((20_000, 100_000), (50_000, MS), (MS, 10 * MS))),
+        late_delay=(10 * MS, random.choice((50, 400, 2000)) * MS),
+        sync=random.choice(((50_000, 300_000), (MS, 5 * MS), (5 * MS, 40 * MS))),
+        slow_sync=often(0.3, 0.05),
+        sync_failure=often(0.3, 0.02),
+        crash_at_append=often(0.4, 0.03),
+        crashes=random.choice((0, 0, 1, 3, 6)),
+        pauses=random.choice((0, 0, 1, 3)),
+        cuts=random.choice((0, 0, 2, 5)),
+        clock_steps=random.choice((0, 0, 5, 20)),
+        window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
+        keys=random.choice((3, 6, 20)),
+        weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(8)),
+    )

@@ -1,0 +1,204 @@
+"""The deterministic world: time, nodes, clocks, network (docs of the idea: sim/README.md).
+
+Everything that happens comes off one heap of (time, seq, action).  Each concern draws from its own
+seeded generator, so that a draw more in one does not shift the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from meridian.clock.tau import Interval
+from meridian.sim.swarm import Swarm
+
+MS = 1_000_000
+S = 1_000 * MS
+START = 1_700_000_000 * S
+EVENTS_MAX = 400_000
+"""More events than any run needs: something runs in circles."""
+
+Action = Callable[[], None]
+
+
+class SimulationError(Exception):
+    """A run broke a promise; the message says which and how."""
+
+
+class Clock:
+    """A node's clock: an interval that holds true time, unless the swarm makes its bounds false."""
+
+    def __init__(self, world: World, error: int, random: Random) -> None:
+        self._world = world
+        self._error = error
+        self._random = random
+        self._offset = random.randint(-error, error) if error else 0
+        self._last = Interval(0, 0)
+
+    def now(self) -> Interval:
+        """The reading; both edges never go back."""
+        true = self._world.now
+        reading = Interval(true + self._offset - self._error, true + self._offset + self._error)
+        last = self._last
+        self._last = Interval(
+            max(reading.earliest, last.earliest), max(reading.latest, last.latest)
+        )
+        return self._last
+
+    def step(self) -> None:
+        """The clock's offset changes: a drift, or a step by the time service."""
+        bound = self._error
+        if self._world.swarm.false_bounds:
+            bound = 20 * self._error + 5 * MS
+        self._offset = self._random.randint(-bound, bound) if bound else 0
+
+
+class Node:
+    """A process: alive or not; timers of an earlier incarnation never fire."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.alive = False
+        self.incarnation = 0
+        self.paused_until = 0
+        self.clock = Clock(world, world.swarm.clock_error, world.random("clock/" + name))
+        world.nodes[name] = self
+
+    def start(self) -> None:
+        """Comes up with what its disk holds."""
+        assert not self.alive
+        self.alive = True
+        self.incarnation += 1
+        self.on_start()
+
+    def crash(self) -> None:
+        """Loses everything but its disk."""
+        if self.alive:
+            self.world.trace("crash", self.name)
+            self.alive = False
+            self.on_crash()
+
+    def after(self, delay: int, action: Action) -> None:
+        """Runs `action` unless this incarnation has ended by then."""
+        incarnation = self.incarnation
+        world = self.world
+
+        def fire() -> None:
+            if not self.alive or self.incarnation != incarnation:
+                return
+            if self.paused_until > world.now:
+                world.at(self.paused_until, fire)
+                return
+            action()
+
+        world.at(world.now + max(delay, 0), fire)
+
+    def on_start(self) -> None:
+        """For subclasses."""
+
+    def on_crash(self) -> None:
+        """For subclasses."""
+
+    def receive(self, source: str, message: Any) -> None:
+        """For subclasses."""
+        raise NotImplementedError
+
+
+class World:
+    """One run from one seed."""
+
+    def __init__(self, seed: int, swarm: Swarm, keep_trace: bool = False) -> None:
+        self.seed = seed
+        self.swarm = swarm
+        self.now = START
+        self.nodes: dict[str, Node] = {}
+        self.events = 0
+        self.healed = False
+        self.story: list[str] | None = [] if keep_trace else None
+        self.counts: dict[str, int] = {}
+        self._seq = 0
+        self._heap: list[tuple[int, int, Action]] = []
+        self._hash = hashlib.blake2b(digest_size=8)
+        self._randoms: dict[str, Random] = {}
+        self._network = self.random("network")
+        self._cuts: dict[tuple[str, str], int] = {}
+
+    def random(self, concern: str) -> Random:
+        """The generator of a concern; the same one for the same name."""
+        if concern not in self._randoms:
+            self._randoms[concern] = Random(f"{self.seed}/{concern}")
+        return self._randoms[concern]
+
+    def trace(self, what: str, node: str, *details: object) -> None:
+        """What happened goes into the hash of the run, and into the story if one is kept."""
+        line = f"{self.now - START} {node} {what} {details}"
+        self._hash.update(line.encode())
+        self.counts[what] = self.counts.get(what, 0) + 1
+        if self.story is not None:
+            self.story.append(line)
+
+    def digest(self) -> str:
+        """Hash of everything traced so far."""
+        return self._hash.copy().hexdigest()
+
+    def at(self, time: int, action: Action) -> None:
+        """Runs `action` at `time`."""
+        self._seq += 1
+        heapq.heappush(self._heap, (time, self._seq, action))
+
+    def run(self, until: int, done: Callable[[], bool] | None = None) -> bool:
+        """Runs to `until` or until `done`; False: time was up before `done`."""
+        heap = self._heap
+        while heap and heap[0][0] <= until:
+            if done is not None and done():
+                return True
+            time, _, action = heapq.heappop(heap)
+            self.now = max(self.now, time)
+            self.events += 1
+            if self.events > EVENTS_MAX:
+                raise SimulationError("too many events: something runs in circles")
+            action()
+        self.now = until if done is None else self.now
+        return done is None or done()
+
+    # Network
+
+    def cut(self, source: str, target: str, until: int) -> None:
+        """Nothing gets from source to target until then (one way)."""
+        self._cuts[source, target] = until
+
+    def send(self, source: str, target: str, message: Any) -> None:
+        """May be lost, doubled, late, and overtaken by others."""
+        random, swarm = self._network, self.swarm
+        copies = 1
+        local = swarm.colocated and not (source[0] == "q" or target[0] == "q")
+        if not self.healed and not local:
+            if self._cuts.get((source, target), 0) > self.now or random.random() < swarm.drop:
+                self.counts["dropped"] = self.counts.get("dropped", 0) + 1
+                return
+            copies += random.random() < swarm.double
+        for _ in range(copies):
+            delay = 1_000 if local else random.randint(*swarm.delay)
+            if not local and not self.healed and random.random() < swarm.late:
+                delay = random.randint(*swarm.late_delay)
+            self.at(self.now + delay, lambda: self._deliver(source, target, message))
+
+    def _deliver(self, source: str, target: str, message: Any) -> None:
+        node = self.nodes[target]
+        if not node.alive:
+            return
+        if node.paused_until > self.now:
+            self.at(node.paused_until, lambda: self._deliver(source, target, message))
+            return
+        node.receive(source, message)
+
+    def heal(self) -> None:
+        """From here on nothing fails."""
+        self.healed = True
+        self._cuts.clear()
+        for node in self.nodes.values():
+            node.paused_until = 0
