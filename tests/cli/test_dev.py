@@ -40,13 +40,14 @@ def test_json_line_and_clean_end(tmp_path: Path) -> None:
     assert facts["dir"] == str(tmp_path / "d") and f":{facts['port']}/" in facts["dsn"]
     below = descendants(process.pid)
     assert below
-    with psycopg.connect(facts["dsn"]) as connection:
-        row = connection.execute("SELECT current_user, current_database()").fetchone()
-        assert row == ("admin", "postgres")
-        started = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=30)
-        assert time.monotonic() - started < 5
+    connection = psycopg.connect(facts["dsn"])
+    row = connection.execute("SELECT current_user, current_database()").fetchone()
+    assert row == ("admin", "postgres")
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=30)
+    assert time.monotonic() - started < 5
+    connection.close()
     assert (process.returncode, rest) == (0, "")
     assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
     assert not (tmp_path / "d" / "run.json").exists()

@@ -46,8 +46,7 @@ def shared_memory_type() -> str:
 
 
 def postgresql_conf(settings: Settings, extension: Extension) -> str:
-    """The whole file. Rows are durable in the journal and the catalog with them: PostgreSQL's own
-    files are a cache, so its commits need not wait for its log (design section 9)."""
+    """The whole file."""
     values = {
         "shared_preload_libraries": "meridian",
         "extension_control_path": f"{extension.control_path}:$system",
@@ -70,7 +69,7 @@ def postgresql_conf(settings: Settings, extension: Extension) -> str:
         "max_locks_per_transaction": "256",
         "jit": "off",
         "fsync": "off" if settings.ephemeral else "on",
-        "synchronous_commit": "off",
+        "synchronous_commit": "on",
         "wal_level": "minimal",
         "max_wal_senders": "0",
         "max_wal_size": "128MB",
