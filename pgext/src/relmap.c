@@ -308,7 +308,7 @@ schema_create(Relation rel, int64 sid)
 	bool		is_sequence = rel->rd_rel->relkind == RELKIND_SEQUENCE;
 
 	initStringInfo(&op);
-	mp_put_array(&op, 5);
+	mp_put_array(&op, is_index ? 6 : 5);
 	mp_put_int(&op, 6);
 	mp_put_int(&op, sid);
 	mp_put_int(&op, is_sequence ? 2 : is_index ? 1 : 0);
@@ -323,6 +323,8 @@ schema_create(Relation rel, int64 sid)
 
 		put_index_columns(&op, rel, index);
 		mp_put_int(&op, index->table_sid);
+		/* COMPLETE: verify then looks for rows without an entry. */
+		mp_put_int(&op, RelationGetIndexPredicate(rel) == NIL ? 1 : 0);
 	}
 	else
 	{
