@@ -43,7 +43,7 @@ def status(node: Node) -> dict[str, Any]:
         "journal_first_n": node.trim_position().n + 1,
         "journal_bytes": node.journal.size_bytes(),
         "applied_tau": node.engine.applied_tau,
-        "complete_tau": node.applier.complete_tau,
+        "complete_tau": node.replica.complete_tau,
         "storage_horizon": node.engine.horizon,
         "storage_bytes": node.storage_path.stat().st_size,
         "counters": node.counters.as_map(),

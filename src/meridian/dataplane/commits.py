@@ -268,7 +268,7 @@ class CommitPath:
         owner = self.node.owner
         if owner is None or owner.writer is None:
             return True
-        backlog = owner.writer.waiting_bytes + self.node.applier.backlog_bytes
+        backlog = owner.writer.waiting_bytes + self.node.replica.backlog_bytes
         return backlog < STAGED_BACKLOG_BYTES
 
     def _hand_on(self, txid: bytes, large: _Large) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from meridian.dataplane.recovery import CHECKPOINT_KEY, JOURNAL, TRIM_KEY, encode_position
 from meridian.errors import MeridianError
-from meridian.limits import CHECKPOINT_JOURNAL_BYTES, CONFLICT_WINDOW_NS, GC_HORIZON_NS
+from meridian.limits import CHECKPOINT_JOURNAL_BYTES, CONFLICT_WINDOW_NS
 from meridian.metadata.identities import set_value
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("meridian.housekeeping")
 
 _IDLE_S = 0.05
-_FLOOR_S = 5.0
+_EXPIRE_S = 5.0
 _SLICE_ROWS = 500
 _CHECKPOINT_RETRY_S = 60.0
 _SHARE = 3
@@ -31,7 +31,7 @@ class Housekeeping:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self._floor_at = time.monotonic()
+        self._expire_at = 0.0
         self._checkpointing = asyncio.Lock()
         self._written_at_checkpoint = 0
         self._not_before = 0.0
@@ -49,25 +49,15 @@ class Housekeeping:
     def _slice(self) -> bool:
         """One piece of work; False: nothing to do now."""
         engine = self.node.engine
-        if not self.node.applier.idle:
+        if not self.node.replica.idle:
             return False
-        if engine.settle(_SLICE_ROWS):
+        if self.node.replica.settle():
             return True
-        self._raise_floor()
-        return engine.collect(_SLICE_ROWS)
-
-    def _raise_floor(self) -> None:
-        """Versions older than the longest transaction may go (C6)."""
         now = time.monotonic()
-        engine = self.node.engine
-        if now - self._floor_at < _FLOOR_S:
-            return
-        self._floor_at = now
-        self.node.commits.expire()
-        floor = self.node.clock.now().earliest - GC_HORIZON_NS
-        # Nothing ended after the newest commit: an idle system writes nothing.
-        if engine.horizon < min(floor, engine.applied_tau):
-            engine.raise_floor(floor)
+        if now >= self._expire_at:
+            self._expire_at = now + _EXPIRE_S
+            self.node.commits.expire()
+        return engine.collect(_SLICE_ROWS)
 
     # Checkpoints
 
@@ -98,7 +88,7 @@ class Housekeeping:
         started = time.monotonic()
         written = node.journal_bytes_written()
         parent = node.directory / "checkpoint"
-        name = f"cp-{node.applier.positions.get(JOURNAL, 0)}-{time.time_ns()}"
+        name = f"cp-{node.engine.positions.get(JOURNAL, 0)}-{time.time_ns()}"
         parent.mkdir(parents=True, exist_ok=True)
         try:
             info = await asyncio.to_thread(

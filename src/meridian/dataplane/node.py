@@ -7,23 +7,23 @@ tau, and starts a new owner (a higher epoch) when a journal write failed.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import secrets
 from collections.abc import Callable
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from meridian.adjudicator.events import Replayed
 from meridian.clock.clock import Clock
 from meridian.dataplane import admin, recovery
-from meridian.dataplane.applier import Applier
 from meridian.dataplane.commits import CommitPath
 from meridian.dataplane.counters import Counters
 from meridian.dataplane.housekeeping import Housekeeping
 from meridian.dataplane.leases import Leases
-from meridian.dataplane.owner import JOURNAL, Owner
+from meridian.dataplane.owner import Owner
+from meridian.dataplane.recovery import JOURNAL
+from meridian.dataplane.replica import Replica, Resume
 from meridian.dataplane.sequences import COLUMN_IS_CALLED, COLUMN_LAST, SID_SEQUENCES, Sequences
 from meridian.errors import Kind, MeridianError
 from meridian.journal.core import Position
@@ -46,31 +46,6 @@ from meridian.wire.ops import (
 )
 
 log = logging.getLogger("meridian.node")
-
-Resume = Callable[[MeridianError | None], None]
-
-
-class Waiter:
-    """A read that waits for storage to be complete through `tau`."""
-
-    def __init__(self, tau: int, resume: Resume) -> None:
-        self.tau = tau
-        self.resume: Resume | None = resume
-        self.timer: asyncio.TimerHandle | None = None
-
-    def finish(self, error: MeridianError | None) -> None:
-        """Calls back once."""
-        resume = self.resume
-        self.cancel()
-        if resume is not None:
-            resume(error)
-
-    def cancel(self) -> None:
-        """Never calls back."""
-        self.resume = None
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 class Node:
@@ -95,7 +70,7 @@ class Node:
         self.clock = Clock()
         self.files = files or Files(sync=not ephemeral)
         self.engine: Engine
-        self.applier: Applier
+        self.replica: Replica
         self.owner: Owner | None = None
         self.failure: AppendError | None = None
         """Why the last owner ended, until there is a new one."""
@@ -104,8 +79,6 @@ class Node:
         self.leases: Leases
         self.fatal: asyncio.Future[str]
         """Set when this process must end; the supervisor starts another."""
-        self._waiters: list[tuple[int, int, Waiter]] = []
-        self._numbers = count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._written_before = 0
         self.boundaries: list[Position] = []
@@ -176,11 +149,13 @@ class Node:
         self.engine = recovery.open_storage(
             self.storage_path, self._checkpoint_path(), self.boot, start, trusted=trusted
         )
-        self.applier = Applier(self.engine, self._advanced, self._apply_failed)
+        self.replica = Replica(self.engine, self.clock)
+        self.replica.advanced = self._advanced
+        self.replica.failed = self._apply_failed
 
     async def _read(self, start: Position) -> recovery.Recovered:
         return await recovery.read_journal(
-            self.journal, start, self.applier, self.clock, self.report
+            self.journal, start, self.replica, self.clock, self.report
         )
 
     async def _own(self, recovered: recovery.Recovered) -> None:
@@ -193,7 +168,7 @@ class Node:
             adjudicator=recovered.adjudicator,
             merge=recovered.merge,
             reader=recovered.reader,
-            applier=self.applier,
+            replica=self.replica,
             answered=self.commits.answered,
             refused=self.commits.refused,
             lost=self._lost,
@@ -237,9 +212,7 @@ class Node:
             task.cancel()
         if self.owner is not None:
             self.owner.close()
-        for _, _, waiter in self._waiters:
-            waiter.finish(MeridianError(Kind.SHUTTING_DOWN))
-        self.applier.stop()
+        self.replica.stop()
         self.engine.close()
         self.store.close()
         self._lock.release()
@@ -284,7 +257,7 @@ class Node:
         """Reads what landed, then takes a new epoch; again and again while the disk refuses."""
         while True:
             try:
-                self.applier.drain()
+                self.replica.drain()
                 await self._own(await self._read(self.trim_position()))
                 return
             except (OSError, TimeoutError) as error:
@@ -304,7 +277,7 @@ class Node:
         owner = self.owner
         if owner is None or owner.dead:
             # Nothing was acknowledged beyond this since the journal failed: as fresh as now.
-            return self.applier.complete_tau
+            return self.replica.complete_tau
         return self.clock.now_ns()
 
     def ready(self, tau: int) -> bool:
@@ -312,32 +285,22 @@ class Node:
 
         Raises TAU_IN_FUTURE.
         """
-        applier = self.applier
-        if tau <= applier.complete_tau and tau <= self.clock.last_ns:
+        replica = self.replica
+        if tau <= replica.complete_tau and tau <= self.clock.last_ns:
             return True
         now = self.clock.now()
         if tau > now.latest + TAU_FUTURE_NS:
             raise MeridianError(Kind.TAU_IN_FUTURE)
         owner = self.owner
-        if tau > applier.complete_tau and owner is not None:
+        if tau > replica.complete_tau and owner is not None:
             owner.want(tau)
         # Rule 4.5: results leave only once the clock has certainly passed what they show.
-        return tau <= applier.complete_tau and tau <= now.earliest
+        return tau <= replica.complete_tau and tau <= now.earliest
 
-    def wait(self, tau: int, timeout_ms: int, resume: Resume) -> Waiter:
-        """Calls `resume` once `ready(tau)`, or with an error after the timeout."""
-        waiter = Waiter(tau, resume)
-        heapq.heappush(self._waiters, (tau, next(self._numbers), waiter))
-        loop = asyncio.get_running_loop()
-        waiter.timer = loop.call_later(timeout_ms / 1000, self._wait_ended, waiter)
-        ahead_ns = tau - self.clock.now().earliest
-        if ahead_ns > 0:
-            loop.call_later(ahead_ns / 1e9 + 0.001, self._advanced)
-        return waiter
-
-    def _wait_ended(self, waiter: Waiter) -> None:
-        error = Kind.WAIT_TIMEOUT if self.failure is None else Kind.JOURNAL_UNAVAILABLE
-        waiter.finish(MeridianError(error, why="it has no owner"))
+    def wait(self, tau: int, timeout_ms: int, resume: Resume) -> Callable[[], None]:
+        """Calls `resume` once `ready(tau)`, or with an error; returns how to give up."""
+        token = self.replica.read(tau, timeout_ms, resume)
+        return partial(self.replica.cancel_read, token)
 
     async def wait_until_ready(self, tau: int, timeout_ms: int) -> None:
         """`wait` for coroutines. Raises what `ready` raises, WAIT_TIMEOUT."""
@@ -354,20 +317,14 @@ class Node:
             else:
                 future.set_exception(error)
 
-        waiter = self.wait(tau, timeout_ms, resume)
+        give_up = self.wait(tau, timeout_ms, resume)
         try:
             await future
         finally:
-            waiter.cancel()
+            give_up()
 
     def _advanced(self) -> None:
-        """Storage has got further: wakes readers, lets chunks of large commits in."""
-        complete_tau, earliest = self.applier.complete_tau, self.clock.now().earliest
-        waiters = self._waiters
-        while waiters and (waiters[0][2].resume is None or waiters[0][0] <= complete_tau):
-            if waiters[0][2].resume is not None and waiters[0][0] > earliest:
-                break
-            heapq.heappop(waiters)[2].finish(None)
+        """Storage has got further: answers commits, lets chunks of large ones in."""
         self.commits.applied()
         if self.commits.waiting:
             self.commits.pump()

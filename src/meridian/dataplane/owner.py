@@ -14,16 +14,14 @@ from typing import Any
 from meridian.adjudicator import events as ev
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
-from meridian.dataplane.applier import Applier
 from meridian.dataplane.counters import Counters
+from meridian.dataplane.recovery import JOURNAL, SUBSCRIBER
+from meridian.dataplane.replica import Replica
 from meridian.journal.core import Payload, Position, Reader
 from meridian.journal.file import AppendError, FileWriter
 from meridian.journal.record import Record
 
 log = logging.getLogger("meridian.owner")
-
-JOURNAL = 0
-"""The one journal of this process."""
 
 _SPIN_NS = 1_000_000
 """Shorter timers are polled by the loop: its own timers have a resolution of 1 ms."""
@@ -40,7 +38,7 @@ class Owner:
         adjudicator: Any,
         merge: Any,
         reader: Reader,
-        applier: Applier,
+        replica: Replica,
         answered: Callable[[ev.Answer], None],
         refused: Callable[[ev.Refused], None],
         lost: Callable[[str, AppendError | None], None],
@@ -50,7 +48,9 @@ class Owner:
         self.adjudicator = adjudicator
         self.merge = merge
         self.reader = reader
-        self.applier = applier
+        self.replica = replica
+        replica.took = self._took
+        replica.want = self.want
         self.serving = asyncio.Event()
         self.dead = False
         self.failure: AppendError | None = None
@@ -115,13 +115,13 @@ class Owner:
         """One event of the crossbar, what it delivers goes to storage."""
         for effect in self.merge.step(event):
             if isinstance(effect, crossbar.Deliver):
-                self.applier.feed(effect)
-                size_bytes = sum(map(crossbar.size_bytes, effect.items))
-                if size_bytes:
-                    self.cross(crossbar.Credit(effect.subscriber, size_bytes))
+                self.replica.feed(effect)
             else:
                 self.stop()
                 self._lost(f"storage was cut loose: {effect.reason}", None)
+
+    def _took(self, size_bytes: int) -> None:
+        self.cross(crossbar.Credit(SUBSCRIBER, size_bytes))
 
     # Effects
 

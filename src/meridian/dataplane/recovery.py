@@ -21,7 +21,7 @@ from meridian.adjudicator.core import Adjudicator
 from meridian.adjudicator.events import Replay
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
-from meridian.dataplane.applier import Applier
+from meridian.dataplane.replica import Replica
 from meridian.errors import Kind, MeridianError
 from meridian.journal.core import JournalError, Payload, Position, Reader
 from meridian.journal.file import FileJournal
@@ -101,7 +101,7 @@ def _restore(path: Path, checkpoint: Path | None, boot: str) -> Engine:
 async def read_journal(
     journal: FileJournal,
     start: Position,
-    applier: Applier,
+    replica: Replica,
     clock: Clock,
     report: Callable[[str], None],
 ) -> Recovered:
@@ -112,7 +112,7 @@ async def read_journal(
     reader = Reader(start)
     adjudicator = Adjudicator(JOURNAL, start)
     merge = crossbar.Crossbar()
-    replay = _Replay(applier, merge, reader)
+    replay = _Replay(replica, merge, reader)
     segments = journal.read(start.n + 1 if start.n else 0)
     tail: list[Record] = []
     boundaries: list[Position] = []
@@ -158,14 +158,16 @@ async def read_journal(
 class _Replay:
     """Feeds storage from the first record that it lacks."""
 
-    def __init__(self, applier: Applier, merge: crossbar.Crossbar, reader: Reader) -> None:
-        self.applier = applier
+    def __init__(self, replica: Replica, merge: crossbar.Crossbar, reader: Reader) -> None:
+        self.replica = replica
         self.merge = merge
         self.reader = reader
         self.batch: list[tuple[Record, Payload]] = []
         self.size_bytes = 0
-        engine = applier.engine
+        engine = replica.engine
         self.from_n = engine.positions.get(JOURNAL, 0)
+        self.taken_bytes = 0
+        replica.took = self._took
         # What storage holds lies at or below its applied tau and its position.
         begin = Position(n=max(self.from_n, reader.n), tau=engine.applied_tau)
         merge.step(crossbar.AddJournal(JOURNAL, begin))
@@ -186,18 +188,21 @@ class _Replay:
         while pending:
             effect = pending.pop(0)
             assert isinstance(effect, crossbar.Deliver), effect
-            self.applier.take(effect)
-            self.applier.drain()
-            size_bytes = sum(map(crossbar.size_bytes, effect.items))
+            self.replica.take(effect)
+            self.replica.drain()
+            size_bytes, self.taken_bytes = self.taken_bytes, 0
             if size_bytes:
                 pending += self.merge.step(crossbar.Credit(SUBSCRIBER, size_bytes))
+
+    def _took(self, size_bytes: int) -> None:
+        self.taken_bytes += size_bytes
 
     def finish(self) -> None:
         """The rest; the crossbar then stands where the reader stands."""
         self._flush()
-        for txid in self.applier.engine.unresolved():
+        for txid in self.replica.engine.unresolved():
             # Its epoch is over: bodies and commit record must share one (6.3).
-            self.applier.engine.discard(txid, {})
+            self.replica.engine.discard(txid, {})
 
 
 class _Progress:

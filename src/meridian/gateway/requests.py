@@ -152,10 +152,11 @@ class Requests:
             except MeridianError as refusal:
                 connection.send_error(request_id, refusal)
 
-        waiter = self.node.wait(tau, READ_WAIT_MS, resume)
-        connection.start(
-            request_id, partial(self._stop_waiting, connection, request_id, waiter.cancel)
-        )
+        connection.start(request_id, lambda: None)
+        give_up = self.node.wait(tau, READ_WAIT_MS, resume)
+        if request_id in connection.running:
+            stop = partial(self._stop_waiting, connection, request_id, give_up)
+            connection.running[request_id] = stop
 
     def _stop_waiting(
         self, connection: Connection, request_id: int, cancel: Callable[[], object]
