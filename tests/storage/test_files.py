@@ -14,7 +14,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from meridian.storage import Engine, RebuildNeeded, SampleRequest, ScanRequest, check_ops
+from meridian.storage import (
+    Engine,
+    RebuildNeeded,
+    SampleRequest,
+    ScanRequest,
+    check_ops,
+    query,
+)
 from meridian.storage.checkpoint import read_manifest
 from meridian.storage.errors import (
     BadRequest,
@@ -354,6 +361,29 @@ def test_get_pages_by_size(tmp_path: Path) -> None:
         if not more:
             break
     assert [row[0] for row in got] == keys and all(len(row[1]) == 1 << 20 for row in got)
+
+
+def test_hot_rows_are_scanned_by_skipping(tmp_path: Path) -> None:
+    engine = filled(tmp_path / "s.db")
+    for i in range(400):
+        engine.apply([(200 + i, [put(T, {key(j): (i, b"") for j in range(5)})])], {0: 6 + i})
+    relation = engine._relations[T]
+    assert relation.crowded and relation.superseded == 2000
+    full = ScanRequest(600, T, cols=(1,))
+    seeks = engine._db.execute(*_plan(engine, full)).fetchall()
+    assert any("RECURSIVE" in row[3] for row in seeks)
+    assert [row[1] for row in rows_at(engine, 250, cols=(1,))[:6]] == [50] * 5 + [5]
+    engine.apply([(700, [ops.Delete(T, 0, [key(i) for i in range(20)], b"", b"")])], {0: 500})
+    assert rows_at(engine, 700) == [] and len(rows_at(engine, 699)) == 20
+    rows = {key(i): (i, b"") for i in range(1000)}
+    engine.apply([(710, [put(T, rows, 1)])], {0: 501})
+    engine.apply([(711, [ops.Delete(T, 0, list(rows), b"", b"")])], {0: 502})
+    assert not engine._relations[T].crowded, "one version per dead key: read them all"
+
+
+def _plan(engine: Engine, request: ScanRequest) -> tuple[str, tuple[Any, ...]]:
+    statement = query.scan(engine._snapshot, request)
+    return "EXPLAIN QUERY PLAN " + statement.sql, statement.values
 
 
 def test_sample_and_stats(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ encode = msgspec.msgpack.Encoder().encode
 
 ATTNUM_MAX = 1600
 """As in PostgreSQL; SQLite takes 2,000 columns."""
+STATEMENTS_MAX = 10_000
 SAMPLED_ROWS = 64
 """Rows measured per op for the size estimate."""
 
@@ -153,7 +154,7 @@ class Applier:
     def _put(self, op: Put, tau: int) -> None:
         relation = self.relation(op.sid)
         if not op.flags & ops.FRESH:
-            self.close(relation, tau, op.keys)
+            self.close(relation, tau, op.keys, superseded=True)
         elif op.sid in self.overlay:
             self._settle(relation, op.keys)
         self.insert(relation, op, tau)
@@ -182,10 +183,12 @@ class Applier:
                 f"INSERT OR REPLACE INTO {relation.table}(k, ts, te{names})"
                 f" VALUES(?, ?, {TS_MAX}{marks})"
             )
+            if len(self._insert_sql) > STATEMENTS_MAX:
+                self._insert_sql.clear()
             self._insert_sql[relation.sid, attnums] = cached
         return cached
 
-    def close(self, relation: Relation, tau: int, keys: list[bytes]) -> None:
+    def close(self, relation: Relation, tau: int, keys: list[bytes], *, superseded: bool) -> None:
         """End the current versions of keys at tau and queue them for collection."""
         if relation.sid in self.overlay:
             self._settle(relation, keys)
@@ -196,7 +199,8 @@ class Applier:
             f" AND v.te = {TS_MAX} LIMIT 1)",
             zip(repeat(tau), keys),
         )
-        self.closed(relation, tau, keys, self.db.total_changes() - before)
+        count = self.db.total_changes() - before
+        self.closed(relation, tau, keys, count, superseded=superseded)
 
     def _settle(self, relation: Relation, keys: list[bytes]) -> None:
         """Give resolved staged rows of these keys their tau before a newer version comes.
@@ -206,18 +210,22 @@ class Applier:
         for staged in self.overlay[relation.sid]:
             staging.settle_keys(self, relation, staged, keys)
 
-    def closed(self, relation: Relation, tau: int, keys: list[bytes], count: int) -> None:
+    def closed(
+        self, relation: Relation, tau: int, keys: list[bytes], count: int, *, superseded: bool
+    ) -> None:
         """Account for `count` versions of `keys` that ended at tau."""
         if count:
             relation.rows -= count
             relation.dead += count
+            relation.superseded += count if superseded else 0
             self.db.execute(
-                "INSERT INTO gc(te, sid, keys) VALUES(?, ?, ?)", (tau, relation.sid, encode(keys))
+                "INSERT INTO gc(te, sid, superseded, keys) VALUES(?, ?, ?, ?)",
+                (tau, relation.sid, int(superseded), encode(keys)),
             )
         self.touched[relation.sid] = relation
 
     def _delete(self, op: Delete, tau: int) -> None:
-        self.close(self.relation(op.sid), tau, op.keys)
+        self.close(self.relation(op.sid), tau, op.keys, superseded=False)
 
     def big(self, op: Big, ts: int) -> None:
         """Values above 2,048 bytes, beside their rows."""

@@ -25,15 +25,17 @@ def slice_versions(applier: Applier, horizon: int, budget_rows: int) -> bool:
     db = applier.db
     worked = False
     while budget_rows > 0:
-        head = fetch(db, "SELECT id, te, sid, keys FROM gc ORDER BY id LIMIT 1")
+        head = fetch(db, "SELECT id, te, sid, superseded, keys FROM gc ORDER BY id LIMIT 1")
         if not head or head[0][1] > horizon:
             return worked
         worked = True
-        number, te, sid, encoded = head[0]
+        number, te, sid, superseded, encoded = head[0]
         keys = _decode_keys(encoded)
         relation = applier.relations.get(sid)
         if relation is not None:
-            _remove(applier, relation, te, keys[:budget_rows])
+            count = _remove(applier, relation, te, keys[:budget_rows])
+            relation.dead = max(0, relation.dead - count)
+            relation.superseded = max(0, relation.superseded - count * superseded)
         if relation is None or len(keys) <= budget_rows:
             db.execute("DELETE FROM gc WHERE id = ?", (number,))
         else:
@@ -42,7 +44,8 @@ def slice_versions(applier: Applier, horizon: int, budget_rows: int) -> bool:
     return worked
 
 
-def _remove(applier: Applier, relation: Relation, te: int, keys: list[bytes]) -> None:
+def _remove(applier: Applier, relation: Relation, te: int, keys: list[bytes]) -> int:
+    """Versions of these keys that ended by te; returns their number."""
     db, table = applier.db, relation.table
     if relation.has_big:
         origin = "coalesce(x, ts)" if relation.origin else "ts"
@@ -55,8 +58,8 @@ def _remove(applier: Applier, relation: Relation, te: int, keys: list[bytes]) ->
     db.executemany(
         f"DELETE FROM {table} WHERE k = ?1 AND ts <= ?2 AND te <= ?2", zip(keys, repeat(te))
     )
-    relation.dead = max(0, relation.dead - (db.total_changes() - before))
     applier.touched[relation.sid] = relation
+    return db.total_changes() - before
 
 
 def slice_dropped(applier: Applier, horizon: int, budget_rows: int) -> bool:

@@ -37,6 +37,9 @@ class Relation:
     died: int
     rows: int = 0
     dead: int = 0
+    """Versions that ended and are not collected yet."""
+    superseded: int = 0
+    """Those of them that another version of the same key followed."""
     put_rows: int = 0
     put_bytes: int = 0
     origin: bool = False
@@ -57,8 +60,9 @@ class Relation:
 
     @property
     def crowded(self) -> bool:
-        """Dead versions outnumber live rows so far that skipping over them pays."""
-        return self.dead > 64 + 4 * self.rows
+        """Keys have so many versions each that one seek per key beats reading them all."""
+        keys = self.rows + self.dead - self.superseded
+        return self.superseded > 64 + 16 * keys
 
     def visible(self, tau: int) -> bool:
         """May a read at tau see it?"""
@@ -89,8 +93,8 @@ class Snapshot:
 
 
 _RELATIONS = (
-    "SELECT sid, kind, table_sid, born, died, rows, dead, put_rows, put_bytes,"
-    " origin, complete"
+    "SELECT sid, kind, table_sid, born, died, rows, dead, superseded, put_rows,"
+    " put_bytes, origin, complete"
     " FROM relations"
 )
 _COLUMNS = "SELECT sid, attnum, name, class, big FROM columns"
@@ -214,8 +218,16 @@ def add_origin(db: apsw.Connection, relation: Relation) -> None:
 def save_counters(db: apsw.Connection, relation: Relation) -> None:
     """The counters, in the transaction that changed them."""
     db.execute(
-        "UPDATE relations SET rows = ?, dead = ?, put_rows = ?, put_bytes = ? WHERE sid = ?",
-        (relation.rows, relation.dead, relation.put_rows, relation.put_bytes, relation.sid),
+        "UPDATE relations SET rows = ?, dead = ?, superseded = ?, put_rows = ?, put_bytes = ?"
+        " WHERE sid = ?",
+        (
+            relation.rows,
+            relation.dead,
+            relation.superseded,
+            relation.put_rows,
+            relation.put_bytes,
+            relation.sid,
+        ),
     )
 
 

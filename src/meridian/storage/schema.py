@@ -26,6 +26,7 @@ CREATE TABLE state(id INTEGER PRIMARY KEY, applied_tau INTEGER, horizon INTEGER,
   next_number INTEGER, positions BLOB, note BLOB);
 CREATE TABLE relations(sid INTEGER PRIMARY KEY, kind INTEGER, table_sid INTEGER,
   born INTEGER, died INTEGER, rows INTEGER DEFAULT 0, dead INTEGER DEFAULT 0,
+  superseded INTEGER DEFAULT 0,
   put_rows INTEGER DEFAULT 0, put_bytes INTEGER DEFAULT 0, origin INTEGER DEFAULT 0,
   complete INTEGER DEFAULT 0);
 CREATE TABLE columns(sid INTEGER, attnum INTEGER, name TEXT, class INTEGER, big INTEGER,
@@ -36,7 +37,8 @@ CREATE TABLE staged(number INTEGER PRIMARY KEY, txid BLOB UNIQUE, tau INTEGER, c
 CREATE TABLE staged_ops(number INTEGER, seq INTEGER, n INTEGER, sid INTEGER, kind INTEGER,
   closes INTEGER, attnum INTEGER, count INTEGER, keys BLOB,
   PRIMARY KEY(number, seq, n)) WITHOUT ROWID;
-CREATE TABLE gc(id INTEGER PRIMARY KEY, te INTEGER, sid INTEGER, keys BLOB);
+CREATE TABLE gc(id INTEGER PRIMARY KEY, te INTEGER, sid INTEGER, superseded INTEGER,
+  keys BLOB);
 PRAGMA application_id = {APPLICATION_ID};
 """
 

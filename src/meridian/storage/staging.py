@@ -158,7 +158,9 @@ def settle_keys(applier: Applier, relation: Relation, staged: Staged, keys: list
             f" AND EXISTS (SELECT 1 FROM {table} s WHERE s.k = ?2 AND s.ts = {number})",
             zip(repeat(tau), keys),
         )
-        applier.closed(relation, tau, keys, db.total_changes() - before)
+        count = db.total_changes() - before
+        # Whether by PUT or DELETE is not known here; most large transactions update.
+        applier.closed(relation, tau, keys, count, superseded=True)
         db.executemany(f"DELETE FROM {table} WHERE k = ? AND ts = {number} AND te = 0", zip(keys))
     origin = ", x = ts" if relation.origin else ""
     db.executemany(
