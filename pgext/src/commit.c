@@ -12,6 +12,7 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
+#include "utils/memutils.h"
 
 #include "store.h"
 #include "wire.h"
@@ -61,6 +62,7 @@ send_part(StringInfo chunk)
 static void
 send_commit(StringInfo chunk)
 {
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);	/* the answer stays */
 	StringInfoData buf;
 	uint32		id;
 	bool		schema = mer_txn_schema_count() > 0 || mer_buf_find(1) != NULL;
@@ -75,6 +77,7 @@ send_commit(StringInfo chunk)
 	mp_put_bin(&buf, chunk->data, chunk->len);
 	status = mer_wire_try_call(&buf, id, COMMIT_TIMEOUT_MS, &answer);
 	pfree(buf.data);
+	MemoryContextSwitchTo(old);
 }
 
 static void

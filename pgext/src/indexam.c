@@ -213,8 +213,6 @@ tuple_from_row(IndexScanDesc scan, MerIndexScan *so)
 	Datum		values[INDEX_MAX_KEYS];
 	bool		isnull[INDEX_MAX_KEYS];
 
-	if (so->slot == NULL)
-		so->slot = table_slot_create(so->heap, NULL);
 	mer_scan_row(so->scan, so->slot);
 	for (int i = 0; i < index->rd_index->indnatts; i++)
 		values[i] = slot_getattr(so->slot, index->rd_index->indkey.values[i], &isnull[i]);
@@ -252,9 +250,13 @@ make_index_tuple(IndexScanDesc scan, MerIndexScan *so)
 {
 	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext, "meridian entry",
 											   ALLOCSET_SMALL_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(work);
-	HeapTuple	tuple = so->by_row ? tuple_from_row(scan, so) : tuple_from_entry(scan, so);
+	MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(so));
+	HeapTuple	tuple;
 
+	if (so->by_row && so->slot == NULL)
+		so->slot = table_slot_create(so->heap, NULL);
+	MemoryContextSwitchTo(work);
+	tuple = so->by_row ? tuple_from_row(scan, so) : tuple_from_entry(scan, so);
 	MemoryContextSwitchTo(GetMemoryChunkContext(so));
 	if (scan->xs_hitup)
 		pfree(scan->xs_hitup);

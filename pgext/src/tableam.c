@@ -84,6 +84,17 @@ am_scan_rescan(TableScanDesc sscan, struct ScanKeyData *key, bool set_params,
 	scan->on_page = false;
 }
 
+/* The first row may be asked for in a context that lives shorter than the scan. */
+static MerScan *
+start_scan(MerTableScan *scan, const MerScanSpec *spec)
+{
+	MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(scan));
+	MerScan    *result = mer_scan_begin(spec, scan->base.rs_snapshot);
+
+	MemoryContextSwitchTo(old);
+	return result;
+}
+
 static bool
 am_scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *slot)
 {
@@ -93,7 +104,7 @@ am_scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot
 	{
 		MerScanSpec spec = {.table = sscan->rs_rd,.direction = direction};
 
-		scan->scan = mer_scan_begin(&spec, sscan->rs_snapshot);
+		scan->scan = start_scan(scan, &spec);
 	}
 	return mer_scan_next(scan->scan, direction, slot);
 }
@@ -155,7 +166,7 @@ next_bitmap_page(MerTableScan *scan, uint64 *lossy_pages, uint64 *exact_pages)
 	} while (spec.npoints == 0);
 	scan->recheck = page.recheck || page.lossy;
 	if (scan->scan == NULL)
-		scan->scan = mer_scan_begin(&spec, scan->base.rs_snapshot);
+		scan->scan = start_scan(scan, &spec);
 	else
 		mer_scan_rescan(scan->scan, &spec);
 	scan->on_page = true;
