@@ -61,16 +61,17 @@ mer_rel_stats_forget(void)
 static StatsEntry *
 stats_lookup(int64 sid)
 {
-	StatsEntry *entry;
+	return stats_cache ? hash_search(stats_cache, &sid, HASH_FIND, NULL) : NULL;
+}
 
-	if (stats_cache == NULL)
-		return NULL;
-	entry = hash_search(stats_cache, &sid, HASH_FIND, NULL);
-	if (entry == NULL ||
-		TimestampDifferenceExceeds(entry->fetched_at, GetCurrentTimestamp(),
-								   mer_stats_ttl_ms))
-		return NULL;
-	return entry;
+static bool
+stats_fresh(int64 sid)
+{
+	StatsEntry *entry = stats_lookup(sid);
+
+	return entry != NULL &&
+		!TimestampDifferenceExceeds(entry->fetched_at, GetCurrentTimestamp(),
+									mer_stats_ttl_ms);
 }
 
 static void
@@ -136,13 +137,11 @@ mer_rel_stats(Relation rel, double *rows, double *bytes)
 {
 	MerRel	   *mrel = mer_rel(rel);
 	int64		sid = mrel->primary_of_organised ? mrel->table_sid : mrel->sid;
-	StatsEntry *entry = stats_lookup(sid);
+	StatsEntry *entry;
 
-	if (entry == NULL)
-	{
+	if (!stats_fresh(sid))
 		stats_fetch(&sid, 1);
-		entry = stats_lookup(sid);
-	}
+	entry = stats_lookup(sid);
 	if (entry == NULL)
 		return false;
 	*rows = entry->rows;
@@ -176,7 +175,7 @@ prefetch_stats(const int64 *sids, int nsids)
 	int			n = 0;
 
 	for (int i = 0; i < nsids; i++)
-		if (stats_lookup(sids[i]) == NULL)
+		if (!stats_fresh(sids[i]))
 			missing[n++] = sids[i];
 	if (n > 0)
 		stats_fetch(missing, n);
@@ -202,8 +201,7 @@ mer_relation_info(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
 	int64	   *sids;
 	int			nsids = 0,
 				i = 1;
-	double		rows,
-				bytes;
+	StatsEntry *entry;
 
 	if (inhparent)
 		return;
@@ -224,12 +222,11 @@ mer_relation_info(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
 		index_close(index, NoLock);
 	}
 	prefetch_stats(sids, nsids);
-	if (mer_rel_stats(table, &rows, &bytes))
+	entry = stats_lookup(sids[0]);
+	if (entry != NULL)
 	{
-		if (table->rd_rel->reltuples < 0)
-			rows = Max(rows, UNANALYSED_ROWS);
-		rel->tuples = Max(rows, 1);
-		rel->pages = pages_of(rel->tuples, bytes);
+		rel->tuples = Max(entry->rows, table->rd_rel->reltuples < 0 ? UNANALYSED_ROWS : 1);
+		rel->pages = pages_of(rel->tuples, entry->bytes);
 		rel->allvisfrac = 1.0;
 		foreach_node(IndexOptInfo, info, rel->indexlist)
 			index_info_from_stats(info, sids[i++], rel->tuples);
@@ -383,7 +380,9 @@ mer_index_cost(PlannerInfo *root, IndexPath *path, double loop_count,
 	*startup_cost = mer_round_trip_cost;
 	*total_cost = (bounds.ranges - 1) * mer_round_trip_cost +
 		mer_scan_cost(entries, only ? entries : 0, width) +
-		list_length(all_quals) * entries * cpu_operator_cost;
+		entries * (cpu_index_tuple_cost + list_length(all_quals) * cpu_operator_cost);
+	if (bounds.quals == NIL)
+		*total_cost += MER_FULL_SCAN_PAGES * seq_page_cost;
 	if (!only && !is_table_order(index->indexoid))
 		*total_cost += entries * MER_LOOKUP_ROW_COST;
 	*correlation = 1.0;

@@ -49,6 +49,7 @@ class Queries:
     """One random schema and what may be asked of it."""
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.rng = Random(f"pushdown {seed}")
         rng = self.rng
         names = rng.sample(INTEGER + BYTES, 4) + rng.sample(ORDERED, 1) + rng.sample(TYPES, 2)

@@ -18,6 +18,8 @@ SEEDS_NIGHTLY = 1_000
 BATCH = 10
 ROWS = 60
 QUERIES = 25
+METHODS = [f"enable_{name}" for name in ("hashjoin", "mergejoin", "nestloop", "indexscan",
+                                         "indexonlyscan", "bitmapscan", "hashagg", "material")]
 
 Answer = tuple[str, list[tuple[bytes | None, ...]]]
 
@@ -60,28 +62,32 @@ def setup(connection: psycopg.Connection, queries: Queries) -> None:
     assert connection.execute(kind, ["pushdown.t"]).fetchone() != ("heap",)
 
 
-def compare(connection: psycopg.Connection, sql: str, seed: int) -> None:
-    """Ask all three ways; a data change is undone between them by the caller's savepoint."""
+def compare(connection: psycopg.Connection, sql: str, queries: Queries) -> None:
+    """Ask all three ways, each time with another taste for plans; a data change is undone."""
     answers = {}
+    methods = queries.rng.sample(METHODS, queries.rng.choice([0, 0, 2, 4]))
     for way, path, pushed in (
         ("heap", "pg_temp", "on"),
-        ("local", "pushdown", "off"),
-        ("pushed", "pushdown", "on"),
+        ("local", "pushdown, pg_temp", "off"),
+        ("pushed", "pushdown, pg_temp", "on"),
     ):
         connection.execute(f"SET search_path = {path}; SET meridian.enable_pushdown = {pushed}")
         in_transaction = connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
         if in_transaction:
             connection.execute("SAVEPOINT q")
+        connection.execute("; ".join(f"SET {method} = off" for method in methods))
         answers[way] = ask(connection, sql)
         if in_transaction:
             connection.execute("ROLLBACK TO q; RELEASE q")
+        connection.execute("; ".join(f"SET {method} = on" for method in methods))
     for way in ("local", "pushed"):
-        assert answers[way] == answers["heap"], f"seed {seed}, {way} differs from heap: {sql}"
+        assert answers[way] == answers["heap"], (
+            f"seed {queries.seed}, {way} differs from heap, without {methods}: {sql}")
 
 
 def pushed_parts(connection: psycopg.Connection, sql: str) -> set[str]:
     """Which kinds of pushdown the plan uses."""
-    connection.execute("SET search_path = pushdown; SET meridian.enable_pushdown = on")
+    connection.execute("SET search_path = pushdown, pg_temp; SET meridian.enable_pushdown = on")
     plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN {sql}").fetchall())
     return {part for part in ("Storage Filter", "Storage Columns", "Storage Aggregates")
             if part in plan}
@@ -94,21 +100,21 @@ def run_seed(connection: psycopg.Connection, seed: int) -> list[set[str]]:
     seen = []
     for _ in range(QUERIES):
         sql = queries.grouped() if queries.rng.random() < 0.5 else queries.plain()
-        compare(connection, sql, seed)
+        compare(connection, sql, queries)
         seen.append(pushed_parts(connection, sql))
     connection.execute("BEGIN")
     for change in (queries.change(), queries.change()):
-        compare(connection, change, seed)
+        compare(connection, change, queries)
     fresh = ", ".join(queries.rows(1000, 10))
-    edit = f"DELETE FROM {{0}}.t WHERE id % 4 = 0; INSERT INTO {{0}}.t VALUES {fresh}"
     for path in ("pushdown", "pg_temp"):
-        connection.execute(edit.format(path))
+        connection.execute(f"DELETE FROM {path}.t WHERE id % 4 = 0")
+        connection.execute(f"INSERT INTO {path}.t VALUES {fresh}")
     for _ in range(QUERIES // 2):
-        compare(connection, queries.grouped() if queries.rng.random() < 0.5 else queries.plain(),
-                seed)
+        sql = queries.grouped() if queries.rng.random() < 0.5 else queries.plain()
+        compare(connection, sql, queries)
     connection.execute("COMMIT")
     for _ in range(3):
-        compare(connection, queries.grouped(), seed)
+        compare(connection, queries.grouped(), queries)
     return seen
 
 
@@ -193,3 +199,42 @@ def test_analyze_counts_and_samples(connection) -> None:
                               " WHERE schemaname = 'pushdown' ORDER BY attname").fetchall()
     assert [row[0] for row in rows] == ["a", "b", "id"]
     assert rows[0][2] == 10 and rows[1][1] == 1 and rows[2][2] == -1
+
+
+def test_batched_join(connection) -> None:
+    """A join on a whole primary key asks once per batch of outer rows and sees own writes."""
+    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
+                       " CREATE TABLE p (a int, b text, v numeric, PRIMARY KEY (a, b));"
+                       " CREATE TABLE c (id int PRIMARY KEY, a int, b text)")
+    connection.execute("INSERT INTO p SELECT i, 'k' || i % 3, i / 2.0"
+                       " FROM generate_series(1, 3000) i")
+    connection.execute("INSERT INTO c SELECT i, nullif(i * 7 % 3500, 70), 'k' || i * 7 % 3"
+                       " FROM generate_series(1, 900) i")
+    connection.execute("ANALYZE p; ANALYZE c")
+    sql = "SELECT c.id, p.v FROM c JOIN p ON p.a = c.a AND p.b = c.b WHERE p.v > 20 AND c.id <> 5"
+    others = "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_nestloop = off"
+
+    def both() -> tuple[Answer, Answer]:
+        connection.execute("SET meridian.enable_pushdown = on;" + others)
+        pushed = ask(connection, sql)
+        connection.execute("SET meridian.enable_pushdown = off; RESET enable_hashjoin")
+        return pushed, ask(connection, sql)
+
+    connection.execute(others)
+    plan = "\n".join(r[0] for r in connection.execute(f"EXPLAIN ANALYZE {sql}").fetchall())
+    assert "Meridian Join" in plan and "Storage Key: c.a, c.b" in plan
+    join = plan[plan.index("Meridian Join"):]
+    assert int(join[join.index("round trips=") + 12:].split()[0]) <= 7
+    pushed, local = both()
+    assert pushed == local and len(pushed[1]) > 400
+    connection.execute("BEGIN; UPDATE p SET v = 1 WHERE a % 5 = 0; DELETE FROM p WHERE a % 4 = 0;"
+                       " INSERT INTO p SELECT i, 'k' || i % 3, 99 FROM generate_series(3001, 3400) i")
+    pushed, local = both()
+    assert pushed == local and len(pushed[1]) > 300
+    connection.execute("ROLLBACK")
+    lateral = ("SELECT c.id, (SELECT sum(p.v) FROM c d JOIN p ON p.a = d.a AND p.b = d.b"
+               " WHERE d.id < c.id) FROM c WHERE c.id < 40")
+    connection.execute("SET meridian.enable_pushdown = on;" + others)
+    expected = ask(connection, lateral)
+    connection.execute("SET meridian.enable_pushdown = off; RESET enable_hashjoin")
+    assert ask(connection, lateral) == expected

@@ -188,7 +188,6 @@ SCRIPTS = {
         SELECT s FROM s WHERE is_called AND s.last_value > 100;
         SELECT last_value FROM s FOR UPDATE;
         UPDATE s SET last_value = 5;
-        DELETE FROM s;
     """,
     "read only": """
         CREATE SEQUENCE s;
