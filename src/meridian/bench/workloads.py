@@ -103,7 +103,7 @@ def _scan_set_up(context: Context) -> None:
         context,
         f"""
         CREATE TABLE scan (id int PRIMARY KEY, g int NOT NULL, v int NOT NULL, note text);
-        INSERT INTO scan SELECT n, n % 100, n * 7919 % 1000003, 'note ' || n
+        INSERT INTO scan SELECT n, n % 100, (n::bigint * 7919 % 1000003)::int, 'note ' || n
           FROM generate_series(1, {SCAN_ROWS}) n;
         VACUUM ANALYZE scan;""",
     )
