@@ -90,6 +90,19 @@ table_may_be(const FormData_pg_class *form)
 	return form->relpersistence == RELPERSISTENCE_PERMANENT && form->relam == ours;
 }
 
+/*
+ * ALTER TYPE makes constraints of a temporary table anew from their definitions,
+ * which do not name the access method.
+ */
+pg_noreturn static void
+refuse_index(const FormData_pg_class *form)
+{
+	if (form->relpersistence == RELPERSISTENCE_TEMP)
+		mer_refuse("a btree index on a temporary table",
+				   "Use heap_btree; before ALTER TYPE, drop the constraints on the column.");
+	mer_refuse("this kind of index", "Use btree.");
+}
+
 static void
 check_created(Oid relid)
 {
@@ -108,7 +121,7 @@ check_created(Oid relid)
 		case RELKIND_INDEX:
 		case RELKIND_PARTITIONED_INDEX:
 			if (form.relnamespace != PG_TOAST_NAMESPACE && !index_may_be(&form))
-				mer_refuse("this kind of index", "Use btree, or heap_btree on temporary tables.");
+				refuse_index(&form);
 			break;
 		case RELKIND_FOREIGN_TABLE:
 			mer_refuse("CREATE FOREIGN TABLE", NULL);
@@ -121,12 +134,18 @@ check_created(Oid relid)
 static void
 note_added(Oid relid, AttrNumber attnum)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-	AddedColumn *column = palloc(sizeof(AddedColumn));
+	int64		sid = mer_relmap_sid(relid, true);
+	MemoryContext old;
+	AddedColumn *column;
 
+	/* Composite types, partitioned tables and temporary ones have no rows in storage. */
+	if (sid == 0)
+		return;
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	column = palloc(sizeof(AddedColumn));
 	column->relid = relid;
 	column->attnum = attnum;
-	column->sid = mer_relmap_sid(relid, true);
+	column->sid = sid;
 	added_columns = lappend(added_columns, column);
 	MemoryContextSwitchTo(old);
 }

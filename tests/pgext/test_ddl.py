@@ -378,7 +378,10 @@ SCRIPTS = {
         CREATE TEMP TABLE dr (a int) ON COMMIT DROP;
         COMMIT;
         SELECT * FROM dr;
-        ALTER TABLE tt ALTER b TYPE varchar(20);
+        ALTER TABLE tt ADD COLUMN c int DEFAULT 3;
+        CREATE INDEX ON tt (c);
+        ALTER TABLE tt ALTER c TYPE bigint;
+        SELECT count(*) FROM tt WHERE c = 3;
         ALTER TABLE tt ADD COLUMN r float8 DEFAULT random();
         SELECT count(DISTINCT r) FROM tt;
         TRUNCATE tt;

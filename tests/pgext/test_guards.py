@@ -119,6 +119,7 @@ def test_temporary_tables_are_local(session: psycopg.Connection, sql: str, defau
         "SELECT lo_from_bytea(0, 'x')",
         "ALTER DATABASE postgres RENAME TO other",
         "ALTER DATABASE postgres OWNER TO admin",
+        "CREATE TEMP TABLE t (a int UNIQUE); ALTER TABLE t ALTER a TYPE text",
     ],
 )
 def test_refused(session: psycopg.Connection, sql: str) -> None:
