@@ -204,3 +204,35 @@ def test_random_merge_is_the_sorted_union(seed: int) -> None:
     for _ in range(300):
         take(bar.step(Credit(1, 20)))
     assert got == everything
+
+
+def test_what_is_read_again_after_a_restart_is_skipped() -> None:
+    """The position of a replica's file may lag behind its newest commit: see docs/bugs.md."""
+    bar = Crossbar()
+    bar.step(AddJournal(0, Position(EPOCH, 3, True, tau=50)))
+    bar.step(Subscribe(1, 50, 10**9))
+    source = Source(0)
+    source.n = 3
+    assert taus(bar.step(source.commit(40))) == []
+    large = (45).to_bytes(16, "big")
+    effects = bar.step(source.write(journal.Body(0, b"chunk"), 0, large))
+    assert isinstance(effects[0], Deliver)
+    assert effects[0].items == [Body(large, 0, 5, 0, b"chunk")]
+    effects = bar.step(source.commit(45, bodies=(5,)))
+    assert isinstance(effects[0], Deliver)
+    assert effects[0].items == [Dropped(large, 0, 5)], "staged anew, resolved long ago"
+    assert taus(bar.step(source.commit(60))) == [60]
+
+
+def test_a_subscriber_skips_what_it_holds() -> None:
+    bar, (a,) = crossbar(1)
+    bar.step(Subscribe(2, 45, 10**9))
+    large = (45).to_bytes(16, "big")
+    effects = bar.step(a.write(journal.Body(0, b"chunk"), 0, large))
+    effects += bar.step(a.commit(45, bodies=(1,)))
+    effects += bar.step(a.commit(46))
+    seen = [
+        item for e in effects if isinstance(e, Deliver) and e.subscriber == 2 for item in e.items
+    ]
+    assert seen[:2] == [Body(large, 0, 1, 0, b"chunk"), Dropped(large, 0, 2)]
+    assert taus([e for e in effects if isinstance(e, Deliver) and e.subscriber == 2]) == [46]

@@ -44,7 +44,10 @@ class Transaction(msgspec.Struct, frozen=True):
 
 
 class AddJournal(msgspec.Struct, frozen=True):
-    """A journal to merge; its next record follows `position`."""
+    """A journal to merge; its next record follows `position`.
+
+    Commits through the position's tau are known to everybody; those that are read again are skipped.
+    """
 
     journal: int
     position: Position
@@ -139,9 +142,10 @@ Effect = Deliver | CutLoose
 class _Journal:
     """What was read of one journal: through record `n`, complete through `tau`."""
 
-    __slots__ = ("beats", "epoch", "n", "open", "queue", "tau")
+    __slots__ = ("base", "beats", "epoch", "n", "open", "queue", "tau")
 
     def __init__(self, tau: int) -> None:
+        self.base = tau
         self.epoch: EpochId = journal.NO_EPOCH
         self.n = 0
         self.tau = tau
@@ -224,6 +228,7 @@ class Crossbar:
             self.forgotten_tau = max(self.forgotten_tau, position.tau)
         assert one.n == 0 and not one.queue, "a journal is added once"
         one.epoch, one.n = position.epoch, position.n
+        one.base = position.tau
         one.tau = TAU_MAX if position.closed else max(one.tau, position.tau)
 
     def _accepted(self, event: Accepted) -> None:
@@ -241,6 +246,9 @@ class Crossbar:
 
     def _take(self, number: int, one: _Journal, record: Record, payload: Payload) -> None:
         match payload:
+            case journal.Commit() if record.tau <= one.base:
+                # Its chunks, if they came again, have been staged anew.
+                self._drop(number, one, record.txid)
             case journal.Commit():
                 self._advance(one, record)
                 one.open.pop(record.txid, None)
@@ -342,6 +350,8 @@ class Crossbar:
             one.cursor += 1
             if isinstance(item, Transaction):
                 if item.tau <= one.tau:
+                    if item.bodies:
+                        items.append(Dropped(item.txid, item.journal, item.n))
                     continue
                 one.tau = item.tau
                 one.positions[item.journal] = item.n
