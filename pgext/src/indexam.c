@@ -233,7 +233,7 @@ tuple_from_entry(IndexScanDesc scan, MerIndexScan *so)
 
 	mer_scan_entry(so->scan, &key, &payload);
 	p = key.data;
-	for (int i = 0; i < mr->nkeys; i++)
+	for (int i = 0; i < mr->natts - (n - 1); i++)
 		values[i] = mer_key_get(&p, key.data + key.len, &mr->keys[i], &isnull[i]);
 	mp_skip(&payload);
 	for (int i = 1; i < n; i++)

@@ -17,16 +17,23 @@
 
 #include "store.h"
 
-/* Column 0 (the row key), and what cannot be rebuilt from the entry's key. */
+/*
+ * Column 0 (the row key), and what cannot be rebuilt from the entry's key: a key
+ * column whose encoding loses something, and all columns behind it.
+ */
 int
 mer_index_payload_attnums(MerRel *index, AttrNumber *attnums)
 {
 	int			n = 0;
+	bool		lost = false;
 
 	attnums[n++] = 0;
 	for (int i = 0; i < index->natts; i++)
-		if (i >= index->nkeys || !mer_key_lossless(&index->keys[i]))
+	{
+		lost = lost || i >= index->nkeys || !mer_key_lossless(&index->keys[i]);
+		if (lost)
 			attnums[n++] = i + 1;
+	}
 	return n;
 }
 
