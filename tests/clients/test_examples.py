@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def test_order_desk(cluster) -> None:
     done = subprocess.run([sys.executable, str(ROOT / "examples" / "order_desk.py"), cluster.dsn],
                           capture_output=True, text=True, timeout=120, check=False)
+    with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS order_line, customer_order, product")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "stock and orders agree" in done.stdout
 
