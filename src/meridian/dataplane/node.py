@@ -72,8 +72,6 @@ class Node:
         self.engine: Engine
         self.replica: Replica
         self.owner: Owner | None = None
-        self.failure: AppendError | None = None
-        """Why the last owner ended, until there is a new one."""
         self.commits = CommitPath(self)
         self.sequences = Sequences(self)
         self.leases: Leases
@@ -179,7 +177,6 @@ class Node:
         self.boundaries = owner.boundaries = [*recovered.boundaries, position]
         self._written_before = self.journal_bytes_written()
         self.owner = owner
-        self.failure = None
         self.counters.owners += 1
         owner.step(Replayed(position, epoch))
         await asyncio.wait_for(owner.serving.wait(), SERVING_WAIT_S)
@@ -236,6 +233,11 @@ class Node:
 
     # Owner
 
+    @property
+    def failure(self) -> AppendError | None:
+        """Why the last owner ended, until there is a new one."""
+        return None if self.owner is None else self.owner.failure
+
     def unavailable(self) -> MeridianError:
         """Why commits are not taken now."""
         if self.failure is not None:
@@ -245,7 +247,6 @@ class Node:
     def _lost(self, reason: str, failure: AppendError | None) -> None:
         if self.closing:
             return
-        self.failure = failure
         self.report(f"the journal's owner ended: {reason}")
         if failure is None:
             self.die(reason)

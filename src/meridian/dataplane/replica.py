@@ -16,7 +16,7 @@ from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
 from meridian.errors import Kind, MeridianError
 from meridian.storage import core
-from meridian.wire.ops import decode_chunk
+from meridian.storage.shell import perform
 
 if TYPE_CHECKING:
     from meridian.storage.engine import Engine
@@ -125,20 +125,8 @@ class Replica:
 
     def _perform(self) -> None:
         """The piece of work under way."""
-        work, engine = self._work, self.engine
-        assert work is not None
-        positions = dict(work.positions)
-        if isinstance(work, core.Apply):
-            engine.apply([(tau, decode_chunk(chunk)) for tau, chunk in work.commits], positions)
-        elif isinstance(work, core.Stage):
-            engine.stage(work.txid, work.seq, decode_chunk(work.chunk), positions)
-        elif isinstance(work, core.Resolve):
-            if work.tau > engine.applied_tau:
-                # The last chunk is staged too: resolving stays O(1) whatever its size.
-                engine.stage(work.txid, work.seq, decode_chunk(work.chunk), {})
-                engine.resolve(work.txid, work.seq + 1, work.tau, positions)
-        else:
-            engine.discard(work.txid, positions)
+        assert self._work is not None
+        perform(self.engine, self._work)
         self._work = None
         self._step(core.Performed())
 
