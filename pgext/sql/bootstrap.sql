@@ -12,9 +12,7 @@
  * take an object for a part of the system.  -j ends a statement at a semicolon
  * and an empty line, and nowhere else.
  */
-CREATE SCHEMA meridian;
-
-CREATE EXTENSION meridian SCHEMA meridian;
+CREATE EXTENSION meridian;
 
 /* ---------- built-in functions that give way to ours ---------- */
 
@@ -61,6 +59,7 @@ BEGIN
 		ORDER BY p.oid
 	LOOP
 		UPDATE pg_catalog.pg_proc SET pronamespace = 'meridian'::regnamespace WHERE oid = f.oid;
+		EXECUTE pg_catalog.format('ALTER EXTENSION meridian ADD FUNCTION %s', f.oid::regprocedure);
 		EXECUTE pg_catalog.format(
 			'CREATE FUNCTION pg_catalog.%I(%s) RETURNS %s LANGUAGE C VOLATILE %s PARALLEL UNSAFE AS %L, %L',
 			f.proname, f.args, f.result, CASE WHEN f.is_strict THEN 'STRICT' ELSE '' END, 'meridian', f.body);
@@ -79,19 +78,6 @@ GRANT pg_read_all_stats, pg_signal_backend TO admin;
 ALTER DATABASE postgres OWNER TO admin;
 
 ALTER DATABASE postgres SET default_table_access_method = meridian;
-
-REVOKE ALL ON SCHEMA meridian FROM PUBLIC;
-
-CREATE SCHEMA sys;
-
-GRANT USAGE ON SCHEMA sys TO PUBLIC;
-
-CREATE VIEW sys.statements AS
-	SELECT node_tag, statement, class, note FROM meridian.utility_classes();
-
-GRANT SELECT ON sys.statements TO PUBLIC;
-
-COMMENT ON VIEW sys.statements IS 'Which statements are supported, and how';
 
 UPDATE pg_catalog.pg_database SET datallowconn = false WHERE datname = 'template1';
 

@@ -11,10 +11,18 @@
 SET LOCAL allow_system_table_mods = on;
 SET LOCAL default_table_access_method = heap;
 
+-- Made here, not by CREATE EXTENSION: as members of the extension they are left
+-- out by pg_dump.
+CREATE SCHEMA meridian;
+REVOKE ALL ON SCHEMA meridian FROM PUBLIC;
+
+CREATE SCHEMA sys;
+GRANT USAGE ON SCHEMA sys TO PUBLIC;
+
 /* ---------- local catalog tables: heap, indexed by PostgreSQL's own btree ---------- */
 
 -- One row per stored relation: its storage id now.  TRUNCATE and rewrites change sid.
-CREATE TABLE @extschema@.relation (
+CREATE TABLE meridian.relation (
 	relid oid NOT NULL,
 	sid int8 NOT NULL,
 	organised bool NOT NULL,
@@ -22,27 +30,27 @@ CREATE TABLE @extschema@.relation (
 ) USING heap;
 
 -- Named numbers of this instance, such as the applied catalog version.
-CREATE TABLE @extschema@.state (
+CREATE TABLE meridian.state (
 	name text COLLATE "C" NOT NULL,
 	value int8 NOT NULL,
 	CONSTRAINT state_pkey PRIMARY KEY (name)
 ) USING heap;
 
-REVOKE ALL ON @extschema@.relation, @extschema@.state FROM PUBLIC;
+REVOKE ALL ON meridian.relation, meridian.state FROM PUBLIC;
 
 /* ---------- access methods: ours takes the name btree ---------- */
 
-CREATE FUNCTION @extschema@.mer_tableam_handler(internal) RETURNS table_am_handler
+CREATE FUNCTION meridian.mer_tableam_handler(internal) RETURNS table_am_handler
 	LANGUAGE C AS 'MODULE_PATHNAME', 'mer_tableam_handler';
-CREATE FUNCTION @extschema@.mer_indexam_handler(internal) RETURNS index_am_handler
+CREATE FUNCTION meridian.mer_indexam_handler(internal) RETURNS index_am_handler
 	LANGUAGE C AS 'MODULE_PATHNAME', 'mer_indexam_handler';
 
 -- Indexes name their access method by default as "btree", in the parser, in
 -- pg_get_indexdef and in pg_dump; with the name ours, none of them needs help.
 UPDATE pg_catalog.pg_am SET amname = 'heap_btree' WHERE oid = 403;
 
-CREATE ACCESS METHOD btree TYPE INDEX HANDLER @extschema@.mer_indexam_handler;
-CREATE ACCESS METHOD meridian TYPE TABLE HANDLER @extschema@.mer_tableam_handler;
+CREATE ACCESS METHOD btree TYPE INDEX HANDLER meridian.mer_indexam_handler;
+CREATE ACCESS METHOD meridian TYPE TABLE HANDLER meridian.mer_tableam_handler;
 
 /* ---------- operator families and classes: those of PostgreSQL's btree ---------- */
 
@@ -90,15 +98,20 @@ $$;
 -- Identity columns draw their numbers here.  The second argument is of a type no
 -- user can make a value of: only the planner builds this call, for a column the
 -- user may insert into.
-CREATE FUNCTION @extschema@.identity_nextval(oid, internal) RETURNS int8
+CREATE FUNCTION meridian.identity_nextval(oid, internal) RETURNS int8
 	LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_identity_nextval';
 
 -- What SELECT ... FROM a sequence reads; checks the caller's privilege on it.
-CREATE FUNCTION @extschema@.sequence_row(seq regclass, OUT last_value int8, OUT log_cnt int8, OUT is_called bool)
+CREATE FUNCTION meridian.sequence_row(seq regclass, OUT last_value int8, OUT log_cnt int8, OUT is_called bool)
 	RETURNS SETOF record
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'mer_sequence_row';
 
 -- The class of every utility statement, as the extension applies it.
-CREATE FUNCTION @extschema@.utility_classes(OUT node_tag text, OUT statement text, OUT class text, OUT note text)
+CREATE FUNCTION meridian.utility_classes(OUT node_tag text, OUT statement text, OUT class text, OUT note text)
 	RETURNS SETOF record
 	LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'mer_utility_classes';
+
+CREATE VIEW sys.statements AS
+	SELECT node_tag, statement, class, note FROM meridian.utility_classes();
+GRANT SELECT ON sys.statements TO PUBLIC;
+COMMENT ON VIEW sys.statements IS 'Which statements are supported, and how';

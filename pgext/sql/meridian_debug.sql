@@ -39,3 +39,9 @@ CREATE FUNCTION meridian_debug."limit"(name text) RETURNS int8
 
 CREATE FUNCTION meridian_debug.profile() RETURNS text
 	LANGUAGE C VOLATILE STRICT AS 'meridian', 'mer_debug_profile';
+
+CREATE FUNCTION meridian_debug.capture() RETURNS bytea
+	LANGUAGE C VOLATILE AS 'meridian', 'mer_debug_capture';
+
+CREATE FUNCTION meridian_debug.apply(delta bytea) RETURNS void
+	LANGUAGE C VOLATILE STRICT AS 'meridian', 'mer_debug_apply';
