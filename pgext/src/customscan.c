@@ -291,9 +291,13 @@ next_row(ScanState *ss)
 	mer_count_start(&state->counters);
 	if (state->scan == NULL)
 	{
+		/* The first row may be asked for in a context that ends before us. */
+		MemoryContext old = MemoryContextSwitchTo(estate->es_query_cxt);
+
 		prepare_spec(state);
 		if (!state->empty)
 			state->scan = mer_scan_begin(&state->spec, estate->es_snapshot);
+		MemoryContextSwitchTo(old);
 	}
 	found = state->scan && mer_scan_next(state->scan, estate->es_direction, slot);
 	mer_count_stop(&state->counters);

@@ -11,6 +11,8 @@
 #include "postgres.h"
 
 #include "access/sysattr.h"
+#include "commands/explain.h"
+#include "commands/explain_state.h"
 #include "executor/executor.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
@@ -21,17 +23,20 @@
 
 struct MerIndexHint
 {
-	MerIndexHint *next;			/* of nodes that have not been called yet */
+	MerIndexHint *next;			/* of all nodes of running statements */
 	PlanState  *node;
 	ExecProcNodeMtd run;
-	Oid			index;
+	Oid			index;			/* invalid: the node is counted only */
 	Bitmapset  *attrs;			/* NULL: all columns */
+	List	   *clauses;		/* the filter's */
 	MerFilter  *filter;			/* NULL: none */
 	StringInfoData buf;
+	MerNodeCounters counters;	/* with EXPLAIN ANALYZE */
 };
 
 static ExecutorStart_hook_type next_start;
-static MerIndexHint *waiting;	/* in the query contexts of running statements */
+static explain_per_node_hook_type next_explain;
+static MerIndexHint *hints;		/* in the query contexts of their statements */
 static MerIndexHint *starting;	/* of the node whose first call is under way */
 
 MerIndexHint *
@@ -70,31 +75,34 @@ mer_index_hint_apply(MerIndexHint *hint, MerScanSpec *spec)
 /* ---------- from the executor to the access method ---------- */
 
 static MerIndexHint *
-remove_waiting(PlanState *node)
+find_hint(PlanState *node)
 {
-	for (MerIndexHint **link = &waiting; *link; link = &(*link)->next)
-	{
-		MerIndexHint *hint = *link;
-
+	for (MerIndexHint *hint = hints; hint; hint = hint->next)
 		if (hint->node == node)
-		{
-			*link = hint->next;
 			return hint;
-		}
-	}
 	return NULL;
+}
+
+static TupleTableSlot *
+counted_call(PlanState *node)
+{
+	MerIndexHint *hint = find_hint(node);
+	TupleTableSlot *slot;
+
+	mer_count_start(&hint->counters);
+	slot = hint->run(node);
+	mer_count_stop(&hint->counters);
+	return slot;
 }
 
 static TupleTableSlot *
 first_call(PlanState *node)
 {
 	IndexScanState *state = castNode(IndexScanState, node);
-	MerIndexHint *hint = remove_waiting(node);
+	MerIndexHint *hint = find_hint(node);
 	TupleTableSlot *slot;
 
-	if (hint == NULL)
-		elog(ERROR, "index scan has lost its description");
-	ExecSetExecProcNode(node, hint->run);
+	ExecSetExecProcNode(node, node->instrument ? counted_call : hint->run);
 
 	/*
 	 * Keys computed at run time may run statements of their own: do that
@@ -105,7 +113,7 @@ first_call(PlanState *node)
 	PG_TRY();
 	{
 		starting = hint;
-		slot = hint->run(node);
+		slot = node->instrument ? counted_call(node) : hint->run(node);
 	}
 	PG_FINALLY();
 	{
@@ -132,8 +140,8 @@ needed_columns(IndexScan *plan)
 						  FirstLowInvalidHeapAttributeNumber);
 }
 
-static MerFilter *
-pushable_filter(IndexScan *plan, PlanState *node)
+static List *
+pushable_clauses(IndexScan *plan)
 {
 	List	   *pushed = NIL;
 
@@ -145,43 +153,77 @@ pushable_filter(IndexScan *plan, PlanState *node)
 		if (part)
 			pushed = lappend(pushed, part);
 	}
-	return pushed ? mer_filter_compile(pushed, plan->scan.scanrelid, NULL, node) : NULL;
+	return pushed;
+}
+
+static MerIndexHint *
+add_hint(PlanState *node, ExecProcNodeMtd replacement)
+{
+	MerIndexHint *hint = palloc0(sizeof(MerIndexHint));
+
+	hint->node = node;
+	hint->run = node->ExecProcNodeReal;
+	hint->next = hints;
+	hints = hint;
+	ExecSetExecProcNode(node, replacement);
+	return hint;
 }
 
 static void
-describe(IndexScanState *state)
+describe_index_scan(PlanState *node)
 {
-	IndexScan  *plan = castNode(IndexScan, state->ss.ps.plan);
-	MerIndexHint *hint = palloc0(sizeof(MerIndexHint));
+	IndexScan  *plan = castNode(IndexScan, node->plan);
+	MerIndexHint *hint = add_hint(node, first_call);
 
-	hint->node = &state->ss.ps;
-	hint->run = state->ss.ps.ExecProcNodeReal;
 	hint->index = plan->indexid;
 	hint->attrs = needed_columns(plan);
-	hint->filter = pushable_filter(plan, &state->ss.ps);
+	hint->clauses = pushable_clauses(plan);
+	if (hint->clauses != NIL)
+		hint->filter = mer_filter_compile(hint->clauses, plan->scan.scanrelid, NULL, node);
 	initStringInfo(&hint->buf);
-	hint->next = waiting;
-	waiting = hint;
-	ExecSetExecProcNode(&state->ss.ps, first_call);
 }
 
 static bool
 describe_walker(PlanState *node, void *context)
 {
-	if (IsA(node, IndexScanState) &&
+	bool		index = IsA(node, IndexScanState);
+
+	if ((index || (node->instrument && (IsA(node, IndexOnlyScanState) ||
+										IsA(node, BitmapHeapScanState)))) &&
 		mer_is_table(((ScanState *) node)->ss_currentRelation))
 	{
-		describe((IndexScanState *) node);
+		if (index)
+			describe_index_scan(node);
+		else
+			(void) add_hint(node, counted_call);
 		*(bool *) context = true;
 	}
 	return planstate_tree_walker(node, describe_walker, context);
 }
 
-/* The statement's memory goes: so do the hints that no node has asked for. */
+static void
+explain_node(PlanState *node, List *ancestors, const char *relationship,
+			 const char *plan_name, ExplainState *es)
+{
+	MerIndexHint *hint = find_hint(node);
+
+	if (next_explain)
+		next_explain(node, ancestors, relationship, plan_name, es);
+	if (hint == NULL)
+		return;
+	if (OidIsValid(hint->index))
+	{
+		mer_explain_filter(hint->clauses, "Storage Filter", node, ancestors, es);
+		mer_explain_columns(((ScanState *) node)->ss_currentRelation, hint->attrs, es);
+	}
+	mer_explain_counters(&hint->counters, es);
+}
+
+/* The statement's memory goes, and its hints with it. */
 static void
 forget_hints(void *estate)
 {
-	for (MerIndexHint **link = &waiting; *link;)
+	for (MerIndexHint **link = &hints; *link;)
 	{
 		if ((*link)->node->state == estate)
 			*link = (*link)->next;
@@ -201,7 +243,7 @@ start_statement(QueryDesc *desc, int eflags)
 		next_start(desc, eflags);
 	else
 		standard_ExecutorStart(desc, eflags);
-	if (!mer_enable_pushdown || (eflags & EXEC_FLAG_EXPLAIN_ONLY))
+	if (!mer_enable_pushdown)
 		return;
 	estate = desc->estate;
 	old = MemoryContextSwitchTo(estate->es_query_cxt);
@@ -222,4 +264,6 @@ mer_index_hint_init(void)
 {
 	next_start = ExecutorStart_hook;
 	ExecutorStart_hook = start_statement;
+	next_explain = explain_per_node_hook;
+	explain_per_node_hook = explain_node;
 }
