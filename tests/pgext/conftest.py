@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from meridian.bench import servers
 from meridian.instance import binaries, extension
 from meridian.instance.users import pg_user
 
-CODEC_FILES = ["module", "msgpack", "orderbytes", "rowcodec", "keyenc", "proto", "wire", "debug"]
+CODEC_FILES = ["module", "msgpack", "orderbytes", "rowcodec", "keyenc", "proto", "wire", "debug",
+               "catrules", "catcapture", "catapply", "seqfile", "catdebug"]
 
 
 def build_library(target: Path, names: list[str]) -> None:
@@ -31,9 +33,9 @@ def build_library(target: Path, names: list[str]) -> None:
     output.chmod(0o755)
 
 
-@pytest.fixture(scope="module")
-def codec_server() -> Iterator[tuple[str, Path]]:
-    """DSN of that server with schema `meridian_debug`, and the path its gateway should have."""
+@contextlib.contextmanager
+def codec_only() -> Iterator[tuple[str, Path]]:
+    """DSN of a server with schema `meridian_debug`, and the path its gateway should have."""
     with servers.scratch() as directory:
         build_library(directory, CODEC_FILES)
         gateway = directory / "gateway.sock"
@@ -49,6 +51,13 @@ def codec_server() -> Iterator[tuple[str, Path]]:
             with psycopg.connect(dsn) as connection:
                 connection.execute(script.read_text())
             yield dsn, gateway
+
+
+@pytest.fixture(scope="module")
+def codec_server() -> Iterator[tuple[str, Path]]:
+    """One such server."""
+    with codec_only() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

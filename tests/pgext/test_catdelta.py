@@ -1,0 +1,216 @@
+"""Catalog deltas: taken on one server, applied to another, all catalogs compared row by row."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+
+from tests.pgext.conftest import codec_only
+from tests.pgext.ddl_program import PROGRAM
+
+Connection = psycopg.Connection[Any]
+LOCAL_CATALOGS = {"pg_statistic", "pg_statistic_ext_data", "pg_largeobject"}
+TEMPORARY = re.compile(r"\(\d+,pg_(toast_)?temp_\d+,")
+"""The schema of temporary objects of a session: stays when they end."""
+LOCAL_COLUMNS = {
+    "relfilenode", "relpages", "reltuples", "relallvisible", "relallfrozen", "relfrozenxid",
+    "relminmxid", "datfrozenxid", "datminmxid",
+}
+
+CLEAN_UP = [
+    "DO $$ DECLARE r name; BEGIN FOR r IN SELECT rolname FROM pg_roles WHERE rolname IN"
+    " ('r1', 'r2') LOOP EXECUTE 'DROP OWNED BY ' || r || ' CASCADE'; EXECUTE 'DROP ROLE ' || r;"
+    " END LOOP; END $$",
+    "DROP EVENT TRIGGER IF EXISTS et", "DROP SCHEMA public CASCADE", "CREATE SCHEMA public",
+    "DROP SCHEMA IF EXISTS s CASCADE", "DROP PUBLICATION IF EXISTS pub",
+]
+
+
+@pytest.fixture(scope="module")
+def two_servers() -> Iterator[tuple[str, str]]:
+    with codec_only() as (first, _), codec_only() as (second, _):
+        yield first, second
+
+
+@pytest.fixture
+def pair(two_servers: tuple[str, str]) -> Iterator[tuple[Connection, Connection]]:
+    """Two servers with the same catalogs; whatever a test leaves behind is dropped by a delta."""
+    with (
+        psycopg.connect(two_servers[0], prepare_threshold=None) as origin,
+        psycopg.connect(two_servers[1], autocommit=True, prepare_threshold=None) as copy,
+    ):
+        yield origin, copy
+        origin.rollback()
+        apply(copy, run(origin, CLEAN_UP))
+
+
+def catalogs(connection: Connection) -> dict[str, Counter[str]]:
+    """Every row of every catalog, without what is each instance's own."""
+    names = connection.execute(
+        "SELECT c.relname, array_agg(quote_ident(a.attname) ORDER BY a.attnum) FROM pg_class c"
+        " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 WHERE c.relkind = 'r'"
+        " AND c.relnamespace = 'pg_catalog'::regnamespace GROUP BY 1"
+    ).fetchall()
+    found = {}
+    for name, columns in names:
+        if name in LOCAL_CATALOGS:
+            continue
+        wanted = ", ".join(column for column in columns if column not in LOCAL_COLUMNS)
+        rows = connection.execute(f"SELECT ROW({wanted})::text FROM pg_catalog.{name}").fetchall()
+        found[name] = Counter(row[0] for row in rows if not TEMPORARY.match(row[0]))
+    return found
+
+
+def differences(origin: Connection, copy: Connection) -> dict[str, Any]:
+    ours, theirs = catalogs(origin), catalogs(copy)
+    return {name: (list((ours[name] - theirs[name]).elements())[:5],
+                   list((theirs[name] - ours[name]).elements())[:5])
+            for name in ours if ours[name] != theirs[name]}
+
+
+def run(origin: Connection, statements: list[str]) -> bytes | None:
+    """One transaction; its delta as it stands before COMMIT."""
+    for statement in statements:
+        origin.execute(statement)
+    row = origin.execute("SELECT meridian_debug.capture()").fetchone()
+    origin.commit()
+    assert row is not None
+    return row[0]
+
+
+def apply(copy: Connection, delta: bytes | None) -> None:
+    if delta is not None:
+        copy.execute("SELECT meridian_debug.apply(%s)", (delta,))
+
+
+def test_a_program_of_ddl(pair: tuple[Connection, Connection]) -> None:
+    origin, copy = pair
+    for count, statements in enumerate(PROGRAM):
+        apply(copy, run(origin, statements))
+        if "CREATE TEMP" in "".join(statements):
+            break
+        if count % 8 == 7:
+            assert not differences(origin, copy), statements
+    assert "pg_class" in differences(origin, copy), "the temporary table is here only"
+    for statements in PROGRAM[count + 1 :]:
+        apply(copy, run(origin, statements))
+    origin.execute("DISCARD TEMP")
+    origin.commit()
+    assert not differences(origin, copy)
+
+
+def test_what_arrived_can_be_used(pair: tuple[Connection, Connection]) -> None:
+    origin, copy = pair
+    copy.execute("CREATE TABLE before (x int)")
+    copy.execute("DROP TABLE before")
+    for statements in PROGRAM[:25]:
+        apply(copy, run(origin, statements))
+    # Indexes of the extension have an empty file; those of this server do not.
+    copy.execute("REINDEX SCHEMA public")
+    copy.execute("REINDEX SCHEMA s")
+    copy.execute("INSERT INTO s.t VALUES (1, 'b', 2)")
+    copy.execute("INSERT INTO u (t_a, remark) VALUES (1, 'r'), (1, 's')")
+    assert copy.execute("SELECT id, remark FROM u ORDER BY id").fetchall() == [(1, "r"), (2, "s")]
+    copy.execute("INSERT INTO gen (b) VALUES (4)")
+    assert copy.execute("SELECT a, b, c FROM gen").fetchall() == [(1, 4, 8)]
+    values = copy.execute("SELECT nextval('seq'), f(4), 'happy'::mood").fetchone()
+    assert values == (100, 5, "happy")
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        copy.execute("INSERT INTO u (t_a) VALUES (99)")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        copy.execute("INSERT INTO typed (d) VALUES (-1)")
+    copy.execute("INSERT INTO part VALUES (5, 'five'), (15, 'fifteen')")
+    assert copy.execute("SELECT relname FROM part_2, pg_class c WHERE c.oid = part_2.tableoid"
+                        ).fetchall() == [("part_2",)]
+
+
+def test_an_open_session_notices(pair: tuple[Connection, Connection]) -> None:
+    """Cached plans and relation descriptors of another session follow a delta."""
+    origin, copy = pair
+    apply(copy, run(origin, ["CREATE TABLE t (a int)", "CREATE VIEW v AS SELECT * FROM t"]))
+    dsn = copy.info.dsn
+    with psycopg.connect(dsn, autocommit=True) as other:
+        for _ in range(8):
+            other.execute("INSERT INTO t VALUES (%s)", (1,), prepare=True)
+        apply(copy, run(origin, ["ALTER TABLE t ADD b int NOT NULL DEFAULT 5",
+                                 "ALTER TABLE t ADD CHECK (a < 10)"]))
+        other.execute("INSERT INTO t VALUES (%s)", (2,), prepare=True)
+        assert other.execute("SELECT b FROM t WHERE a = 2").fetchall() == [(5,)]
+        with pytest.raises(psycopg.errors.CheckViolation):
+            other.execute("INSERT INTO t VALUES (%s)", (11,), prepare=True)
+        apply(copy, run(origin, [
+            "CREATE FUNCTION trg() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.b = 77; RETURN NEW; END $$",
+            "CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION trg()"]))
+        other.execute("INSERT INTO t VALUES (%s)", (3,), prepare=True)
+        assert other.execute("SELECT b FROM t WHERE a = 3").fetchall() == [(77,)]
+        apply(copy, run(origin, ["DROP TRIGGER tr ON t"]))
+        other.execute("INSERT INTO t VALUES (%s)", (4,), prepare=True)
+        assert other.execute("SELECT b FROM t WHERE a = 4").fetchall() == [(5,)]
+        apply(copy, run(origin, ["DROP TABLE t CASCADE"]))
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            other.execute("SELECT * FROM v")
+
+
+def test_new_objects_do_not_get_oids_that_came(pair: tuple[Connection, Connection]) -> None:
+    origin, copy = pair
+    for n in range(50):
+        run(origin, [f"CREATE TABLE skipped_{n} (x int)", f"DROP TABLE skipped_{n}"])
+    apply(copy, run(origin, ["CREATE TABLE far (x int)"]))
+    far = copy.execute("SELECT 'far'::regclass::oid").fetchone()
+    copy.execute("CREATE TABLE local (x int)")
+    local = copy.execute("SELECT 'local'::regclass::oid").fetchone()
+    copy.execute("DROP TABLE local")
+    assert far is not None and local is not None and local[0] > far[0]
+
+
+def test_nothing_to_ship(pair: tuple[Connection, Connection]) -> None:
+    origin, _ = pair
+    run(origin, ["CREATE TABLE t (a int)", "CREATE TABLE big (a int)"])
+    assert run(origin, ["SELECT 1"]) is None
+    assert run(origin, ["INSERT INTO t SELECT generate_series(1, 1000)"]) is None
+    assert run(origin, ["ANALYZE t"]) is None
+    assert run(origin, ["CREATE TEMP TABLE x (a serial PRIMARY KEY, b text)"]) is None
+    assert run(origin, ["CREATE TEMP VIEW y AS SELECT * FROM x", "DROP TABLE x CASCADE"]) is None
+    assert run(origin, ["SAVEPOINT a", "CREATE TABLE z (a int)", "ROLLBACK TO a"]) is None
+    assert run(origin, ["CREATE TABLE z (a int)", "DROP TABLE z"]) is None
+
+
+@pytest.mark.parametrize("statement", ["SELECT lo_create(0)"])
+def test_what_cannot_be_shipped_is_refused(
+    pair: tuple[Connection, Connection], statement: str
+) -> None:
+    origin, _ = pair
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        run(origin, [statement])
+
+
+def test_damaged_and_foreign_deltas_change_nothing(pair: tuple[Connection, Connection]) -> None:
+    origin, copy = pair
+    assert not differences(origin, copy)
+    delta = run(origin, ["CREATE TABLE t (a int PRIMARY KEY)"])
+    assert delta is not None
+    fields = msgspec.msgpack.decode(delta, strict=False)
+    before = catalogs(copy)
+    wrong = [
+        delta[:-1], delta + b"\xc0", delta[: len(delta) // 2], b"", b"\x00",
+        msgspec.msgpack.encode([2, *fields[1:]]),
+        msgspec.msgpack.encode([1, fields[1] + 1, *fields[2:]]),
+        msgspec.msgpack.encode([*fields[:2], fields[2] + 1, *fields[3:]]),
+        msgspec.msgpack.encode([*fields[:3], 1, fields[4]]),
+        msgspec.msgpack.encode([*fields[:4], [[2619, 31, [], []]]]),
+        msgspec.msgpack.encode([*fields[:4], [[99, 1, [], []]]]),
+        msgspec.msgpack.encode([*fields[:4], [[1259, 3, [], []]]]),
+    ]
+    for damaged in wrong:
+        with pytest.raises((psycopg.errors.ProtocolViolation, psycopg.errors.FeatureNotSupported)):
+            apply(copy, damaged)
+    assert catalogs(copy) == before
+    apply(copy, delta)
+    assert not differences(origin, copy)
