@@ -402,11 +402,18 @@ def test_file_size_limit(tmp_path: Path) -> None:
             for number in range(100):
                 client.commit([put(sid, {number: number}, pad=100_000)], row_count=1)
                 acknowledged[number] = number
-        assert refusal.value.sqlstate == "53100"
+        # The journal or storage was first; both say so, and say it again.
+        assert refusal.value.sqlstate in ("53100", "58030", "08007")
+        with pytest.raises(GatewayError) as refusal:
+            client.commit([put(sid, {200: 200}, pad=100_000)], row_count=1)
+        assert refusal.value.sqlstate in ("53100", "58030")
         assert acknowledged
+        assert contents(client, sid).keys() >= acknowledged.keys()
         plane.kill()
         plane.start()
-        assert contents(plane.client(), sid) == acknowledged
+        found = contents(plane.client(), sid)
+        doubtful = found.keys() - acknowledged.keys()
+        assert acknowledged.keys() <= found.keys() and len(doubtful) <= 1 and 200 not in found
 
 
 # Lost answers

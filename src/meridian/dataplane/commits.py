@@ -117,6 +117,8 @@ class CommitPath:
             raise MeridianError(Kind.PROTOCOL_VIOLATION, why="a transaction id has 16 bytes")
         if tau > self.node.clock.now().latest + TAU_FUTURE_NS:
             raise MeridianError(Kind.TAU_IN_FUTURE)
+        if self.node.replica.failing is not None:
+            raise self.node.unavailable()
         final = _Final(tau, catver, flags, row_count, done, time.monotonic_ns())
         large = self._large.get(txid)
         if large is None:
@@ -225,6 +227,9 @@ class CommitPath:
 
     def pump(self) -> None:
         """Hands one piece on if journal and storage keep up, then lets others run."""
+        if self.node.replica.failing is not None:
+            self.fail_large()
+            return
         if self._scheduled or not self._has_room():
             return
         for txid, large in self._active():
@@ -431,6 +436,15 @@ class CommitPath:
         else:
             # Answered once storage holds it: the next request may depend on its relations.
             self._unapplied.append((tau, asked.done))
+            loop = asyncio.get_running_loop()
+            loop.call_later(COMMIT_WAIT_MS / 1000, self._give_up, tau, asked.done)
+
+    def _give_up(self, tau: int, done: Done) -> None:
+        """Storage is stuck: the commit is durable, but nobody may read it yet."""
+        if (tau, done) in self._unapplied:
+            self._unapplied.remove((tau, done))
+            self.node.counters.unknown_outcomes += 1
+            done(MeridianError(Kind.OUTCOME_UNKNOWN))
 
     def applied(self) -> None:
         """Storage has advanced."""
@@ -484,15 +498,19 @@ class CommitPath:
         asked.refusal = self.node.unavailable()
         self._retry(asked, MeridianError(Kind.OUTCOME_UNKNOWN))
 
+    def fail_large(self) -> None:
+        """Large commits on their way end; their clients hear why."""
+        for txid, large in list(self._large.items()):
+            if large.refused is None:
+                self._refuse(txid, large, self.node.unavailable())
+
     def owner_lost(self) -> None:
         """The journal failed: large commits on their way are over, the rest is asked again.
 
         Commits whose records may be in the journal were answered by the adjudicator's last
         effects; the others never reached it.
         """
-        for txid, large in list(self._large.items()):
-            large.refused = self.node.unavailable()
-            self._drop(txid, large)
+        self.fail_large()
         for asked in list(self._asked.values()):
             self._retry(asked, self.node.unavailable())
 

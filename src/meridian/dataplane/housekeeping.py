@@ -12,6 +12,7 @@ from meridian.dataplane.recovery import CHECKPOINT_KEY, JOURNAL, TRIM_KEY, encod
 from meridian.errors import MeridianError
 from meridian.limits import CHECKPOINT_JOURNAL_BYTES, CONFLICT_WINDOW_NS
 from meridian.metadata.identities import set_value
+from meridian.storage.errors import Failed
 
 if TYPE_CHECKING:
     from meridian.dataplane.node import Node
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("meridian.housekeeping")
 
 _IDLE_S = 0.05
+_RETRY_S = 1.0
 _EXPIRE_S = 5.0
 _SLICE_ROWS = 500
 _CHECKPOINT_RETRY_S = 60.0
@@ -40,7 +42,12 @@ class Housekeeping:
         """Until cancelled."""
         while True:
             started = time.monotonic()
-            busy = self._slice()
+            try:
+                busy = self._slice()
+            except Failed as error:
+                log.error("storage cannot write", extra={"error": str(error)})
+                busy = False
+                await asyncio.sleep(_RETRY_S)
             spent = time.monotonic() - started
             if not busy:
                 await self._checkpoint_if_due()
@@ -49,7 +56,7 @@ class Housekeeping:
     def _slice(self) -> bool:
         """One piece of work; False: nothing to do now."""
         engine = self.node.engine
-        if not self.node.replica.idle:
+        if not self.node.replica.idle or self.node.replica.failing is not None:
             return False
         if self.node.replica.settle():
             return True

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import apsw
+
 from meridian.adjudicator.events import Replayed
 from meridian.clock.clock import Clock
 from meridian.dataplane import admin, recovery
@@ -240,6 +242,10 @@ class Node:
 
     def unavailable(self) -> MeridianError:
         """Why commits are not taken now."""
+        failing = self.replica.failing
+        if failing is not None:
+            full = isinstance(failing.__cause__, apsw.FullError)
+            return MeridianError(Kind.DISK_FULL) if full else failing
         if self.failure is not None:
             return segment_error(self.failure.error)
         return MeridianError(Kind.NOT_READY)
@@ -276,8 +282,8 @@ class Node:
     def tau_start(self) -> int:
         """The tau_start of a transaction that begins now (design 4.3)."""
         owner = self.owner
-        if owner is None or owner.dead:
-            # Nothing was acknowledged beyond this since the journal failed: as fresh as now.
+        if owner is None or owner.dead or self.replica.failing is not None:
+            # Nothing was acknowledged beyond this since the disk failed: as fresh as now.
             return self.replica.complete_tau
         return self.clock.now_ns()
 

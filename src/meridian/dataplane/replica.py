@@ -7,6 +7,7 @@ large commits are cut accordingly), and after a few milliseconds others run.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from itertools import count
@@ -16,6 +17,7 @@ from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
 from meridian.errors import Kind, MeridianError
 from meridian.storage import core
+from meridian.storage.errors import Failed
 from meridian.storage.shell import perform
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 _SLICE_NS = 3_000_000
 """Work done in one go on the event loop."""
 _SETTLE_ROWS = 500
+_RETRY_S = 1.0
+
+log = logging.getLogger("meridian.replica")
 
 Resume = Callable[[MeridianError | None], None]
 _REFUSALS = {
@@ -48,6 +53,8 @@ class Replica:
         """Something was applied."""
         self.failed: Callable[[Exception], None] = lambda error: None
         """Storage failed; nothing more is applied."""
+        self.failing: Failed | None = None
+        """Why storage cannot write now."""
         self._work: core.Work | None = None
         self._reads: dict[int, Resume] = {}
         self._tokens = count(1)
@@ -85,7 +92,7 @@ class Replica:
 
     def pump(self) -> None:
         """Works for about one slice, then lets others run."""
-        if self._pumping or self._stopped or self._work is None:
+        if self._pumping or self._stopped or self._scheduled or self._work is None:
             return
         self._pumping = True
         deadline_ns = time.monotonic_ns() + _SLICE_NS
@@ -96,16 +103,25 @@ class Replica:
                     break
                 self._perform()
         except Exception as error:
-            self._stopped = True
-            self.failed(error)
+            if isinstance(error, Failed) and not self.engine.broken:
+                # Disk full and the like: rolled back. What waits is durable in the journal.
+                # Nothing more is committed meanwhile, and reads stay at `complete_tau`: what is
+                # durable but not applied has not been acknowledged.
+                if self.failing is None:
+                    log.warning("storage cannot write, trying again: %s", error)
+                self.failing = error
+                self._later(_RETRY_S)
+            else:
+                self._stopped = True
+                self.failed(error)
         finally:
             self._pumping = False
         self.advanced()
 
-    def _later(self) -> None:
+    def _later(self, delay_s: float = 0.0) -> None:
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._resume)
+            asyncio.get_running_loop().call_later(delay_s, self._resume)
 
     def _resume(self) -> None:
         self._scheduled = False
@@ -128,6 +144,7 @@ class Replica:
         assert self._work is not None
         perform(self.engine, self._work)
         self._work = None
+        self.failing = None
         self._step(core.Performed())
 
     # Reads
