@@ -231,8 +231,16 @@ def test_a_subscriber_skips_what_it_holds() -> None:
     effects = bar.step(a.write(journal.Body(0, b"chunk"), 0, large))
     effects += bar.step(a.commit(45, bodies=(1,)))
     effects += bar.step(a.commit(46))
-    seen = [
-        item for e in effects if isinstance(e, Deliver) and e.subscriber == 2 for item in e.items
-    ]
+    mine = [e for e in effects if isinstance(e, Deliver) and e.subscriber == 2]
+    seen = [item for effect in mine for item in effect.items]
     assert seen[:2] == [Body(large, 0, 1, 0, b"chunk"), Dropped(large, 0, 2)]
-    assert taus([e for e in effects if isinstance(e, Deliver) and e.subscriber == 2]) == [46]
+    assert taus([*mine]) == [46]
+
+
+def test_skipped_records_tell_the_epoch() -> None:
+    bar = Crossbar()
+    bar.step(AddJournal(0, Position(n=1)))
+    source = Source(0)
+    bar.step(source.write(journal.Marker(0)))
+    bar.step(Beat(0, EPOCH, 1, 70))
+    assert bar.tau == 70

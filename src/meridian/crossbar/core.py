@@ -46,7 +46,7 @@ class Transaction(msgspec.Struct, frozen=True):
 class AddJournal(msgspec.Struct, frozen=True):
     """A journal to merge; its next record follows `position`.
 
-    Commits through the position's tau are known to everybody; those that are read again are skipped.
+    Commits through the position's tau are known to everybody; read again, they are skipped.
     """
 
     journal: int
@@ -54,7 +54,10 @@ class AddJournal(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """Durable records that a journal.core.Reader accepted, in order, with their payloads."""
+    """Durable records that a journal.core.Reader accepted, in order, with their payloads.
+
+    Those at or before the journal's position are skipped.
+    """
 
     journal: int
     records: list[tuple[Record, Payload]]
@@ -234,6 +237,8 @@ class Crossbar:
     def _accepted(self, event: Accepted) -> None:
         one = self._journals[event.journal]
         for record, payload in event.records:
+            # Every accepted record bears the epoch in force, those that are skipped too.
+            one.epoch = max(one.epoch, record.epoch)
             if record.n <= one.n:
                 continue
             assert record.n == one.n + 1, (record.n, one.n)
@@ -260,7 +265,6 @@ class Crossbar:
             case journal.Abort():
                 self._drop(number, one, record.txid)
             case journal.Marker():
-                one.epoch = record.epoch
                 for txid in list(one.open):
                     self._drop(number, one, txid)
             case journal.Add():

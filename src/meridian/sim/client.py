@@ -12,6 +12,7 @@ from meridian.sim.world import MS, Node, S, World
 
 PATIENCE_NS = 20 * S
 """How long a transaction tries to read, and then to learn its outcome, before it gives up."""
+EPOCH_NS = 150 * MS
 
 
 class Txn:
@@ -105,9 +106,12 @@ class Client(Node):
             owner = random.randrange(self._owners)
             kind = random.choices(KINDS, self._weights())[0]
             sids = [SID_FIRST + number for number in range(self._owners)]
-            # Other keys in every seed, so that all seeds together try many hashes.
-            salt = b"%d" % self.world.seed
-            plan = Plan(random, kind, SID_FIRST + owner, sids, swarm.keys, salt)
+            # Half of the keys change all the time: few at once, and many hashes in all.
+            salts = (
+                b"%d" % self.world.seed,
+                b"%d.%d" % (self.world.seed, self.world.now // EPOCH_NS),
+            )
+            plan = Plan(random, kind, SID_FIRST + owner, sids, swarm.keys, salts)
             yield from self._transaction(plan, owner)
 
     def _weights(self) -> list[float]:

@@ -11,6 +11,7 @@ from meridian.adjudicator.events import Answer, Commit, Discard, Part, Status
 from meridian.crossbar.core import Crossbar
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
+from meridian.storage.core import Core
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -78,7 +79,6 @@ class Parts(msgspec.Struct, frozen=True):
     adjudicator: Callable[..., Adjudicator] = Adjudicator
     crossbar: Callable[[], Crossbar] = Crossbar
     reader: Callable[[Position], Reader] = Reader
+    storage: Callable[[int, int, dict[int, int]], Core] = Core
     tau_start_latest: bool = True
     """Rule 4.3: tau_start is the upper edge of the clock."""
-    read_wait: bool = True
-    """Rule 4.5: results wait until the newest commit read has certainly happened."""

@@ -21,6 +21,7 @@ from meridian.journal import core as journal
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.messages import Parts
+from meridian.storage import core as st
 
 
 class Mutant(msgspec.Struct, frozen=True):
@@ -280,6 +281,22 @@ class _NoMergeWait(xb.Crossbar):
         super()._merge()
 
 
+class _ReadsLeave(st.Core):
+    """Answers reads of commits that the clock has not passed."""
+
+    def _answer(self, now: Interval, effects: list[st.Effect]) -> None:
+        super()._answer(Interval(max(now.earliest, self.complete_tau), now.latest), effects)
+
+
+class _ReadsIncomplete(st.Core):
+    """Answers reads before it is complete through their tau."""
+
+    def _answer(self, now: Interval, effects: list[st.Effect]) -> None:
+        complete, self.complete_tau = self.complete_tau, TAU_MAX
+        super()._answer(now, effects)
+        self.complete_tau = complete
+
+
 class _SkipsBodies(Reader):
     """Does not hold a commit record against its bodies."""
 
@@ -316,7 +333,7 @@ MUTANTS = (
     Mutant("tells aborts before durable", "5.6", 50, _adjudicator(base=_AbortsEarly)),
     Mutant("acknowledges before tau has passed", "4.4", 50, _adjudicator(ledger=_AcksBeforeTau)),
     Mutant("forgets outcomes at a restart", "5.6", 20, _adjudicator(base=_ForgetsOutcomes)),
-    Mutant("guesses outcomes", "5.6", 100, _adjudicator(base=_StatusGuesses)),
+    Mutant("guesses outcomes", "5.6", 150, _adjudicator(base=_StatusGuesses)),
     Mutant("uses a tau twice", "4.1", 5, _adjudicator(ledger=_SameTau)),
     Mutant("ignores schema changes", "9", 50, _adjudicator(base=_NoCatalog)),
     Mutant("ignores the client's catalog version", "9", 50, _adjudicator(base=_NoCatver)),
@@ -327,11 +344,12 @@ MUTANTS = (
     Mutant(
         "ignores the lease of its predecessor", "6.6", 100, _adjudicator(ledger=_IgnoresOldLease)
     ),
-    Mutant("commits beyond the durable lease", "4.4", 100, _adjudicator(ledger=_IgnoresLease)),
+    Mutant("commits beyond the durable lease", "4.4", 200, _adjudicator(ledger=_IgnoresLease)),
     Mutant("takes heartbeats ahead of their record", "4.6", 20, Parts(crossbar=_DeafBeats)),
     Mutant("merges without waiting", "7", 20, Parts(crossbar=_NoMergeWait)),
     Mutant("takes commits without their bodies", "6.3", 20, Parts(reader=_SkipsBodies)),
-    Mutant("reads leave before their commits", "4.5", 500, Parts(read_wait=False)),
+    Mutant("reads leave before their commits", "4.5", 200, Parts(storage=_ReadsLeave)),
+    Mutant("reads before completeness", "4.7", 10, Parts(storage=_ReadsIncomplete)),
     Mutant("tau_start is the lower edge", "4.3", 50, Parts(tau_start_latest=False)),
 )
 

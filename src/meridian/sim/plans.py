@@ -94,26 +94,33 @@ class Plan:
     """One transaction: what to read, and what to write then."""
 
     def __init__(
-        self, random: Random, kind: str, sid: int, sids: list[int], keys: int, salt: bytes
+        self,
+        random: Random,
+        kind: str,
+        sid: int,
+        sids: list[int],
+        keys: int,
+        salts: tuple[bytes, bytes],
     ) -> None:
         self.kind = kind
         self.sid = sid
         self.chunk_count = random.randint(2, 4) if kind == "large" else 1
         self._random = random
-        own = [(sid, b"%sk%d" % (salt, number)) for number in range(keys)]
+        names = [b"%sk%d" % (salts[number % 2], number) for number in range(keys)]
+        own = [(sid, name) for name in names]
         random.shuffle(own)
-        self._parent: Key = (sid, b"p%s%d" % (salt, random.randrange(PARENTS)))
+        self._parent: Key = (sid, b"p%s.%d" % (salts[0], random.randrange(PARENTS)))
         self._children: list[Key] = [
             (sid, b"c" + self._parent[1] + b"/%d" % number) for number in range(CHILDREN)
         ]
         self.reads: list[Key] = []
         self._targets: list[Key] = []
         if kind == "read":
-            everything = [(s, b"%sk%d" % (salt, number)) for s in sids for number in range(keys)]
+            everything = [(s, name) for s in sids for name in names]
             self.reads = random.sample(everything, min(len(everything), random.randint(1, 5)))
         elif kind in ("update", "lock"):
             self.reads = own[: random.randint(2, 3)]
-            other = (random.choice(sids), b"%sk%d" % (salt, random.randrange(keys)))
+            other = (random.choice(sids), b"%sk0" % salts[0])
             if random.random() < 0.3 and other not in self.reads:
                 self.reads.append(other)
             self._targets = own[: random.randint(1, 2)]

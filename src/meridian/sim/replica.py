@@ -1,4 +1,4 @@
-"""A replica process: crossbar core and a versioned store in memory, behind a model gateway."""
+"""A replica process: crossbar core, storage core and a versioned store, behind a model gateway."""
 
 from __future__ import annotations
 
@@ -7,21 +7,50 @@ from typing import Any
 
 from meridian.clock.tau import TAU_MAX
 from meridian.crossbar import core as xb
-from meridian.journal.core import Position, Reader
+from meridian.journal.core import Payload, Position, Reader
+from meridian.journal.record import Record
 from meridian.sim.messages import Beat, Fetch, Get, Got, Key, Parts, Records, Want
-from meridian.sim.world import MS, Node, SimulationError, World
+from meridian.sim.world import MS, Node, S, SimulationError, World
+from meridian.storage import core as st
 from meridian.wire.ops import Delete, Op, Put, decode_chunk
 
 POLL_NS = 20 * MS
-CREDIT_BYTES = 1 << 20
+CREDIT_BYTES = 2_000
+READ_PATIENCE_NS = 60 * S
 
 
 class Store:
-    """Versions of every key: (tau, value) in the order of tau; None ends a row."""
+    """The replica's file: versions of every key, staged chunks, positions.
+
+    Every piece of work is atomic and idempotent, as the engine's.
+    """
 
     def __init__(self) -> None:
         self.versions: dict[Key, tuple[list[int], list[bytes | None]]] = {}
         self.tau = 0
+        self.horizon = 0
+        self.positions: dict[int, int] = {}
+        self.staged: dict[bytes, dict[int, bytes]] = {}
+
+    def perform(self, work: st.Work) -> None:
+        """One piece of the storage core's work."""
+        match work:
+            case st.Apply():
+                for tau, chunk in work.commits:
+                    if tau > self.tau:
+                        self.apply(tau, decode_chunk(chunk))
+            case st.Stage():
+                self.staged.setdefault(work.txid, {}).setdefault(work.seq, work.chunk)
+            case st.Resolve():
+                chunks = self.staged.pop(work.txid, {})
+                if work.tau > self.tau:
+                    if sorted(chunks) != list(range(work.seq)):
+                        raise SimulationError(f"chunks of {work.txid.hex()} are missing")
+                    ordered = [*(chunks[seq] for seq in range(work.seq)), work.chunk]
+                    self.apply(work.tau, [op for c in ordered for op in decode_chunk(c)])
+            case st.Discard():
+                self.staged.pop(work.txid, None)
+        self.positions.update(work.positions)
 
     def apply(self, tau: int, ops: list[Op]) -> None:
         """One transaction, above every earlier one."""
@@ -51,49 +80,59 @@ class Store:
 
 
 class Replica(Node):
-    """Node `r<number>`: everything of every journal.  A crash loses the store: it is rebuilt."""
+    """Node `r<number>`: everything of every journal.  A crash may lose its file or keep it."""
 
     def __init__(self, world: World, number: int, journals: int, parts: Parts) -> None:
         super().__init__(world, f"r{number}")
         self.parts = parts
         self.journals = journals
-        self._random = world.random(f"replica/{number}")
         self.store = Store()
-        self.complete = 0
+        self._random = world.random(f"replica/{number}")
         self._bar = xb.Crossbar()
+        self._core = st.Core(0, 0, {})
         self._readers: list[Reader] = []
-        self._bodies: dict[bytes, dict[int, bytes]] = {}
-        self._reads: list[tuple[str, Get]] = []
-        self._demanded = 0
+        self._reads: dict[int, tuple[str, Get]] = {}
+        self._token = 0
+        self._wanted = 0
+        self._told = 0
+
+    @property
+    def complete(self) -> int:
+        """Every commit through this tau is in the store."""
+        return self._core.complete_tau
 
     def demand(self, tau: int) -> None:
         """As if a reader waited for `tau`."""
-        self._demanded = max(self._demanded, tau)
+        self._wanted = max(self._wanted, tau)
 
     def on_start(self) -> None:
-        """Empty; reads every journal from its beginning."""
-        self.store = Store()
-        self.complete = 0
-        self._bodies = {}
-        self._reads = []
+        """Reads every journal from its beginning, applies what its file lacks."""
+        if self._random.random() < 0.4:
+            self.store = Store()
+        store = self.store
+        self.world.trace("start", self.name, store.tau)
+        self._reads = {}
+        self._told = 0
         self._bar = self.parts.crossbar()
+        self._core = self.parts.storage(store.tau, store.horizon, store.positions)
         self._readers = [self.parts.reader(Position()) for _ in range(self.journals)]
         for number in range(self.journals):
-            self._cross(xb.AddJournal(number, Position()))
-        self._cross(xb.Subscribe(1, 0, CREDIT_BYTES))
+            # Commits through the store's tau are in, of whichever journal.
+            held = Position(n=store.positions.get(number, 0), tau=store.tau)
+            self._cross(xb.AddJournal(number, held))
+        self._cross(xb.Subscribe(1, store.tau, CREDIT_BYTES))
         self._poll()
 
     def _poll(self) -> None:
         """Nothing relies on a message that was pushed: they may be lost."""
         for number, reader in enumerate(self._readers):
             self.world.send(self.name, f"o{number}", Fetch(reader.n))
-        self._want()
+        self._want(max((get.tau for _, get in self._reads.values()), default=self._wanted))
         self.after(POLL_NS, self._poll)
 
-    def _want(self) -> None:
-        tau = max((get.tau for _, get in self._reads), default=self._demanded)
+    def _want(self, tau: int) -> None:
         if self._random.random() < self.world.swarm.eager:
-            tau += self._random.randint(0, 900 * MS)
+            tau += self._random.randint(0, self.world.swarm.eager_ns)
         if tau > self.complete:
             for number in self._bar.lagging(tau):
                 self.world.send(self.name, f"o{number}", Want(tau))
@@ -106,13 +145,14 @@ class Replica(Node):
             case Beat():
                 self._cross(xb.Beat(message.journal, message.epoch, message.n, message.tau))
             case Get():
-                self._reads.append((source, message))
-                self._want()
-        self._answer()
+                self._token += 1
+                self._reads[self._token] = (source, message)
+                deadline = self.clock.now().earliest + READ_PATIENCE_NS
+                self._step(st.Read(self._token, message.tau, deadline))
 
     def _take(self, message: Records) -> None:
         reader = self._readers[message.journal]
-        accepted = []
+        accepted: list[tuple[Record, Payload]] = []
         for record in message.records:
             if record.n != reader.n + 1:
                 continue
@@ -125,52 +165,66 @@ class Replica(Node):
     def _cross(self, event: xb.Event) -> None:
         for effect in self._bar.step(event):
             if isinstance(effect, xb.CutLoose):
-                raise SimulationError("a replica that takes everything at once was cut loose")
-            size_bytes = sum(self._apply(item) for item in effect.items)
-            if effect.tau < self.complete:
+                raise SimulationError("a replica that takes everything was cut loose")
+            if effect.tau < self._told:
                 raise SimulationError(f"{self.name}: completeness went back")
-            self.complete = effect.tau
-            if size_bytes:
-                self._cross(xb.Credit(1, size_bytes))
+            self._told = effect.tau
+            items = tuple(map(_item, effect.items))
+            self._step(st.Delivered(items, effect.tau, effect.positions))
 
-    def _apply(self, item: xb.Item) -> int:
-        match item:
-            case xb.Transaction():
-                if item.tau <= self.complete:
-                    raise SimulationError(f"{self.name}: commit {item.tau} after completeness")
-                staged = self._bodies.pop(item.txid, {})
-                if list(staged) != list(range(len(item.bodies))):
-                    raise SimulationError(f"{self.name}: chunks of {item.txid.hex()} are missing")
-                ops = [op for chunk in (*staged.values(), item.chunk) for op in decode_chunk(chunk)]
-                self.store.apply(item.tau, ops)
-                self.world.trace("apply", self.name, item.tau)
-            case xb.Body():
-                self._bodies.setdefault(item.txid, {})[item.seq] = item.chunk
-            case xb.Dropped():
-                self._bodies.pop(item.txid, None)
-                return 0
-        return len(item.chunk)
+    def _step(self, event: st.Event) -> None:
+        for effect in self._core.step(self.clock.now(), event):
+            match effect:
+                case st.Apply() | st.Stage() | st.Resolve() | st.Discard():
+                    self.after(self._random.randint(1_000, MS), self._performer(effect))
+                case st.Serve():
+                    self._serve(*self._reads.pop(effect.token))
+                case st.Refuse():
+                    self._reads.pop(effect.token)
+                case st.Want():
+                    self._want(effect.tau)
+                case st.Took():
+                    self._cross(xb.Credit(1, effect.size_bytes))
+                case st.SetTimer():
+                    self._arm(effect.at)
+                case st.RaiseFloor():
+                    self.store.horizon = effect.floor
+        self._core.check()
 
-    def _answer(self) -> None:
-        waiting = []
-        for source, get in self._reads:
-            if get.tau > self.complete:
-                waiting.append((source, get))
+    def _performer(self, work: st.Work) -> Any:
+        def perform() -> None:
+            before = self.store.tau
+            self.store.perform(work)
+            if self.store.tau > before:
+                self.world.trace("apply", self.name, self.store.tau)
+            self._step(st.Performed())
+
+        return perform
+
+    def _arm(self, at: int) -> None:
+        def fire() -> None:
+            if self.clock.now().earliest < at:
+                self._arm(at)
             else:
-                self._serve(source, get)
-        self._reads = waiting
+                self._step(st.TimerFired())
+
+        self.after(max(at - self.clock.now().earliest, 1_000), fire)
 
     def _serve(self, source: str, get: Get) -> None:
         found = [self.store.get(key, get.tau) for key in get.keys]
-        got = Got(get.request, tuple(value for value, _ in found))
         newest = max((tau for _, tau in found), default=0)
         assert newest <= get.tau < TAU_MAX
         self.world.trace("read", self.name, get.tau, newest)
-        self._leave(source, got, newest)
+        got = Got(get.request, tuple(value for value, _ in found))
+        self.world.send(self.name, source, got)
 
-    def _leave(self, source: str, got: Got, newest: int) -> None:
-        ahead = newest - self.clock.now().earliest
-        if ahead > 0 and self.parts.read_wait:
-            self.after(ahead, lambda: self._leave(source, got, newest))
-        else:
-            self.world.send(self.name, source, got)
+
+def _item(item: xb.Item) -> st.Item:
+    match item:
+        case xb.Transaction():
+            bodies = len(item.bodies)
+            return st.Committed(item.tau, item.journal, item.n, item.txid, bodies, item.chunk)
+        case xb.Body():
+            return st.Chunk(item.txid, item.journal, item.n, item.seq, item.chunk)
+        case xb.Dropped():
+            return st.Dropped(item.txid, item.journal, item.n)

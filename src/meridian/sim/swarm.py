@@ -21,7 +21,8 @@ class Swarm(msgspec.Struct, frozen=True):
     false_bounds: bool
     """Clocks leave their bounds: linearizability may go, isolation may not (C7)."""
     eager: float
-    """Chance that a reader waits for a tau well ahead of the clock."""
+    """Chance that a reader waits for a tau ahead of the clock."""
+    eager_ns: int
     drop: float
     double: float
     late: float
@@ -50,7 +51,7 @@ def choose(seed: int) -> Swarm:
         return random.uniform(0, value) if random.random() < chance else 0.0
 
     colocated = random.random() < 0.4
-    clock_error = 0 if colocated else random.choice((0, 20_000, MS, 8 * MS, 50 * MS))
+    clock_error = 0 if colocated else random.choice((0, 20_000, MS, 8 * MS, 50 * MS, 50 * MS))
     return Swarm(
         owners=random.choice((1, 1, 1, 2, 3)),
         replicas=random.choice((1, 2)),
@@ -58,7 +59,8 @@ def choose(seed: int) -> Swarm:
         colocated=colocated,
         clock_error=clock_error,
         false_bounds=clock_error > 0 and random.random() < 0.15,
-        eager=often(0.3, 0.1),
+        eager=often(0.5, 0.2),
+        eager_ns=random.choice((20, 100, 900)) * MS,
         drop=often(0.4, 0.1),
         double=often(0.5, 0.3),
         late=often(0.5, 0.1),
