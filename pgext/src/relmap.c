@@ -13,8 +13,10 @@
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/index.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_opclass.h"
@@ -42,40 +44,16 @@ typedef struct MapChange
 	bool		organised;
 } MapChange;
 
-/* What rd_amcache points to; the core frees it, never the MerRel. */
-typedef struct MerRelRef
-{
-	MerRel	   *rel;
-	uint64		generation;
-} MerRelRef;
-
-typedef struct MerRelBox
-{
-	struct MerRelBox *next;
-	MemoryContext cxt;
-} MerRelBox;
-
 static MapChange *changes;
 static int	nchanges;
 static int	max_changes;
-static uint64 generation = 1;
+
+static object_access_hook_type next_object_access;
+static Oid	unkeyed[16];
+static int	nunkeyed;
 
 static int64 sid_next;
 static int64 sid_end;
-
-/*
- * Descriptions that were replaced while somebody may still use them; freed at
- * the end of the transaction.
- */
-static HTAB *current;
-static MerRelBox *retired;
-
-typedef struct CurrentEntry
-{
-	Oid			relid;			/* hash key */
-	MerRel	   *rel;
-	MemoryContext cxt;
-} CurrentEntry;
 
 /* ---------- the overlay ---------- */
 
@@ -89,7 +67,7 @@ void
 mer_relmap_undo(int mark)
 {
 	if (nchanges != mark)
-		generation++;
+		mer_reldesc_invalidate();
 	nchanges = mark;
 }
 
@@ -109,7 +87,7 @@ change_push(Oid relid, int64 sid, bool organised)
 	changes[nchanges].sid = sid;
 	changes[nchanges].organised = organised;
 	nchanges++;
-	generation++;
+	mer_reldesc_invalidate();
 }
 
 static MapChange *
@@ -155,8 +133,8 @@ map_lookup(Relation map, Oid relid)
 	return tuple;
 }
 
-static bool
-map_get(Oid relid, int64 *sid, bool *organised)
+bool
+mer_relmap_get(Oid relid, int64 *sid, bool *organised)
 {
 	MapChange  *change = change_find(relid);
 	Relation	map;
@@ -227,15 +205,9 @@ void
 mer_relmap_end(void)
 {
 	if (nchanges > 0)
-		generation++;
+		mer_reldesc_invalidate();
 	nchanges = 0;
-	while (retired)
-	{
-		MerRelBox  *box = retired;
-
-		retired = box->next;
-		MemoryContextDelete(box->cxt);
-	}
+	nunkeyed = 0;
 }
 
 /* ---------- create, recreate, drop ---------- */
@@ -298,8 +270,6 @@ put_index_columns(StringInfo op, Relation rel, MerRel *index)
 	}
 }
 
-static MerRel *build_rel(Relation rel, int64 sid, bool organised);
-
 static void
 schema_create(Relation rel, int64 sid)
 {
@@ -319,7 +289,7 @@ schema_create(Relation rel, int64 sid)
 	}
 	else if (is_index)
 	{
-		MerRel	   *index = build_rel(rel, sid, false);
+		MerRel	   *index = mer_reldesc_build(rel, sid, false);
 
 		put_index_columns(&op, rel, index);
 		mp_put_int(&op, index->table_sid);
@@ -365,7 +335,7 @@ mer_relmap_recreate(Relation rel)
 	int64		sid = 0;
 	bool		organised = false;
 
-	if (map_get(RelationGetRelid(rel), &sid, &organised))
+	if (mer_relmap_get(RelationGetRelid(rel), &sid, &organised))
 		schema_drop(sid);
 	return mer_relmap_create(rel, organised);
 }
@@ -376,7 +346,7 @@ mer_relmap_sid(Oid relid, bool missing_ok)
 	int64		sid;
 	bool		organised;
 
-	if (map_get(relid, &sid, &organised))
+	if (mer_relmap_get(relid, &sid, &organised))
 		return sid;
 	if (!missing_ok)
 		elog(ERROR, "meridian: relation %u has no storage id", relid);
@@ -389,7 +359,7 @@ mer_relmap_organised(Oid relid)
 	int64		sid;
 	bool		organised;
 
-	return map_get(relid, &sid, &organised) && organised;
+	return mer_relmap_get(relid, &sid, &organised) && organised;
 }
 
 void
@@ -398,7 +368,7 @@ mer_relmap_drop(Oid relid)
 	int64		sid;
 	bool		organised;
 
-	if (!map_get(relid, &sid, &organised))
+	if (!mer_relmap_get(relid, &sid, &organised))
 		return;
 	schema_drop(sid);
 	change_push(relid, 0, false);
@@ -420,221 +390,54 @@ mer_relmap_swap(Oid a, Oid b)
 	bool		organised_a,
 				organised_b;
 
-	if (!map_get(a, &sid_a, &organised_a) || !map_get(b, &sid_b, &organised_b))
+	if (!mer_relmap_get(a, &sid_a, &organised_a) || !mer_relmap_get(b, &sid_b, &organised_b))
 		elog(ERROR, "meridian: relation %u or %u has no storage id", a, b);
 	change_push(a, sid_b, organised_b);
 	change_push(b, sid_a, organised_a);
 }
 
-/* ---------- descriptions ---------- */
-
-bool
-mer_is_table(Relation rel)
-{
-	return rel->rd_tableam == mer_table_routine();
-}
-
-bool
-mer_is_index(Relation rel)
-{
-	return rel->rd_indam != NULL && rel->rd_indam->ambuild == mer_index_build;
-}
-
-static Oid
-base_type(Oid typid)
-{
-	return getBaseType(typid);
-}
+/* ---------- primary keys that organise a table cannot go alone ---------- */
 
 static void
-fill_columns(MerRel *mr, Relation rel)
+object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
-
-	mr->natts = desc->natts;
-	mr->cols = palloc0(Max(desc->natts, 1) * sizeof(MerColumn));
-	for (int i = 0; i < desc->natts; i++)
+	if (next_object_access)
+		next_object_access(access, classId, objectId, subId, arg);
+	if (access == OAT_DROP && classId == RelationRelationId && subId == 0 &&
+		nunkeyed < lengthof(unkeyed) && get_rel_relkind(objectId) == RELKIND_INDEX)
 	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Oid			table = IndexGetRelation(objectId, true);
+		HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(objectId));
 
-		if (att->attisdropped)
+		if (HeapTupleIsValid(tuple))
 		{
-			mr->cols[i].attnum = i + 1;
-			mr->cols[i].dropped = true;
+			if (((Form_pg_index) GETSTRUCT(tuple))->indisprimary && mer_relmap_organised(table))
+				unkeyed[nunkeyed++] = table;
+			ReleaseSysCache(tuple);
 		}
-		else
-			mer_column_init(&mr->cols[i], att);
 	}
 }
 
-static void
-fill_keys(MerRel *mr, Relation index)
+/* The table must have gone with its key, or been rewritten under hidden ids. */
+void
+mer_relmap_check_keys(void)
 {
-	mr->nkeys = IndexRelationGetNumberOfKeyAttributes(index);
-	mr->keys = palloc0(mr->nkeys * sizeof(MerKeyColumn));
-	for (int i = 0; i < mr->nkeys; i++)
+	while (nunkeyed > 0)
 	{
-		MerKeyColumn *k = &mr->keys[i];
-		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(index), i);
-		int16		option = index->rd_indoption[i];
+		Oid			table = unkeyed[--nunkeyed];
 
-		k->attnum = index->rd_index->indkey.values[i];
-		k->opfamily = index->rd_opfamily[i];
-		k->typid = base_type(att->atttypid);
-		k->collation = index->rd_indcollation[i];
-		k->desc = (option & INDOPTION_DESC) != 0;
-		k->nulls_first = (option & INDOPTION_NULLS_FIRST) != 0;
+		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(table)) && mer_relmap_organised(table))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot drop the primary key of table \"%s\", which orders its rows",
+							get_rel_name(table)),
+					 errhint("Create a new table with the key you want and copy the rows.")));
 	}
 }
 
-static void
-fill_table_key(MerRel *mr, Relation rel)
+void
+mer_relmap_init(void)
 {
-	Oid			pkey = RelationGetPrimaryKeyIndex(rel, true);
-	Relation	index;
-
-	if (!OidIsValid(pkey))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("table \"%s\" is organised by a primary key that was dropped",
-						RelationGetRelationName(rel)),
-				 errhint("Create a new table with the key you want and copy the rows.")));
-	index = index_open(pkey, AccessShareLock);
-	fill_keys(mr, index);
-	index_close(index, NoLock);
-}
-
-static void
-fill_index(MerRel *mr, Relation rel)
-{
-	int64		sid = 0;
-	bool		organised = false;
-
-	mr->is_index = true;
-	mr->table_oid = rel->rd_index->indrelid;
-	mr->unique = rel->rd_index->indisunique;
-	mr->nulls_not_distinct = rel->rd_index->indnullsnotdistinct;
-	if (!map_get(mr->table_oid, &sid, &organised))
-		elog(ERROR, "meridian: table %u of index \"%s\" has no storage id",
-			 mr->table_oid, RelationGetRelationName(rel));
-	mr->table_sid = sid;
-	mr->organised = organised;
-	mr->primary_of_organised = organised && rel->rd_index->indisprimary;
-	if (mr->primary_of_organised)
-		mr->sid = sid;
-	fill_keys(mr, rel);
-}
-
-/* In the current memory context. */
-static MerRel *
-build_rel(Relation rel, int64 sid, bool organised)
-{
-	MerRel	   *mr = palloc0(sizeof(MerRel));
-
-	mr->relid = RelationGetRelid(rel);
-	mr->sid = sid;
-	mr->organised = organised;
-	fill_columns(mr, rel);
-	if (rel->rd_rel->relkind == RELKIND_INDEX)
-		fill_index(mr, rel);
-	else if (organised)
-		fill_table_key(mr, rel);
-	return mr;
-}
-
-static MerRel *
-load_rel(Relation rel)
-{
-	int64		sid = 0;
-	bool		organised = false;
-	MerRel	   *mr;
-
-	if (rel->rd_rel->relkind == RELKIND_INDEX)
-	{
-		mr = build_rel(rel, 0, false);
-		/* 0 while the index is being created: it has no entries yet. */
-		if (!mr->primary_of_organised)
-			mr->sid = mer_relmap_sid(RelationGetRelid(rel), true);
-		return mr;
-	}
-	if (!map_get(RelationGetRelid(rel), &sid, &organised))
-		elog(ERROR, "meridian: table \"%s\" has no storage id",
-			 RelationGetRelationName(rel));
-	return build_rel(rel, sid, organised);
-}
-
-static CurrentEntry *
-current_entry(Oid relid)
-{
-	CurrentEntry *entry;
-	bool		found;
-
-	if (current == NULL)
-	{
-		HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(CurrentEntry)};
-
-		current = hash_create("meridian relations", 64, &ctl, HASH_ELEM | HASH_BLOBS);
-	}
-	entry = hash_search(current, &relid, HASH_ENTER, &found);
-	if (!found)
-	{
-		entry->rel = NULL;
-		entry->cxt = NULL;
-	}
-	return entry;
-}
-
-static void
-retire(CurrentEntry *entry)
-{
-	MerRelBox  *box;
-
-	if (entry->cxt == NULL)
-		return;
-	box = MemoryContextAlloc(entry->cxt, sizeof(MerRelBox));
-	box->cxt = entry->cxt;
-	box->next = retired;
-	retired = box;
-	entry->cxt = NULL;
-	entry->rel = NULL;
-}
-
-MerRel *
-mer_rel(Relation rel)
-{
-	MerRelRef  *ref = rel->rd_amcache;
-	CurrentEntry *entry;
-	MemoryContext cxt,
-				old;
-	MerRel	   *mr;
-
-	if (likely(ref != NULL && ref->generation == generation))
-		return ref->rel;
-	cxt = AllocSetContextCreate(CacheMemoryContext, "meridian relation",
-								ALLOCSET_SMALL_SIZES);
-	old = MemoryContextSwitchTo(cxt);
-	PG_TRY();
-	{
-		mr = load_rel(rel);
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(old);
-		MemoryContextDelete(cxt);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-
-	entry = current_entry(RelationGetRelid(rel));
-	retire(entry);
-	entry->cxt = cxt;
-	entry->rel = mr;
-	if (rel->rd_amcache == NULL)
-		rel->rd_amcache = MemoryContextAlloc(rel->rd_indexcxt ? rel->rd_indexcxt :
-											 CacheMemoryContext, sizeof(MerRelRef));
-	ref = rel->rd_amcache;
-	ref->rel = mr;
-	ref->generation = generation;
-	return mr;
+	next_object_access = object_access_hook;
+	object_access_hook = object_access;
 }

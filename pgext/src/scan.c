@@ -15,70 +15,13 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#include "store.h"
+#include "scan.h"
 
 #define FIRST_BATCH 64
 #define BATCH_GROWTH 4
 #define MAX_BATCH 262144
 #define PAGE_BYTES (1024 * 1024)
 #define POINT_BATCH 1024
-
-typedef enum Where
-{
-	AT_START,					/* before the first row */
-	AT_ROW,						/* on or between rows: the key in pos */
-	AT_END
-} Where;
-
-struct MerScan
-{
-	MemoryContext cxt;			/* lives as long as the scan */
-	MemoryContext spec_cxt;		/* until rescan */
-	MemoryContext page_cxt;
-	MemoryContext row_cxt;		/* until the next row */
-	MerScanSpec spec;
-	uint64		cid_limit;
-	Relation	heap;
-	MerRel	   *table;
-	MerRel	   *index;			/* NULL: the scan runs over row keys */
-	int64		sid;			/* of what it runs over */
-	bool		joined;			/* entries come with their rows */
-	bool		stored;			/* storage has something for us */
-	MerBuf	   *local;			/* our writes of sid, or NULL */
-	MerBuf	   *local_rows;		/* joined: our writes of the table, or NULL */
-	MerTidMode	tids;
-
-	AttrNumber *cols;
-	int			ncols;
-	AttrNumber *row_cols;
-	int			nrow_cols;
-	MerShape   *shape;			/* of the row's values */
-	MerShape   *entry_shape;	/* of the entry's values */
-
-	MerPage    *page;
-	uint32		gap;			/* rows of the page that lie before the position */
-	bool		more_before;
-	bool		more_after;
-	uint64		batch;
-	ScanDirection last_direction;
-
-	Where		where;
-	const char *pos;
-	uint32		poslen;
-	StringInfoData pos_copy;
-	Where		mark_where;
-	StringInfoData mark;
-
-	int			point;			/* points: index of the present one, -1 before, n after */
-	int			batch_from;		/* points answered by the page */
-	int			batch_to;
-
-	/* the row the scan stands on */
-	MerVersion *version;		/* local, else */
-	MerRowRef  *ref;			/* stored */
-	MerVersion *entry;			/* local index entry, else the one of ref */
-	MerPage    *extra;			/* a stored row below a local index entry */
-};
 
 /* ---------- begin ---------- */
 
@@ -476,8 +419,8 @@ local_next(MerScan *scan, bool forward, MerVersion **version)
 /* ---------- one step ---------- */
 
 /* The row key that a local index entry points to. */
-static MerBytes
-entry_rowkey(MerVersion *entry)
+MerBytes
+mer_entry_rowkey(MerVersion *entry)
 {
 	MpReader	r = {entry->row, entry->row + entry->rowlen};
 	MerBytes	key;
@@ -491,7 +434,7 @@ entry_rowkey(MerVersion *entry)
 static bool
 row_of_local_entry(MerScan *scan, MerVersion *entry)
 {
-	MerBytes	key = entry_rowkey(entry);
+	MerBytes	key = mer_entry_rowkey(entry);
 	MerEntry   *e = scan->local_rows ? mer_entry_find(scan->local_rows, key.data, key.len) : NULL;
 	MerVersion *v = e ? mer_entry_visible(e, scan->cid_limit) : NULL;
 	MemoryContext old;
@@ -538,8 +481,8 @@ row_of_stored_entry(MerScan *scan, MerRowRef *ref)
 	return !v->tombstone;
 }
 
-static void
-clear_row(MerScan *scan)
+void
+mer_scan_clear_row(MerScan *scan)
 {
 	scan->version = NULL;
 	scan->entry = NULL;
@@ -570,7 +513,7 @@ advance_range(MerScan *scan, bool forward)
 		MerRowRef  *ref;
 		int			c;
 
-		clear_row(scan);
+		mer_scan_clear_row(scan);
 		/* One whole key that is ours needs no round trip. */
 		ref = scan->spec.point && e ? NULL : stored_next(scan, forward);
 		scan->last_direction = forward ? ForwardScanDirection : BackwardScanDirection;
@@ -668,7 +611,7 @@ advance_points(MerScan *scan, bool forward)
 		MerEntry   *e;
 		MerVersion *v;
 
-		clear_row(scan);
+		mer_scan_clear_row(scan);
 		if (forward ? scan->point >= n : scan->point < 0)
 			return false;
 		scan->point += forward ? 1 : -1;
@@ -696,261 +639,4 @@ mer_scan_advance(MerScan *scan, ScanDirection direction)
 	if (scan->spec.npoints > 0)
 		return advance_points(scan, forward);
 	return advance_range(scan, forward);
-}
-
-/* ---------- the row the scan stands on ---------- */
-
-static MerBytes
-stored_rowkey(MerScan *scan)
-{
-	MerRowRef  *ref = scan->ref;
-	MerBytes	key;
-
-	if (scan->index == NULL || (scan->entry && scan->joined))
-	{
-		key.data = ref->key;
-		key.len = ref->klen;
-	}
-	else if (scan->joined)
-	{
-		key.data = ref->rowkey;
-		key.len = ref->rowklen;
-	}
-	else
-	{
-		MpReader	r = {ref->values, scan->page->reply.body.end};
-
-		key.data = mp_get_bytes(&r, &key.len);
-	}
-	return key;
-}
-
-static void
-stored_tid(MerScan *scan, ItemPointer tid)
-{
-	MerBytes	key = stored_rowkey(scan);
-	MerPage    *page = scan->entry ? scan->extra : scan->page;
-	MerVersion *v;
-	MpReader	r;
-
-	v = mer_tid_stored(scan->table->sid, key.data, key.len, NULL, 0, NULL);
-	if (scan->tids == MER_TIDS_ROWS && v->row == NULL)
-	{
-		StringInfoData row;
-		MerBuf	   *buf = mer_buf_get(scan->table->sid, scan->table->relid, false);
-
-		r.p = scan->ref->values;
-		r.end = page->reply.body.end;
-		for (uint32 i = 0; i < page->nvalues; i++)
-			mp_skip(&r);
-		scan->ref->end = r.p;
-		initStringInfo(&row);
-		mp_put_array(&row, scan->shape->n);
-		appendBinaryStringInfo(&row, scan->ref->values, r.p - scan->ref->values);
-		(void) mer_tid_stored(scan->table->sid, key.data, key.len, row.data, row.len,
-							  mer_buf_shape(buf, scan->shape->attnums, scan->shape->n,
-											scan->shape->natts));
-		pfree(row.data);
-	}
-	mer_tid_assign(v, tid);
-}
-
-/*
- * The version below an index entry, without its row: ours if we have replaced
- * the stored one.
- */
-static void
-entry_tid(MerScan *scan, ItemPointer tid)
-{
-	MerBytes	key = scan->entry ? entry_rowkey(scan->entry) : stored_rowkey(scan);
-	MerEntry   *e = scan->local_rows ?
-		mer_entry_find(scan->local_rows, key.data, key.len) : NULL;
-	MerVersion *v = e ? mer_entry_visible(e, scan->cid_limit) : NULL;
-
-	if (v == NULL)
-		v = mer_tid_stored(scan->table->sid, key.data, key.len, NULL, 0, NULL);
-	mer_tid_assign(v, tid);
-}
-
-void
-mer_scan_tid(MerScan *scan, ItemPointer tid)
-{
-	if (scan->version)
-		mer_tid_assign(scan->version, tid);
-	else if (scan->tids == MER_TIDS_NONE)
-		mer_tid_none(tid);
-	else if (scan->index && !scan->joined)
-		entry_tid(scan, tid);
-	else
-		stored_tid(scan, tid);
-}
-
-void
-mer_scan_rowkey(MerScan *scan, MerBytes *key)
-{
-	if (scan->version)
-	{
-		key->data = scan->version->key;
-		key->len = scan->version->klen;
-	}
-	else
-		*key = scan->entry && !scan->joined ? entry_rowkey(scan->entry) : stored_rowkey(scan);
-}
-
-/* A TID whose row is fetched again when somebody asks for it. */
-void
-mer_scan_key_tid(MerScan *scan, ItemPointer tid)
-{
-	MerBytes	key;
-
-	if (scan->version)
-		mer_tid_assign(scan->version, tid);
-	else if (scan->index && !scan->joined)
-		entry_tid(scan, tid);
-	else
-	{
-		mer_scan_rowkey(scan, &key);
-		mer_tid_assign(mer_tid_stored(scan->table->sid, key.data, key.len, NULL, 0, NULL), tid);
-	}
-}
-
-void
-mer_scan_row(MerScan *scan, TupleTableSlot *slot)
-{
-	ItemPointerData tid;
-	MemoryContext old;
-	const MerShape *shape;
-	MpReader	r;
-
-	ExecClearTuple(slot);
-	MemoryContextReset(scan->row_cxt);
-	old = MemoryContextSwitchTo(scan->row_cxt);
-	mer_scan_tid(scan, &tid);
-	if (scan->version)
-	{
-		r.p = scan->version->row;
-		r.end = r.p + scan->version->rowlen;
-		shape = scan->version->shape;
-		if (mp_get_array(&r) != (uint32) shape->n)
-			elog(ERROR, "meridian: row does not fit its shape");
-	}
-	else
-	{
-		MerPage    *page = scan->entry ? scan->extra : scan->page;
-
-		r.p = scan->ref->values;
-		r.end = page->reply.body.end;
-		shape = scan->shape;
-	}
-	mer_slot_decode(slot, mer_slot_columns(slot, scan->heap), shape, &r);
-	if (scan->ref && !scan->version)
-		scan->ref->end = r.p;
-	mer_slot_finish(slot, scan->heap, &tid);
-	MemoryContextSwitchTo(old);
-}
-
-bool
-mer_scan_next(MerScan *scan, ScanDirection direction, TupleTableSlot *slot)
-{
-	if (!mer_scan_advance(scan, direction))
-	{
-		ExecClearTuple(slot);
-		return false;
-	}
-	mer_scan_row(scan, slot);
-	return true;
-}
-
-void
-mer_scan_entry(MerScan *scan, MerBytes *key, MpReader *payload)
-{
-	if (scan->entry)
-	{
-		key->data = scan->entry->key;
-		key->len = scan->entry->klen;
-		payload->p = scan->entry->row;
-		payload->end = payload->p + scan->entry->rowlen;
-		mp_get_array(payload);
-	}
-	else
-	{
-		key->data = scan->ref->key;
-		key->len = scan->ref->klen;
-		payload->p = scan->ref->values;
-		payload->end = scan->page->reply.body.end;
-	}
-}
-
-/* ---------- mark and restore ---------- */
-
-void
-mer_scan_mark(MerScan *scan)
-{
-	scan->mark_where = scan->where;
-	resetStringInfo(&scan->mark);
-	if (scan->where == AT_ROW)
-		appendBinaryStringInfo(&scan->mark, scan->pos, scan->poslen);
-	if (scan->spec.npoints > 0)
-		appendBinaryStringInfo(&scan->mark, (char *) &scan->point, sizeof(int));
-}
-
-/* Is the key between the edges of the page, so that the page still serves? */
-static bool
-page_covers(MerScan *scan)
-{
-	MerPage    *page = scan->page;
-	MerRowRef  *ref;
-
-	if (page == NULL)
-		return true;
-	if (page->nrows == 0)
-		return !scan->more_before && !scan->more_after;
-	ref = mer_page_row(page, 0);
-	if (scan->more_before &&
-		(scan->where == AT_START ||
-		 (scan->where == AT_ROW && mer_key_cmp(scan->pos, scan->poslen, ref->key, ref->klen) < 0)))
-		return false;
-	ref = mer_page_row(page, page->nrows - 1);
-	return !(scan->more_after &&
-			 (scan->where == AT_END ||
-			  (scan->where == AT_ROW && mer_key_cmp(scan->pos, scan->poslen, ref->key, ref->klen) > 0)));
-}
-
-void
-mer_scan_restore(MerScan *scan)
-{
-	clear_row(scan);
-	if (scan->spec.npoints > 0)
-	{
-		memcpy(&scan->point, scan->mark.data + scan->mark.len - sizeof(int), sizeof(int));
-		return;
-	}
-	scan->where = scan->mark_where;
-	resetStringInfo(&scan->pos_copy);
-	appendBinaryStringInfo(&scan->pos_copy, scan->mark.data, scan->mark.len);
-	scan->pos = scan->pos_copy.data;
-	scan->poslen = scan->mark.len;
-	if (!page_covers(scan))
-	{
-		scan->page = NULL;
-		MemoryContextReset(scan->page_cxt);
-	}
-	scan->last_direction = NoMovementScanDirection;
-}
-
-/* ---------- one row by its key ---------- */
-
-bool
-mer_fetch_row(Relation table, const char *key, uint32 len, Snapshot snapshot,
-			  TupleTableSlot *slot)
-{
-	MerScanSpec spec = {.table = table,.lo = key,.lo_len = len,.point = true,
-	.direction = ForwardScanDirection,.limit = 1};
-	MerScan    *scan = mer_scan_begin(&spec, snapshot);
-	bool		found = mer_scan_next(scan, ForwardScanDirection, slot);
-
-	if (found)
-		ExecMaterializeSlot(slot);
-	mer_scan_end(scan);
-	return found;
 }

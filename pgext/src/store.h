@@ -86,10 +86,11 @@ typedef struct MerTxn
 	MerBuf	   *first;
 	MerBuf	   *last;
 	uint64		rows;			/* rows mutated */
+	uint64		bytes;			/* of all versions ever buffered */
 	uint64		undo_len;
-	bool		has_writes;
 	bool		shipping;		/* PRE_COMMIT work began: no more writes */
 	bool		committed;		/* the adjudicator said yes */
+	bool		unknown;		/* nobody could tell what became of it */
 	bool		interrupts_held;
 } MerTxn;
 
@@ -171,6 +172,7 @@ extern MerVersion *mer_tid_stored(int64 sid, const char *key, uint32 klen,
 								  const char *row, uint32 rowlen, const MerShape *shape);
 extern void mer_tid_none(ItemPointer tid);
 extern void mer_tids_reset(void);
+extern bool mer_tids_full(void);	/* keep keys only from now on */
 
 /* ---------- slot.c ---------- */
 
@@ -321,6 +323,15 @@ extern void mer_relmap_end(void);
 extern int64 mer_relmap_recreate(Relation rel);
 extern void mer_relmap_organise(Relation table, Relation pkey);
 extern bool mer_relmap_organised(Oid relid);
+extern bool mer_relmap_get(Oid relid, int64 *sid, bool *organised);
+extern void mer_relmap_init(void);
+extern void mer_relmap_check_keys(void);	/* at the end of utility statements */
+
+/* ---------- reldesc.c ---------- */
+
+extern MerRel *mer_reldesc_build(Relation rel, int64 sid, bool organised);
+extern void mer_reldesc_invalidate(void);
+extern void mer_reldesc_end(void);
 
 /* ---------- access methods ---------- */
 

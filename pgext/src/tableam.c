@@ -13,6 +13,7 @@
 #include "fmgr.h"
 #include "nodes/tidbitmap.h"
 #include "storage/bufpage.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 

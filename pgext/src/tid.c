@@ -17,6 +17,9 @@
 
 #define ROWS_PER_BLOCK 256
 
+/* What a registered key costs besides its bytes. */
+#define KEY_OVERHEAD (sizeof(MerVersion) + sizeof(StoredEntry) + 32)
+
 /* Given to rows whose TID nobody may use. */
 #define NO_TID_BLOCK ((BlockNumber) 0xFFFFFF00)
 
@@ -37,6 +40,7 @@ static MerVersion **versions;
 static uint64 nversions;
 static uint64 maxversions;
 static HTAB *stored;
+static uint64 stored_bytes;
 
 static uint32
 stored_hash(const void *key, Size size)
@@ -163,9 +167,16 @@ mer_tid_stored(int64 sid, const char *key, uint32 klen, const char *row,
 		entry->key.key = bytes;
 		entry->version = v;
 		tid_register(v);
+		stored_bytes += klen + KEY_OVERHEAD;
+		if (stored_bytes > (uint64) mer_limit("query_memory_bytes"))
+			ereport(ERROR,
+					(errcode(ERRCODE_OUT_OF_MEMORY),
+					 errmsg("transaction keeps more rows than its memory allows"),
+					 errhint("Change or lock fewer rows per transaction.")));
 		if (row == NULL)
 			return v;
 	}
+	stored_bytes += rowlen;
 	bytes = MemoryContextAlloc(mer_txn.cxt, Max(rowlen, 1));
 	memcpy(bytes, row, rowlen);
 	v->row = bytes;
@@ -174,11 +185,18 @@ mer_tid_stored(int64 sid, const char *key, uint32 klen, const char *row,
 	return v;
 }
 
+bool
+mer_tids_full(void)
+{
+	return stored_bytes > (uint64) mer_limit("query_memory_bytes") / 4;
+}
+
 /* The transaction has ended; its memory is about to go. */
 void
 mer_tids_reset(void)
 {
 	stored = NULL;
+	stored_bytes = 0;
 	nversions = nversions ? 1 : 0;
 	if (maxversions > 65536)
 	{

@@ -100,7 +100,7 @@ mer_tau_start(void)
 bool
 mer_txn_has_writes(void)
 {
-	return mer_txn.has_writes || nschema_ops > 0;
+	return mer_txn.undo_len > 0 || nschema_ops > 0;
 }
 
 bool
@@ -356,6 +356,7 @@ txn_reset(void)
 	mer_checks_reset();
 	mer_locks_reset();
 	mer_relmap_end();
+	mer_reldesc_end();
 }
 
 /*
@@ -371,7 +372,8 @@ pre_commit(void)
 	mer_relmap_flush();
 	for (PrecommitCallback *c = callbacks; c; c = c->next)
 		c->callback();
-	mer_commit();
+	if (mer_txn_has_writes() || mer_have_locks())
+		mer_commit();
 }
 
 static void
@@ -422,5 +424,6 @@ mer_txn_init(void)
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
 	mer_slot_init();
+	mer_relmap_init();
 	mer_hooks_init();
 }

@@ -15,6 +15,9 @@
 
 #include "store.h"
 
+/* Versions in memory may exceed what is shipped by this factor. */
+#define BUFFER_FACTOR 3
+
 static int
 entry_compare(const RBTNode *a, const RBTNode *b, void *arg)
 {
@@ -247,6 +250,23 @@ copy_bytes(const char *data, uint32 len)
 	return copy;
 }
 
+/*
+ * The size of a transaction is checked at COMMIT.  This bounds the memory of
+ * one that changes the same rows again and again, or rolls back to savepoints.
+ */
+static void
+count_bytes(uint64 bytes)
+{
+	mer_txn.bytes += bytes + sizeof(MerVersion);
+	if (mer_txn.bytes > BUFFER_FACTOR * (uint64) mer_limit("txn_size_bytes"))
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("transaction size limit " INT64_FORMAT "mb exceeded",
+						mer_limit("txn_size_bytes") / (1024 * 1024)),
+				 errdetail("The transaction has buffered " UINT64_FORMAT "mb, superseded rows included.",
+						   mer_txn.bytes / (1024 * 1024))));
+}
+
 MerVersion *
 mer_buf_push(MerBuf *buf, const char *key, uint32 klen, const char *row,
 			 uint32 rowlen, const MerShape *shape, CommandId cid,
@@ -283,7 +303,7 @@ mer_buf_push(MerBuf *buf, const char *key, uint32 klen, const char *row,
 	v->shape = shape;
 	v->older = entry->newest;
 	entry->newest = v;
-	mer_txn.has_writes = true;
+	count_bytes(klen + rowlen);
 	mer_undo_push(v);
 	return v;
 }
