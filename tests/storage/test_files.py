@@ -413,6 +413,16 @@ def test_sample_and_stats(tmp_path: Path) -> None:
     assert len(decode(engine.scan(ScanRequest(110, T, cols=()))[1])) == 20020
 
 
+def test_a_sample_that_does_not_fit_is_thinned(tmp_path: Path) -> None:
+    engine = filled(tmp_path / "s.db")
+    rows = {key(i): (i, b"x" * 2000) for i in range(100, 20100)}
+    engine.apply([(110, [put(T, rows, 1)])], {0: 6})
+    more, page = engine.sample(110, T, 20_000, (1, 2))
+    numbers = [row[1] for row in decode(page)]
+    assert not more and len(page) <= 12 << 20 and len(numbers) > 3000
+    assert sum(n > 10_100 for n in numbers) > 0.4 * len(numbers), "not only the first keys"
+
+
 def test_long_reads_can_be_cancelled(tmp_path: Path) -> None:
     engine = filled(tmp_path / "s.db")
     rows = {key(i): (i, b"") for i in range(100, 100_000)}

@@ -8,6 +8,7 @@ from typing import Any
 import apsw
 import msgspec
 
+from meridian.limits import FRAME_SIZE_BYTES
 from meridian.storage import query
 from meridian.storage.errors import BadRequest, Cancelled, Failed, OutOfRange, StorageError
 from meridian.storage.relations import Snapshot, load_snapshot
@@ -16,9 +17,12 @@ from meridian.storage.types import GET_BYTES_MAX, Page, ReadRequest, SampleReque
 encode = msgspec.msgpack.Encoder().encode
 
 EMPTY: bytes = encode([])
-CHUNK_ROWS_FIRST = 64
-CHUNK_ROWS_BIG = 2
+CHUNK_ROWS_FIRST = 32
 CHUNK_ROWS_MAX = 4096
+CHUNK_ROWS_BIG = 2
+CHUNK_ROWS_MAX_BIG = 16
+"""Rows read ahead of the size check: they bound the memory of a page."""
+SAMPLE_BYTES_MAX = FRAME_SIZE_BYTES * 3 // 4
 
 
 def translate(error: apsw.Error) -> StorageError:
@@ -77,9 +81,9 @@ def collect_page(cursor: Any, page_bytes: int, *, limit: int, big: bool) -> Page
             return _page(parts, count, True)
         if len(rows) < chunk_rows:
             return _page(parts, count, limit > 0 and count >= limit)
-        if not big:
-            fitting = (page_bytes - size_bytes) * count // size_bytes
-            chunk_rows = max(1, min(CHUNK_ROWS_MAX, 2 * chunk_rows, fitting + 1))
+        fitting = (page_bytes - size_bytes) * count // size_bytes
+        most = CHUNK_ROWS_MAX_BIG if big else CHUNK_ROWS_MAX
+        chunk_rows = max(1, min(most, 2 * chunk_rows, fitting + 1))
 
 
 def _page(parts: list[bytes], count: int, more: bool) -> Page:
@@ -94,21 +98,50 @@ def page_size(requested: int) -> int:
 def run(db: apsw.Connection, snapshot: Snapshot, request: ReadRequest) -> Page:
     """One SCAN or SAMPLE on a connection whose state `snapshot` describes."""
     if isinstance(request, SampleRequest):
-        statement, limit, page_bytes = query.sample(snapshot, request), 0, GET_BYTES_MAX
-    else:
-        statement = query.scan(snapshot, request)
-        limit = request.limit + request.grouped if request.limit else 0
-        page_bytes = page_size(request.page_bytes)
+        return _run_sample(db, snapshot, request)
+    statement = query.scan(snapshot, request)
+    limit = request.limit + request.grouped if request.limit else 0
+    big = _has_big(snapshot, request.sid, request.cols)
+    big = big or _has_big(snapshot, request.row_sid, request.row_cols)
+    return _run_page(db, statement, page_size(request.page_bytes), limit, big)
+
+
+def _has_big(snapshot: Snapshot, sid: int, cols: tuple[int, ...]) -> bool:
+    return sid != 0 and any(snapshot.relations[sid].columns[c].big for c in cols)
+
+
+def _run_page(
+    db: apsw.Connection, statement: query.Statement, page_bytes: int, limit: int, big: bool
+) -> Page:
     cursor = None
     try:
         cursor = db.execute(*statement)
-        big = any(snapshot.relations[sid].has_big for sid in sids_of(request))
         return collect_page(cursor, page_bytes, limit=limit, big=big)
     except apsw.Error as error:
         raise translate(error) from error
     finally:
         if cursor is not None:
             cursor.close(True)
+
+
+def _run_sample(db: apsw.Connection, snapshot: Snapshot, request: SampleRequest) -> Page:
+    """Thinned until it fits: a page cut in key order would be no random sample."""
+    while True:
+        statement = query.sample(snapshot, request)
+        big = _has_big(snapshot, request.sid, request.cols)
+        more, rows = _run_page(db, statement, SAMPLE_BYTES_MAX, 0, big)
+        fitting = element_count(rows)
+        if not more or fitting <= 1:
+            return False, rows
+        request = msgspec.structs.replace(request, count=min(request.count, fitting) * 3 // 4)
+
+
+def element_count(page: bytes) -> int:
+    """Rows of an encoded page."""
+    first = page[0]
+    if first == 0xDC:
+        return int.from_bytes(page[1:3], "big")
+    return int.from_bytes(page[1:5], "big") if first == 0xDD else first & 0x0F
 
 
 def sids_of(request: ReadRequest) -> tuple[int, ...]:
