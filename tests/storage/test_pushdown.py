@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from meridian.storage import Engine, ScanRequest, relations
-from meridian.storage.errors import BadRequest, OutOfRange
+from meridian.storage.errors import BadRequest, OutOfRange, StorageError, UnknownRelation
 from meridian.wire import ops
 
 decode = msgspec.msgpack.decode
@@ -296,6 +296,40 @@ def test_pages_join_to_the_whole(engine: Engine) -> None:
             else:
                 lo, flags = page[-1][0], 2
         assert got == (whole[::-1] if down else whole)
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_lookups_equal_scans(
+    engine: Engine, crowded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if crowded:
+        monkeypatch.setattr(relations.Relation, "crowded", property(lambda self: True))
+    rng = random.Random(7)
+    rows = sorted(rows_for(rng, 200), key=lambda r: r.key)
+    load(engine, rows, 20)
+    answered = 0
+    for _ in range(300):
+        sid, row_sid, cols = rng.choice([(TABLE, 0, (SMALL, FLOAT)), (INDEX, 0, (1,))])
+        row_cols: tuple[int, ...] = ()
+        if sid == INDEX and rng.random() < 0.5:
+            row_sid, row_cols = TABLE, (SMALL,)
+        lo, hi = sorted(rng.randbytes(2) for _ in range(2))
+        tau, flags, limit = rng.choice([20, 25, 30]), rng.randint(0, 3), rng.randint(1, 70)
+        shape = (sid, row_sid, flags, cols, row_cols)
+        page = engine.try_lookup(tau, lo, hi, limit, 1 << 20, shape)
+        request = ScanRequest(tau, sid, lo, hi, flags, cols, None, limit, 0, row_sid, row_cols)
+        if page is not None:
+            assert page == engine.scan(request)
+            answered += 1
+    # Tables with big values and crowded ones go the long way.
+    assert answered == 0 if crowded else answered > 50
+    for bad in ((TABLE, 0, 0, (99,), ()), (9999, 0, 0, (), ())):
+        with pytest.raises(StorageError):
+            engine.try_lookup(30, b"", b"z", 5, 1 << 20, bad)
+    with pytest.raises(UnknownRelation):
+        request = ScanRequest(9, TABLE, b"", b"z", 0, (), None, 5)
+        assert engine.try_lookup(9, b"", b"z", 5, 1 << 20, (TABLE, 0, 0, (), ())) is None
+        engine.scan(request)
 
 
 def test_group_limit_says_more(engine: Engine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import apsw
 
@@ -21,13 +22,14 @@ from meridian.storage.errors import (
     UnknownRelation,
 )
 from meridian.storage.readers import ReadPool
-from meridian.storage.relations import Snapshot, load_overlay, load_relations
+from meridian.storage.relations import Relation, Snapshot, load_overlay, load_relations
 from meridian.storage.sql import fetch
 from meridian.storage.types import (
     GET_BYTES_MAX,
     Page,
     ReadRequest,
     SampleRequest,
+    ScanRequest,
     Statistics,
 )
 from meridian.storage.verify import Report
@@ -41,6 +43,22 @@ SHORT_STEPS = 50_000
 
 Commit = tuple[int, Sequence[Op]]
 """(tau_commit, ops)."""
+
+LOOKUP_ROWS = 64
+"""Rows of a page that `try_lookup` answers."""
+
+LookupShape = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
+"""(sid, row_sid, flags, cols, row_cols) of a SCAN."""
+
+
+class Lookup(NamedTuple):
+    """A prepared range statement: parameters are tau, lo, hi, limit."""
+
+    sql: str
+    born: int
+    died: int
+    entry: Relation
+    row: Relation
 
 
 def _stop() -> bool:
@@ -57,6 +75,7 @@ class Engine:
         self._db = db
         self._execute = db.execute
         self._gets: dict[tuple[int, tuple[int, ...]], tuple[str, int, int]] = {}
+        self._lookups: dict[LookupShape, Lookup] = {}
         self._failed = ""
         self._reload()
 
@@ -135,6 +154,11 @@ class Engine:
         """The caller's bytes stored with the positions."""
         return self._state.note
 
+    @property
+    def broken(self) -> bool:
+        """A rollback failed: this engine takes no writes any more; open the file anew."""
+        return bool(self._failed)
+
     def unresolved(self) -> list[bytes]:
         """Transaction ids that were staged and whose outcome is not known yet."""
         rows = fetch(self._db, "SELECT txid FROM staged WHERE tau IS NULL ORDER BY number")
@@ -156,6 +180,7 @@ class Engine:
     def _refresh(self) -> None:
         """After a change of catalog, overlay or horizon."""
         self._gets.clear()
+        self._lookups.clear()
         self._horizon = self._state.horizon
         self._snapshot = Snapshot(self._relations, self._overlay, self._horizon)
 
@@ -352,6 +377,49 @@ class Engine:
             raise reading.translate(error) from error
         except TypeError as error:
             raise BadRequest(f"keys are byte strings: {error}") from error
+
+    def try_lookup(
+        self, tau: int, lo: bytes, hi: bytes, limit: int, page_bytes: int, shape: LookupShape
+    ) -> Page | None:
+        """A short range without filters, by a statement prepared for its shape; None: `try_scan`.
+
+        The path of key lookups through an index: no SQL is built. Raises like `get`.
+        """
+        sid, row_sid = shape[0], shape[1]
+        if not 0 < limit <= LOOKUP_ROWS or sid in self._overlay or row_sid in self._overlay:
+            return None
+        lookup = self._lookups.get(shape) or self._prepare_lookup(tau, shape)
+        if tau < self._horizon or not lookup.born <= tau < lookup.died:
+            return None
+        if lookup.entry.crowded or lookup.row.crowded or lookup.entry.has_big or lookup.row.has_big:
+            return None
+        self._db.set_progress_handler(_stop, SHORT_STEPS)
+        try:
+            rows = self._execute(lookup.sql, (tau, lo, hi, limit)).fetchall()
+        except apsw.InterruptError:
+            return None
+        except apsw.Error as error:
+            raise reading.translate(error) from error
+        finally:
+            self._db.set_progress_handler(None)
+        encoded = reading.encode(rows)
+        return None if len(encoded) > page_bytes else (len(rows) >= limit, encoded)
+
+    def _prepare_lookup(self, tau: int, shape: LookupShape) -> Lookup:
+        sid, row_sid, flags, cols, row_cols = shape
+        request = ScanRequest(
+            tau, sid, b"lo", b"hi", flags, cols, limit=1, row_sid=row_sid, row_cols=row_cols
+        )
+        sql, _ = query.scan(self._snapshot, request)
+        entry = self._relations[sid]
+        row = self._relations[row_sid] if row_sid else entry
+        lookup = Lookup(sql, max(entry.born, row.born), min(entry.died, row.died), entry, row)
+        if entry.crowded or row.crowded:
+            return lookup
+        if len(self._lookups) > 10_000:
+            self._lookups.clear()
+        self._lookups[shape] = lookup
+        return lookup
 
     def try_scan(self, request: ReadRequest) -> Page | None:
         """The answer if it takes less than about a millisecond on the caller's thread, else None.
