@@ -130,6 +130,8 @@ TAU_FUTURE_NS = 1 * S
 """A tau_start further ahead of the owner's own latest than this is refused (design 4.3)."""
 COMMIT_LEAD_MAX_NS = 50 * MS
 """Largest commit lead (design 4.4)."""
+HEARTBEAT_AHEAD_NS = 200_000
+"""A heartbeat that a reader asks for promises this far ahead of the clock."""
 CONFLICT_WINDOW_NS = 310 * S
 """Transaction age limit and slack (design 5)."""
 CONFLICT_KEYS = 4_000_000

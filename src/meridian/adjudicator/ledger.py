@@ -18,7 +18,7 @@ from meridian.adjudicator.events import Append, Effect, Heartbeat, SetTimer
 from meridian.clock.tau import Interval, next_tau
 from meridian.journal.core import Abort, Body, Commit, EpochId, Lease, Marker, Payload, Seal, make
 from meridian.journal.record import NO_TXID
-from meridian.limits import COMMIT_LEAD_MAX_NS, LEASE_NS, TAU_FUTURE_NS
+from meridian.limits import COMMIT_LEAD_MAX_NS, HEARTBEAT_AHEAD_NS, LEASE_NS, TAU_FUTURE_NS
 
 ACK_TIMER: Final = "ack"
 
@@ -212,7 +212,8 @@ class Ledger:
         if wanted <= self.beat:
             # The reader may have lost it: any later n with the same tau is as true.
             return [Heartbeat(self.epoch, self.n_durable, self.beat)]
-        self.promised = max(self.promised, wanted, now.earliest)
+        # A little more than asked, so that not every read asks; commits lead by as much anyway.
+        self.promised = max(self.promised, wanted, now.latest + HEARTBEAT_AHEAD_NS)
         # Renewed at half, so that readers seldom wait for the disk.
         effects = self.renew(now, max(self.promised, now.latest + LEASE_NS // 2))
         return effects + self.heartbeat()
