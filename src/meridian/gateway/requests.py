@@ -212,8 +212,19 @@ class Requests:
     def _scan(self, connection: Connection, request: frames.Scan) -> None:
         (_, request_id, _, tau, sid, lo, hi, flags, cols, where, limit, page_bytes) = request[:12]
         row_sid, row_cols, row_filter, group, aggs = request[12:]
+        node = self.node
+        tau = tau or node.tau_start()
+        plain = where is None and row_filter is None and group is None and aggs is None
+        if plain and lo and hi is not None and node.ready(tau):
+            shape = (sid, row_sid, flags, tuple(cols), tuple(row_cols))
+            page_bytes = min(page_bytes, SCAN_PAGE_BYTES) if page_bytes > 0 else SCAN_PAGE_BYTES
+            page = node.engine.try_lookup(tau, lo, hi, limit, page_bytes, shape)
+            if page is not None:
+                node.counters.scans += 1
+                connection.send(frames.result_frame(request_id, tau, *page))
+                return
         scan = ScanRequest(
-            tau=tau or self.node.tau_start(),
+            tau=tau,
             sid=sid,
             lo=lo,
             hi=hi,
