@@ -29,6 +29,7 @@ class Table:
     key: list[str]
     unique: list[list[str]] = dataclasses.field(default_factory=list)
     parent: str | None = None
+    checked: bool = False
 
     def of(self, types: list[str]) -> list[Column]:
         return [c for c in self.columns if c.type_name in types]
@@ -106,6 +107,7 @@ class Program:
         numbers = [c for c in table.of(NUMBER_TYPES) if c.name != "id"]
         if numbers and rng.random() < 0.3:
             parts.append(f"CHECK ({rng.choice(numbers).name} <> 7)")
+            table.checked = True
         parents = [t for t in self.tables if t.key == ["id"]]
         if parents and rng.random() < 0.4:
             parent = rng.choice(parents)
@@ -194,14 +196,15 @@ class Program:
 
     def _may_fail_otherwise(self, table: Table) -> bool:
         """Could a row fail by something else than uniqueness (order of errors is open then)?"""
-        return table.parent is not None or any(c.not_null for c in table.columns[1:])
+        return (table.checked or table.parent is not None
+                or any(c.not_null for c in table.columns[1:]))
 
     def _names(self, table: Table) -> str:
         return ", ".join(c.name for c in table.columns)
 
     def _insert_select(self) -> None:
         source, target = self.rng.choice(self.tables), self.rng.choice(self.tables)
-        if target.parent or any(c.not_null for c in target.columns[1:]):
+        if self._may_fail_otherwise(target):
             return
         self._emit(f"INSERT INTO {target.name} (id) SELECT id + {self.rng.randint(0, 40)} "
                    f"FROM {source.name} WHERE {self._predicate(source)}")

@@ -36,7 +36,7 @@ def _numeric(rng: Random) -> str:
 
 def _text(rng: Random) -> str:
     if rng.random() < 0.02:
-        return f"repeat({_quote(rng.choice('xyz'))}, {rng.choice([2040, 2048, 2049, 9000])})"
+        return f"repeat({_quote(rng.choice('xyz'))}, {rng.choice([1500, 2047, 2048, 2049, 2600])})"
     return _quote(rng.choice(SMALL_WORDS))
 
 
