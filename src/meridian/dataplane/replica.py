@@ -7,6 +7,7 @@ large commits are cut accordingly), and after a few milliseconds others run.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -184,7 +185,9 @@ class Replica:
             elif isinstance(effect, core.Took):
                 self.took(effect.size_bytes)
             elif isinstance(effect, core.RaiseFloor):
-                self.engine.raise_floor(effect.floor)
+                # The next one is higher: a full disk only delays collection.
+                with contextlib.suppress(Failed):
+                    self.engine.raise_floor(effect.floor)
             else:
                 self._set_timer(effect.at)
 
