@@ -43,6 +43,7 @@ typedef struct AggPushState
 	AttrNumber *attnums;		/* of the scan tuple's columns, 0 = aggregate */
 	MerFilter  *filter;
 	StringInfoData filter_buf;
+	MerScanSpec range;			/* of row keys, table is set */
 	AggMode		mode;
 	MerReply	reply;
 	uint32		rows_left;
@@ -92,6 +93,7 @@ begin_agg(CustomScanState *node, EState *estate, int eflags)
 
 	/* The child's scan holds the lock. */
 	state->table = table_open((Oid) intVal(linitial(cscan->custom_private)), NoLock);
+	state->range.table = state->table;
 	state->ngroups = intVal(lsecond(cscan->custom_private));
 	state->attnums = palloc(sizeof(AttrNumber) * list_length(attnums));
 	foreach_int(attnum, attnums)
@@ -156,8 +158,12 @@ put_request(StringInfo buf, AggPushState *state)
 	mp_put_int(buf, mer_catver);
 	mp_put_int(buf, mer_txn.tau);
 	mp_put_int(buf, mer_rel(state->table)->sid);
-	mp_put_bin(buf, "", 0);		/* lo */
-	mp_put_nil(buf);			/* hi */
+	mp_put_bin(buf, state->range.lo ? state->range.lo : "",
+			   state->range.lo ? state->range.lo_len : 0);
+	if (state->range.hi)
+		mp_put_bin(buf, state->range.hi, state->range.hi_len);
+	else
+		mp_put_nil(buf);
 	mp_put_int(buf, 0);			/* flags */
 	mp_put_array(buf, 0);		/* cols */
 	if (state->filter_buf.len > 0)
@@ -220,8 +226,13 @@ decide(AggPushState *state)
 		return MODE_LOCAL;
 	resetStringInfo(&state->filter_buf);
 	if (state->filter)
-		result = mer_filter_encode(state->filter, state->css.ss.ps.ps_ExprContext,
-								   &state->filter_buf, &exact);
+	{
+		ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
+
+		result = mer_filter_encode(state->filter, econtext, &state->filter_buf, &exact);
+		if (!mer_filter_bound(state->filter, econtext, &state->range))
+			result = MER_FILTER_FALSE;
+	}
 	/* The child knows best what no rows at all give. */
 	if (!exact || result == MER_FILTER_FALSE)
 		return MODE_LOCAL;

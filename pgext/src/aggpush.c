@@ -301,7 +301,7 @@ make_path(AggQuery *q, RelOptInfo *output, Path *child)
 	path->path.pathtarget = output->reltarget;
 	path->path.rows = child->rows;
 	path->path.startup_cost = output->reltarget->cost.startup +
-		mer_scan_cost(q->input->tuples, q->ngroups, output->reltarget->width) +
+		mer_scan_cost(mer_rows_in_range(q->root, q->input), q->ngroups, output->reltarget->width) +
 		q->input->rows * list_length(q->aggrefs) * AGGREGATE_ROW_COST;
 	path->path.total_cost = path->path.startup_cost + child->rows * tuple_cost;
 	path->flags = CUSTOMPATH_SUPPORT_PROJECTION;

@@ -256,6 +256,60 @@ mer_scan_cost(double rows_examined, double rows_shipped, double row_bytes)
 		rows_examined * EXAMINE_ROW_COST + mer_rows_cost(rows_shipped, row_bytes);
 }
 
+/* Is the index the table's own order, with no entries apart from the rows? */
+static bool
+is_table_order(Oid indexoid)
+{
+	Relation	index = index_open(indexoid, NoLock);
+	bool		result = mer_rel(index)->primary_of_organised;
+
+	index_close(index, NoLock);
+	return result;
+}
+
+IndexOptInfo *
+mer_table_order(RelOptInfo *rel)
+{
+	foreach_node(IndexOptInfo, info, rel->indexlist)
+		if (is_table_order(info->indexoid))
+			return info;
+	return NULL;
+}
+
+/* Does the clause compare the column with something else, in the family's order? */
+static bool
+bounds_column(Expr *clause, IndexOptInfo *index, AttrNumber attnum)
+{
+	OpExpr	   *op = (OpExpr *) clause;
+
+	if (!IsA(op, OpExpr) || list_length(op->args) != 2 ||
+		get_op_opfamily_strategy(op->opno, index->opfamily[0]) == 0)
+		return false;
+	foreach_ptr(Expr, arg, op->args)
+	{
+		Var		   *var = mer_push_column(arg, index->rel->relid);
+
+		if (var != NULL && var->varattno == attnum)
+			return true;
+	}
+	return false;
+}
+
+double
+mer_rows_in_range(PlannerInfo *root, RelOptInfo *rel)
+{
+	IndexOptInfo *index = mer_table_order(rel);
+	List	   *quals = NIL;
+
+	if (index == NULL)
+		return rel->tuples;
+	foreach_node(RestrictInfo, rinfo, rel->baserestrictinfo)
+		if (bounds_column(rinfo->clause, index, index->indexkeys[0]))
+			quals = lappend(quals, rinfo);
+	return clamp_row_est(rel->tuples * clauselist_selectivity(root, quals, rel->relid,
+															  JOIN_INNER, NULL));
+}
+
 /* What an index scan's conditions bound. */
 typedef struct IndexBounds
 {
@@ -335,17 +389,6 @@ quals_selectivity(PlannerInfo *root, IndexOptInfo *index, List *quals)
 {
 	return clauselist_selectivity(root, add_predicate_to_index_quals(index, quals),
 								  index->rel->relid, JOIN_INNER, NULL);
-}
-
-/* Is the index the table's own order, with no entries apart from the rows? */
-static bool
-is_table_order(Oid indexoid)
-{
-	Relation	index = index_open(indexoid, NoLock);
-	bool		result = mer_rel(index)->primary_of_organised;
-
-	index_close(index, NoLock);
-	return result;
 }
 
 void

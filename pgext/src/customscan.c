@@ -109,7 +109,7 @@ cost_scan_path(PlannerInfo *root, RelOptInfo *rel, Path *path)
 		path->pathtarget->cost.startup;
 	path->total_cost = path->startup_cost - mer_round_trip_cost +
 		MER_FULL_SCAN_PAGES * seq_page_cost +
-		mer_scan_cost(rel->tuples, shipped, rel->reltarget->width) +
+		mer_scan_cost(mer_rows_in_range(root, rel), shipped, rel->reltarget->width) +
 		shipped * (cpu_tuple_cost + qual.per_tuple) +
 		path->rows * path->pathtarget->cost.per_tuple;
 	path->disabled_nodes = enable_seqscan ? 0 : 1;
@@ -271,8 +271,13 @@ prepare_spec(ScanPlanState *state)
 
 	resetStringInfo(&state->filter_buf);
 	if (state->filter && filter_is_stored(state))
-		result = mer_filter_encode(state->filter, state->css.ss.ps.ps_ExprContext,
-								   &state->filter_buf, &exact);
+	{
+		ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
+
+		result = mer_filter_encode(state->filter, econtext, &state->filter_buf, &exact);
+		if (!mer_filter_bound(state->filter, econtext, &state->spec))
+			result = MER_FILTER_FALSE;
+	}
 	state->empty = result == MER_FILTER_FALSE;
 	state->spec.filter = result == MER_FILTER_SOME ? state->filter_buf.data : NULL;
 	state->spec.filter_len = result == MER_FILTER_SOME ? state->filter_buf.len : 0;

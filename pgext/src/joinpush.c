@@ -12,7 +12,6 @@
 
 #include <math.h>
 
-#include "access/genam.h"
 #include "access/stratnum.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
@@ -37,21 +36,6 @@ static const CustomPathMethods path_methods = {
 };
 
 /* ---------- which joins ---------- */
-
-static IndexOptInfo *
-table_order(RelOptInfo *inner)
-{
-	foreach_node(IndexOptInfo, info, inner->indexlist)
-	{
-		Relation	index = index_open(info->indexoid, NoLock);
-		bool		found = mer_rel(index)->primary_of_organised;
-
-		index_close(index, NoLock);
-		if (found)
-			return info;
-	}
-	return NULL;
-}
 
 /* The outer side of "inner key column = expression of the outer rows", or NULL. */
 static Expr *
@@ -146,7 +130,7 @@ mer_join_pathlist(PlannerInfo *root, RelOptInfo *joinrel, RelOptInfo *outer,
 
 	if (!join_qualifies(root, outer, inner, jointype))
 		return;
-	index = table_order(inner);
+	index = mer_table_order(inner);
 	if (index == NULL)
 		return;
 	keys = match_keys(extra->restrictlist, index, inner, outer);

@@ -13,7 +13,7 @@
 #include "nodes/extensible.h"
 #include "nodes/pathnodes.h"
 
-/* ---------- expressions (pushexpr.c) ---------- */
+/* ---------- expressions (pushexpr.c, pushfilter.c) ---------- */
 
 /*
  * The part of a boolean expression over the columns of range table entry
@@ -58,6 +58,12 @@ typedef enum MerFilterResult
 extern MerFilterResult mer_filter_encode(MerFilter *filter, ExprContext *econtext,
 										 StringInfo buf, bool *exact);
 
+/*
+ * Bound spec (its table is set) to the range of row keys that the filter
+ * leaves, in the econtext's per-tuple memory.  False: no row can pass.
+ */
+extern bool mer_filter_bound(MerFilter *filter, ExprContext *econtext, MerScanSpec *spec);
+
 /* ---------- cost (cost.c) ---------- */
 
 extern double mer_round_trip_cost;	/* GUCs */
@@ -76,6 +82,11 @@ extern int	mer_stats_ttl_ms;
 /* One line of the model: what it costs to have storage look at and ship rows. */
 extern Cost mer_scan_cost(double rows_examined, double rows_shipped,
 						  double row_bytes);
+/* The primary key that is the table's own order, or NULL. */
+extern IndexOptInfo *mer_table_order(RelOptInfo *rel);
+
+/* Rows within the range of row keys that the conditions leave. */
+extern double mer_rows_in_range(PlannerInfo *root, RelOptInfo *rel);
 extern Cost mer_rows_cost(double rows, double row_bytes);
 extern double mer_round_trips(double rows, double row_bytes);
 extern void mer_relation_info(PlannerInfo *root, Oid relid, bool inhparent,

@@ -6,11 +6,7 @@
  * three-valued logic (docs/formats.md, "Filters and aggregates").  An
  * expression qualifies only if the answer is provably the same here and
  * there: bare columns, builtin comparison operators of the class, values that
- * do not depend on the row.
- *
- * Encoding drives NOT down to the leaves.  What is left is monotone, so a
- * comparison that can never be true (a NULL value) may count as false, and
- * constants fold away.
+ * do not depend on the row.  pushfilter.c encodes them.
  */
 #include "postgres.h"
 
@@ -25,7 +21,7 @@
 #include "utils/array.h"
 #include "utils/lsyscache.h"
 
-#include "push.h"
+#include "pushleaf.h"
 
 /* Builtin families that pg_opfamily_d.h gives no name. */
 #define DATETIME_BTREE_FAM_OID 434
@@ -34,66 +30,8 @@
 #define TIME_BTREE_FAM_OID 1996
 #define UUID_BTREE_FAM_OID 2968
 
-/* Operations of the encoded filter. */
-#define FILTER_AND 1
-#define FILTER_OR 2
-#define FILTER_NOT 3
-#define FILTER_IS_NULL 4
-#define FILTER_IS_NOT_NULL 5
-#define FILTER_COMPARE 6
-#define FILTER_IN 7
-
-#define COMPARE_LT 1
-#define COMPARE_LE 2
-#define COMPARE_EQ 3
-#define COMPARE_GE 4
-#define COMPARE_GT 5
-#define COMPARE_NE 6
-
-/*
- * Storage translates a filter into one SQL statement, whose depth and number
- * of bound values are limited; wider filters stay here.
- */
+/* Wider filters stay here: storage translates a filter into one SQL statement. */
 #define MAX_FILTER_ARMS 128
-#define MAX_FILTER_VALUES 4096
-#define MAX_FILTER_BYTES (1024 * 1024)
-
-typedef enum LeafKind
-{
-	LEAF_BOOL,					/* boolean column = value */
-	LEAF_IS_NULL,
-	LEAF_IS_NOT_NULL,
-	LEAF_COMPARE,
-	LEAF_DISTINCT,				/* IS DISTINCT FROM value */
-	LEAF_IN,
-	LEAF_NOT_IN,
-	LEAF_BOOL_TEST				/* IS [NOT] TRUE/FALSE */
-} LeafKind;
-
-typedef struct Leaf
-{
-	LeafKind	kind;
-	AttrNumber	attnum;
-	int			cmp;			/* LEAF_COMPARE */
-	bool		bool_value;		/* LEAF_BOOL, LEAF_BOOL_TEST */
-	bool		negated;		/* LEAF_BOOL_TEST: IS NOT; LEAF_DISTINCT: IS NOT DISTINCT */
-	Expr	   *value;			/* LEAF_COMPARE, LEAF_DISTINCT; the array of LEAF_IN */
-	MerColumn	type;			/* of the value, or of the array's elements */
-} Leaf;
-
-typedef struct PushNode
-{
-	int			op;				/* FILTER_AND, FILTER_OR, or 0 for a leaf */
-	List	   *arms;			/* of PushNode */
-	Leaf		leaf;
-	ExprState  *value;
-} PushNode;
-
-struct MerFilter
-{
-	PushNode   *root;
-	AttrNumber	last_column;
-};
 
 /* ---------- recognising leaves ---------- */
 
@@ -315,8 +253,8 @@ match_boolean_test(BooleanTest *test, Index varno, Leaf *leaf)
 	}
 }
 
-static bool
-match_leaf(Expr *expr, Index varno, Leaf *leaf)
+bool
+mer_match_leaf(Expr *expr, Index varno, Leaf *leaf)
 {
 	memset(leaf, 0, sizeof(*leaf));
 	if (IsA(expr, OpExpr) && list_length(((OpExpr *) expr)->args) == 2)
@@ -416,7 +354,7 @@ extract(Expr *expr, Index varno, bool negated, bool *exact)
 		arg = extract((Expr *) linitial(b->args), varno, !negated, exact);
 		return arg ? makeBoolExpr(NOT_EXPR, list_make1(arg), -1) : NULL;
 	}
-	if (match_leaf(expr, varno, &leaf))
+	if (mer_match_leaf(expr, varno, &leaf))
 		return expr;
 	*exact = false;
 	return NULL;
@@ -427,318 +365,4 @@ mer_push_extract(Expr *clause, Index varno, bool *exact)
 {
 	*exact = true;
 	return extract(clause, varno, false, exact);
-}
-
-/* ---------- execution: compile ---------- */
-
-/* NOT of a leaf; comparisons are total orders, so this holds for NaN too. */
-static void
-negate_leaf(Leaf *leaf)
-{
-	static const int inverse[] = {0, COMPARE_GE, COMPARE_GT, COMPARE_NE,
-	COMPARE_LT, COMPARE_LE, COMPARE_EQ};
-
-	switch (leaf->kind)
-	{
-		case LEAF_BOOL:
-			leaf->bool_value = !leaf->bool_value;
-			break;
-		case LEAF_IS_NULL:
-			leaf->kind = LEAF_IS_NOT_NULL;
-			break;
-		case LEAF_IS_NOT_NULL:
-			leaf->kind = LEAF_IS_NULL;
-			break;
-		case LEAF_COMPARE:
-			leaf->cmp = inverse[leaf->cmp];
-			break;
-		case LEAF_IN:
-			leaf->kind = LEAF_NOT_IN;
-			break;
-		case LEAF_NOT_IN:
-			leaf->kind = LEAF_IN;
-			break;
-		case LEAF_DISTINCT:
-		case LEAF_BOOL_TEST:
-			leaf->negated = !leaf->negated;
-			break;
-	}
-}
-
-typedef struct CompileContext
-{
-	Index		varno;
-	const AttrNumber *attnums;
-	PlanState  *parent;
-	AttrNumber	last_column;
-} CompileContext;
-
-static PushNode *
-compile(Expr *expr, bool negated, CompileContext *cx)
-{
-	PushNode   *node = palloc0(sizeof(PushNode));
-
-	check_stack_depth();
-	if (IsA(expr, BoolExpr))
-	{
-		BoolExpr   *b = (BoolExpr *) expr;
-		ListCell   *lc;
-
-		if (b->boolop == NOT_EXPR)
-			return compile((Expr *) linitial(b->args), !negated, cx);
-		node->op = (b->boolop == AND_EXPR) != negated ? FILTER_AND : FILTER_OR;
-		foreach(lc, b->args)
-			node->arms = lappend(node->arms,
-								 compile((Expr *) lfirst(lc), negated, cx));
-		return node;
-	}
-	if (!match_leaf(expr, cx->varno, &node->leaf))
-		elog(ERROR, "expression of type %d was not meant to be pushed down",
-			 (int) nodeTag(expr));
-	if (negated)
-		negate_leaf(&node->leaf);
-	if (node->leaf.value)
-		node->value = ExecInitExpr(node->leaf.value, cx->parent);
-	if (cx->attnums)
-		node->leaf.attnum = cx->attnums[node->leaf.attnum - 1];
-	cx->last_column = Max(cx->last_column, node->leaf.attnum);
-	return node;
-}
-
-MerFilter *
-mer_filter_compile(List *clauses, Index varno, const AttrNumber *attnums, PlanState *parent)
-{
-	CompileContext cx = {.varno = varno, .attnums = attnums, .parent = parent};
-	MerFilter  *filter = palloc0(sizeof(MerFilter));
-
-	filter->root = palloc0(sizeof(PushNode));
-	filter->root->op = FILTER_AND;
-	foreach_ptr(Expr, clause, clauses)
-		filter->root->arms = lappend(filter->root->arms,
-									 compile(clause, false, &cx));
-	filter->last_column = cx.last_column;
-	return filter;
-}
-
-AttrNumber
-mer_filter_last_column(const MerFilter *filter)
-{
-	return filter->last_column;
-}
-
-/* ---------- execution: encode ---------- */
-
-typedef struct EncodeContext
-{
-	ExprContext *econtext;
-	int			values;			/* so far */
-	bool		exact;
-} EncodeContext;
-
-static MerFilterResult
-give_up(EncodeContext *cx)
-{
-	cx->exact = false;
-	return MER_FILTER_TRUE;
-}
-
-static void
-put_value(StringInfo buf, const MerColumn *type, Datum value)
-{
-	if (type->cls == MER_ORDERED)
-	{
-		StringInfoData order;
-
-		initStringInfo(&order);
-		mer_order_bytes(&order, type->typid, value);
-		mp_put_bin(buf, order.data, order.len);
-		pfree(order.data);
-	}
-	else if (type->typid == BOOLOID)
-		mp_put_int(buf, DatumGetBool(value) ? 1 : 0);
-	else
-		mer_value_put(buf, type, value, false);
-}
-
-static MerFilterResult
-put_null_test(StringInfo buf, AttrNumber attnum, bool is_null)
-{
-	mp_put_array(buf, 2);
-	mp_put_int(buf, is_null ? FILTER_IS_NULL : FILTER_IS_NOT_NULL);
-	mp_put_int(buf, attnum);
-	return MER_FILTER_SOME;
-}
-
-static void
-put_compare_head(StringInfo buf, AttrNumber attnum, int cmp)
-{
-	mp_put_array(buf, 4);
-	mp_put_int(buf, FILTER_COMPARE);
-	mp_put_int(buf, attnum);
-	mp_put_int(buf, cmp);
-}
-
-static MerFilterResult
-encode_boolean(StringInfo buf, const Leaf *leaf)
-{
-	bool		value = leaf->bool_value;
-
-	if (leaf->kind == LEAF_BOOL_TEST && leaf->negated)
-	{
-		/* IS NOT TRUE = IS NULL OR = false */
-		mp_put_array(buf, 3);
-		mp_put_int(buf, FILTER_OR);
-		put_null_test(buf, leaf->attnum, true);
-		value = !value;
-	}
-	put_compare_head(buf, leaf->attnum, COMPARE_EQ);
-	mp_put_int(buf, value ? 1 : 0);
-	return MER_FILTER_SOME;
-}
-
-static MerFilterResult
-encode_compare(StringInfo buf, PushNode *node, EncodeContext *cx)
-{
-	const Leaf *leaf = &node->leaf;
-	int			cmp = leaf->cmp;
-	bool		isnull;
-	Datum		value = ExecEvalExpr(node->value, cx->econtext, &isnull);
-
-	if (leaf->kind == LEAF_DISTINCT)
-	{
-		if (isnull)
-			return put_null_test(buf, leaf->attnum, leaf->negated);
-		cmp = leaf->negated ? COMPARE_EQ : COMPARE_NE;
-		if (!leaf->negated)
-		{
-			mp_put_array(buf, 3);
-			mp_put_int(buf, FILTER_OR);
-			put_null_test(buf, leaf->attnum, true);
-		}
-	}
-	else if (isnull)
-		return MER_FILTER_FALSE;
-	put_compare_head(buf, leaf->attnum, cmp);
-	put_value(buf, &leaf->type, value);
-	cx->values++;
-	return MER_FILTER_SOME;
-}
-
-/*
- * column = ANY(array): NULL elements never make it true.  column <> ALL(array)
- * with a NULL element is never true.
- */
-static MerFilterResult
-encode_in(StringInfo buf, PushNode *node, EncodeContext *cx)
-{
-	const Leaf *leaf = &node->leaf;
-	bool		negated = leaf->kind == LEAF_NOT_IN;
-	bool		isnull;
-	Datum		value = ExecEvalExpr(node->value, cx->econtext, &isnull);
-	Datum	   *elems;
-	bool	   *nulls;
-	int			nelems,
-				count = 0;
-	char		align;
-
-	if (isnull)
-		return MER_FILTER_FALSE;
-	get_typlenbyvalalign(leaf->type.typid, &(int16) {0}, &(bool) {0}, &align);
-	deconstruct_array(DatumGetArrayTypeP(value), leaf->type.typid,
-					  leaf->type.typlen, leaf->type.typbyval, align,
-					  &elems, &nulls, &nelems);
-	for (int i = 0; i < nelems; i++)
-		count += nulls[i] ? 0 : 1;
-	if (negated && count < nelems)
-		return MER_FILTER_FALSE;
-	if (count == 0)
-		return negated ? MER_FILTER_TRUE : MER_FILTER_FALSE;
-	if (cx->values + count > MAX_FILTER_VALUES)
-		return give_up(cx);
-	cx->values += count;
-	if (negated)
-	{
-		mp_put_array(buf, 2);
-		mp_put_int(buf, FILTER_NOT);
-	}
-	mp_put_array(buf, 3);
-	mp_put_int(buf, FILTER_IN);
-	mp_put_int(buf, leaf->attnum);
-	mp_put_array(buf, count);
-	for (int i = 0; i < nelems; i++)
-		if (!nulls[i])
-			put_value(buf, &leaf->type, elems[i]);
-	return MER_FILTER_SOME;
-}
-
-static MerFilterResult
-encode_leaf(StringInfo buf, PushNode *node, EncodeContext *cx)
-{
-	switch (node->leaf.kind)
-	{
-		case LEAF_IS_NULL:
-			return put_null_test(buf, node->leaf.attnum, true);
-		case LEAF_IS_NOT_NULL:
-			return put_null_test(buf, node->leaf.attnum, false);
-		case LEAF_BOOL:
-		case LEAF_BOOL_TEST:
-			return encode_boolean(buf, &node->leaf);
-		case LEAF_COMPARE:
-		case LEAF_DISTINCT:
-			return encode_compare(buf, node, cx);
-		case LEAF_IN:
-		case LEAF_NOT_IN:
-			return encode_in(buf, node, cx);
-	}
-	pg_unreachable();
-}
-
-static MerFilterResult
-encode(StringInfo buf, PushNode *node, EncodeContext *cx)
-{
-	MerFilterResult absorbing;
-	StringInfoData arms;
-	int			count = 0;
-
-	if (node->op == 0)
-		return encode_leaf(buf, node, cx);
-
-	/* TRUE ends an OR, FALSE ends an AND; the other one is left out. */
-	absorbing = node->op == FILTER_OR ? MER_FILTER_TRUE : MER_FILTER_FALSE;
-	initStringInfo(&arms);
-	foreach_ptr(PushNode, arm, node->arms)
-	{
-		MerFilterResult result = encode(&arms, arm, cx);
-
-		if (result == absorbing)
-			return absorbing;
-		if (result == MER_FILTER_SOME)
-			count++;
-	}
-	if (count == 0)
-		return node->op == FILTER_OR ? MER_FILTER_FALSE : MER_FILTER_TRUE;
-	if (count > 1)
-	{
-		mp_put_array(buf, count + 1);
-		mp_put_int(buf, node->op);
-	}
-	appendBinaryStringInfo(buf, arms.data, arms.len);
-	return MER_FILTER_SOME;
-}
-
-MerFilterResult
-mer_filter_encode(MerFilter *filter, ExprContext *econtext, StringInfo buf, bool *exact)
-{
-	EncodeContext cx = {.econtext = econtext, .exact = true};
-	MemoryContext old = MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
-	MerFilterResult result = encode(buf, filter->root, &cx);
-
-	MemoryContextSwitchTo(old);
-	if (result == MER_FILTER_SOME && buf->len > MAX_FILTER_BYTES)
-	{
-		resetStringInfo(buf);
-		result = give_up(&cx);
-	}
-	*exact = cx.exact;
-	return result;
 }
