@@ -63,11 +63,9 @@ class Counters:
     owners: int = 0
     """Epochs this process has taken; more than one means that the journal failed."""
     commit_latency: Histogram = field(default_factory=Histogram)
-    sync_latency: Histogram = field(default_factory=Histogram)
 
     def as_map(self) -> dict[str, Any]:
         """For ADMIN and the log."""
         values: dict[str, Any] = {k: v for k, v in asdict(self).items() if isinstance(v, int)}
         values["commit_latency"] = self.commit_latency.summary()
-        values["sync_latency"] = self.sync_latency.summary()
         return values
