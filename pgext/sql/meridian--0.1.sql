@@ -106,6 +106,18 @@ CREATE FUNCTION meridian.sequence_row(seq regclass, OUT last_value int8, OUT log
 	RETURNS SETOF record
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'mer_sequence_row';
 
+-- Version of this instance's catalog: the number of the last catalog delta in it.
+CREATE FUNCTION meridian.catalog_version() RETURNS int8
+	LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'mer_catalog_version_sql';
+
+-- Apply the delta of the next version; false if it was applied before.
+CREATE FUNCTION meridian.apply_catalog_delta(version int8, delta bytea) RETURNS bool
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_apply_catalog_delta';
+
+-- Apply up to so many deltas that storage has and this instance lacks; how many were applied.
+CREATE FUNCTION meridian.apply_pending_catalog(most int4) RETURNS int4
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_apply_pending_catalog';
+
 -- The class of every utility statement, as the extension applies it.
 CREATE FUNCTION meridian.utility_classes(OUT node_tag text, OUT statement text, OUT class text, OUT note text)
 	RETURNS SETOF record

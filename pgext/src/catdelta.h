@@ -76,7 +76,7 @@ extern bool mer_catalog_capture(StringInfo out, bool *secret);
 /* Apply a delta in the running transaction. */
 extern void mer_catalog_apply(const char *delta, uint32 len);
 
-/* Version of this instance's catalog; the lock is held to the end of the transaction. */
+/* Version of this instance's catalog (catdelta.c); the lock is held to the end of the transaction. */
 extern int64 mer_catalog_version(void);
 extern void mer_catalog_version_lock(void);
 extern void mer_catalog_version_set(int64 version);

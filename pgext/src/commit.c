@@ -96,6 +96,7 @@ sink(StringInfo chunk, bool last)
 pg_noreturn static void
 outcome_unknown(void)
 {
+	mer_txn.unknown = true;
 	ereport(ERROR,
 			(errcode(strcmp(mer_profile(), "dsql") == 0 ? ERRCODE_INTERNAL_ERROR :
 					 ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),

@@ -29,6 +29,8 @@ from meridian.instance.users import die_with_parent, pg_user
 
 POSTGRES_STOP_S = 2.0
 DATA_PLANE_STOP_S = 2.0
+CATALOG_VERSIONS_AT_ONCE = 100
+"""Catalog deltas applied in one local transaction."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,10 @@ class Supervisor:
         )
 
     async def _apply_catalog(self) -> None:
-        return None
+        """Apply the schema changes that the journal has and this instance lacks (design 9)."""
+        script = f"SELECT meridian.apply_pending_catalog({CATALOG_VERSIONS_AT_ONCE});"
+        while int(await asyncio.to_thread(self.instance.sql, self._settings(""), script)) > 0:
+            pass
 
     def _last_words(self, who: str, log: str, status: int) -> str:
         tail = [line for line in self.logs[log].tail if line not in self._reported][-12:]

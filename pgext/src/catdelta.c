@@ -1,0 +1,398 @@
+/*
+ * catdelta.c
+ *	  The catalog in the journal: a transaction that changed catalogs ships
+ *	  its catalog delta in the same write set as its rows, as the row of the
+ *	  next catalog version (system relation 1); deltas that this instance
+ *	  lacks are applied at its start.
+ *
+ * Transactions of one instance get their versions one after the other: the
+ * version row is locked from the delta's capture to the end of the local
+ * transaction, which writes the version itself.  So the local catalog and its
+ * version are never apart, whatever ends in between.
+ */
+#include "catdelta.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "nodes/queryjumble.h"
+#include "port/pg_bswap.h"
+#include "postmaster/autovacuum.h"
+#include "storage/lmgr.h"
+#include "tcop/tcopprot.h"
+#include "tcop/utility.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "varatt.h"
+
+#include "store.h"
+#include "utility.h"
+#include "wire.h"
+
+PG_FUNCTION_INFO_V1(mer_catalog_version_sql);
+PG_FUNCTION_INFO_V1(mer_apply_catalog_delta);
+PG_FUNCTION_INFO_V1(mer_apply_pending_catalog);
+
+#define AUDIT_MAX_BYTES (64 * 1024)
+#define DELTA_PAGE_BYTES (4 * 1024 * 1024)
+#define VERSION_KEY_BYTES 8
+#define VERSION_NAME "catalog_version"
+
+extern void mer_catdelta_init(void);
+
+static ProcessUtility_hook_type next_utility = NULL;
+static StringInfo audit = NULL; /* DDL texts of this transaction, in its memory */
+static int64 shipped = 0;		/* version this transaction has put into its write set */
+static bool applying = false;	/* this transaction applies deltas: it makes none */
+
+/* ---------- the local version ---------- */
+
+static Oid
+state_table(void)
+{
+	Oid			schema = get_namespace_oid("meridian", true);
+
+	return OidIsValid(schema) ? get_relname_relid("state", schema) : InvalidOid;
+}
+
+/* The row that holds the version; an index finds it. */
+static HeapTuple
+read_version(Relation state, int64 *version)
+{
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		isnull;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ, CStringGetTextDatum(VERSION_NAME));
+	scan = systable_beginscan(state, RelationGetPrimaryKeyIndex(state, false), true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	*version = 0;
+	if (HeapTupleIsValid(tuple))
+	{
+		*version = DatumGetInt64(heap_getattr(tuple, 2, RelationGetDescr(state), &isnull));
+		tuple = heap_copytuple(tuple);
+	}
+	systable_endscan(scan);
+	return tuple;
+}
+
+int64
+mer_catalog_version(void)
+{
+	Relation	state = table_open(state_table(), AccessShareLock);
+	int64		version;
+
+	(void) read_version(state, &version);
+	table_close(state, AccessShareLock);
+	return version;
+}
+
+void
+mer_catalog_version_lock(void)
+{
+	LockRelationOid(state_table(), ShareUpdateExclusiveLock);
+}
+
+void
+mer_catalog_version_set(int64 version)
+{
+	Relation	state = table_open(state_table(), RowExclusiveLock);
+	int64		before;
+	HeapTuple	old = read_version(state, &before);
+	Datum		values[2] = {CStringGetTextDatum(VERSION_NAME), Int64GetDatum(version)};
+	bool		nulls[2] = {false, false};
+	HeapTuple	new = heap_form_tuple(RelationGetDescr(state), values, nulls);
+
+	if (old != NULL)
+		CatalogTupleUpdate(state, &old->t_self, new);
+	else
+		CatalogTupleInsert(state, new);
+	table_close(state, RowExclusiveLock);
+	CommandCounterIncrement();
+}
+
+/* ---------- versions in storage ---------- */
+
+static void
+version_key(int64 version, char *key)
+{
+	uint64		order = pg_hton64((uint64) version);
+
+	memcpy(key, &order, VERSION_KEY_BYTES);
+}
+
+/* A page of deltas from this version on; rows are [key, delta]. */
+static MerReply
+read_deltas(int64 from, int64 limit, uint32 *nrows, bool *more)
+{
+	static const AttrNumber delta_column = 1;
+	char		key[VERSION_KEY_BYTES];
+	MerRequest	request = {
+		.sid = MER_CATALOG_SID,.lo = key,.lo_len = sizeof(key),.cols = &delta_column,.ncols = 1,
+		.limit = limit,.page_bytes = DELTA_PAGE_BYTES
+	};
+	MerReply	reply;
+
+	version_key(from, key);
+	(void) mer_tau_start();
+	reply = mer_wire_wait(mer_send_scan(&request));
+	if (reply.type != MER_RESULT)
+		mp_malformed("not an answer to SCAN");
+	(void) mp_get_int(&reply.body);
+	*more = mp_get_bool(&reply.body);
+	*nrows = mp_get_array(&reply.body);
+	return reply;
+}
+
+/*
+ * The journal may hold a version that this instance has not seen: one whose
+ * transaction lost its backend.  A delta made now would not fit onto it.
+ */
+static void
+check_not_behind(int64 next)
+{
+	uint32		nrows;
+	bool		more;
+	MerReply	reply = read_deltas(next, 1, &nrows, &more);
+
+	pfree(reply.frame);
+	if (nrows > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("the catalog of this instance is behind the cluster's"),
+				 errhint("Retry the transaction.")));
+}
+
+/* ---------- shipping ---------- */
+
+static bool
+ships_catalog(void)
+{
+	return IsUnderPostmaster && IsNormalProcessingMode() && !applying &&
+		!AmAutoVacuumWorkerProcess() && !mer_maintenance() && OidIsValid(state_table());
+}
+
+static Datum
+audit_text(bool secret)
+{
+	if (secret)
+		return CStringGetTextDatum("-- concerns roles; the text may hold a password");
+	if (audit == NULL)
+		return CStringGetTextDatum("");
+	return PointerGetDatum(cstring_to_text_with_len(audit->data, audit->len));
+}
+
+static void
+put_delta(StringInfo delta, bool secret)
+{
+	int64		version;
+	char		key[VERSION_KEY_BYTES];
+	Datum		values[2];
+
+	if (delta->len > MER_DELTA_MAX_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("the schema changes of one transaction exceed %d MiB",
+						MER_DELTA_MAX_BYTES / (1024 * 1024)),
+				 errhint("Spread them over several transactions.")));
+	mer_catalog_version_lock();
+	version = mer_catalog_version() + 1;
+	check_not_behind(version);
+	version_key(version, key);
+	values[0] = PointerGetDatum(cstring_to_text_with_len(delta->data, delta->len));
+	values[1] = audit_text(secret);
+	mer_txn_put_system(MER_CATALOG_SID, key, sizeof(key), 2, values);
+	mer_catalog_version_set(version);
+	shipped = version;
+}
+
+static void
+ship(void)
+{
+	StringInfoData delta;
+	bool		secret;
+
+	initStringInfo(&delta);
+	if (mer_catalog_capture(&delta, &secret))
+		put_delta(&delta, secret);
+	pfree(delta.data);
+}
+
+/*
+ * The journal holds this transaction, or may hold it, and the local catalog
+ * does not.  Statements that ran on would see the old catalog with new rows,
+ * so the whole instance stops; its start applies what is missing.
+ */
+static void
+check_outcome(void)
+{
+	if (shipped != 0 && (mer_txn.committed || mer_txn.unknown))
+		ereport(PANIC,
+				(errcode(ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
+				 errmsg("catalog version " INT64_FORMAT " is or may be committed, but not in this instance",
+						shipped)));
+}
+
+static void
+at_transaction_event(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			if ((TransactionIdIsValid(GetTopTransactionIdIfAny()) || mer_txn_schema_count() > 0) &&
+				ships_catalog())
+				mer_txn_at_precommit(ship);
+			break;
+		case XACT_EVENT_ABORT:
+			check_outcome();
+			/* FALLTHROUGH */
+		case XACT_EVENT_COMMIT:
+			audit = NULL;
+			shipped = 0;
+			applying = false;
+			break;
+		default:
+			break;
+	}
+}
+
+/* ---------- texts for the audit ---------- */
+
+static void
+note_statement(PlannedStmt *pstmt, const char *text)
+{
+	int			location = pstmt->stmt_location;
+	int			len = pstmt->stmt_len;
+
+	if (audit == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+		audit = makeStringInfo();
+		MemoryContextSwitchTo(old);
+	}
+	text = CleanQuerytext(text, &location, &len);
+	if (audit->len + len + 2 > AUDIT_MAX_BYTES)
+		return;
+	appendBinaryStringInfo(audit, text, len);
+	appendBinaryStringInfo(audit, ";\n", 2);
+}
+
+static void
+note_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+			 ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *queryEnv,
+			 DestReceiver *dest, QueryCompletion *qc)
+{
+	bool		ddl = context <= PROCESS_UTILITY_QUERY && ships_catalog() &&
+		GetCommandLogLevel(pstmt->utilityStmt) == LOGSTMT_DDL;
+
+	next_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+	/* A statement that ends its transaction leaves nothing to note it in. */
+	if (ddl && IsTransactionState())
+		note_statement(pstmt, queryString);
+}
+
+/* ---------- SQL functions ---------- */
+
+static void
+begin_apply(void)
+{
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to apply catalog deltas")));
+	if (mer_txn_has_writes() || TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		if (!applying)
+			ereport(ERROR,
+					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+					 errmsg("catalog deltas are applied in a transaction of their own")));
+	applying = true;
+	mer_catalog_version_lock();
+}
+
+/* True if the delta was applied now, false if it had been before. */
+static bool
+apply_version(int64 version, const char *delta, uint32 len)
+{
+	int64		local = mer_catalog_version();
+
+	if (version <= local)
+		return false;
+	if (version != local + 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("catalog version " INT64_FORMAT " follows " INT64_FORMAT, version, local)));
+	mer_catalog_apply(delta, len);
+	mer_catalog_version_set(version);
+	return true;
+}
+
+/* catalog_version() */
+Datum
+mer_catalog_version_sql(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(mer_catalog_version());
+}
+
+/* apply_catalog_delta(version, delta) */
+Datum
+mer_apply_catalog_delta(PG_FUNCTION_ARGS)
+{
+	bytea	   *delta = PG_GETARG_BYTEA_PP(1);
+
+	begin_apply();
+	PG_RETURN_BOOL(apply_version(PG_GETARG_INT64(0), VARDATA_ANY(delta),
+								 (uint32) VARSIZE_ANY_EXHDR(delta)));
+}
+
+/* apply_pending_catalog(most): how many versions were applied */
+Datum
+mer_apply_pending_catalog(PG_FUNCTION_ARGS)
+{
+	int32		most = PG_GETARG_INT32(0);
+	int32		applied = 0;
+	uint32		nrows;
+	bool		more = true;
+
+	begin_apply();
+	while (applied < most && more)
+	{
+		MerReply	reply = read_deltas(mer_catalog_version() + 1, most - applied, &nrows, &more);
+
+		while (nrows-- > 0)
+		{
+			uint32		len;
+			const char *key;
+			const char *delta;
+			uint64		version;
+
+			if (mp_get_array(&reply.body) != 2)
+				mp_malformed("row of another width");
+			key = mp_get_bytes(&reply.body, &len);
+			if (len != VERSION_KEY_BYTES)
+				mp_malformed("catalog version of another length");
+			memcpy(&version, key, sizeof(version));
+			delta = mp_get_bytes(&reply.body, &len);
+			applied += apply_version((int64) pg_ntoh64(version), delta, len) ? 1 : 0;
+		}
+		pfree(reply.frame);
+	}
+	PG_RETURN_INT32(applied);
+}
+
+void
+mer_catdelta_init(void)
+{
+	/* After txn.c, so that this comes before it: the last one registered runs first. */
+	RegisterXactCallback(at_transaction_event, NULL);
+	next_utility = ProcessUtility_hook != NULL ? ProcessUtility_hook : standard_ProcessUtility;
+	ProcessUtility_hook = note_utility;
+}
