@@ -83,7 +83,6 @@ def postgresql_conf(settings: Settings, extension: Extension) -> str:
         "log_timezone": "UTC",
         "timezone": "UTC",
         "lc_messages": "C",
-        "cluster_name": "meridian",
         **settings.extra,
     }
     lines = "".join(f"{name} = {quote(value)}\n" for name, value in values.items())
