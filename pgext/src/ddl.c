@@ -18,6 +18,7 @@
 #include "catalog/objectaccess.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_constraint.h"
 #include "catalog/pg_namespace.h"
 #include "commands/defrem.h"
 #include "utils/fmgroids.h"
@@ -122,6 +123,7 @@ check_created(Oid relid)
 		case RELKIND_PARTITIONED_INDEX:
 			if (form.relnamespace != PG_TOAST_NAMESPACE && !index_may_be(&form))
 				refuse_index(&form);
+			mer_check_note_index(relid);
 			break;
 		case RELKIND_FOREIGN_TABLE:
 			mer_refuse("CREATE FOREIGN TABLE", NULL);
@@ -193,6 +195,7 @@ note_altered(Oid relid)
 		if (!OidIsValid(partner) || mer_relmap_sid(partner, true) == 0)
 			elog(ERROR, "no partner for the storage swap of relation %u", relid);
 		mer_relmap_swap(relid, partner);
+		mer_check_note_rewrite(relid);
 		swap_partner = partner;
 	}
 	ReleaseSysCache(before);
@@ -203,6 +206,8 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 {
 	if (prev_object_access)
 		prev_object_access(access, class_id, object_id, sub_id, arg);
+	if (class_id == ConstraintRelationId && (access == OAT_POST_CREATE || access == OAT_POST_ALTER))
+		mer_check_note_constraint(object_id);
 	if (class_id != RelationRelationId)
 		return;
 	switch (access)
@@ -221,7 +226,10 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 			note_truncated(object_id);
 			break;
 		case OAT_DROP:
-			if (sub_id == 0 && mer_relmap_sid(object_id, true) != 0)
+			if (sub_id != 0)
+				break;
+			mer_check_note_drop(object_id);
+			if (mer_relmap_sid(object_id, true) != 0)
 				mer_relmap_drop(object_id);
 			break;
 		default:
@@ -267,6 +275,7 @@ mer_ddl_flush(void)
 	foreach_ptr(AddedColumn, column, columns)
 		ship_added(column);
 	list_free_deep(columns);
+	mer_check_flush();
 }
 
 /* Of natts columns those that storage has, as far as the running statement adds some. */
@@ -296,6 +305,7 @@ forget(void)
 	added_columns = NIL;
 	truncated = NIL;
 	swap_partner = InvalidOid;
+	mer_check_forget();
 }
 
 static void

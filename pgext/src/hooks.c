@@ -143,7 +143,6 @@ utility_hook(PlannedStmt *pstmt, const char *query, bool readonly_tree,
 		else
 			standard_ProcessUtility(pstmt, query, readonly_tree, context, params, env, dest, qc);
 		mer_checks_flush();
-		mer_relmap_check_keys();
 	}
 	PG_FINALLY();
 	{

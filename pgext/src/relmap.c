@@ -48,9 +48,6 @@ static MapChange *changes;
 static int	nchanges;
 static int	max_changes;
 
-static object_access_hook_type next_object_access;
-static Oid	unkeyed[16];
-static int	nunkeyed;
 
 static int64 sid_next;
 static int64 sid_end;
@@ -207,7 +204,6 @@ mer_relmap_end(void)
 	if (nchanges > 0)
 		mer_reldesc_invalidate();
 	nchanges = 0;
-	nunkeyed = 0;
 }
 
 /* ---------- create, recreate, drop ---------- */
@@ -394,50 +390,4 @@ mer_relmap_swap(Oid a, Oid b)
 		elog(ERROR, "meridian: relation %u or %u has no storage id", a, b);
 	change_push(a, sid_b, organised_b);
 	change_push(b, sid_a, organised_a);
-}
-
-/* ---------- primary keys that organise a table cannot go alone ---------- */
-
-static void
-object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
-{
-	if (next_object_access)
-		next_object_access(access, classId, objectId, subId, arg);
-	if (access == OAT_DROP && classId == RelationRelationId && subId == 0 &&
-		nunkeyed < lengthof(unkeyed) && get_rel_relkind(objectId) == RELKIND_INDEX)
-	{
-		Oid			table = IndexGetRelation(objectId, true);
-		HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(objectId));
-
-		if (HeapTupleIsValid(tuple))
-		{
-			if (((Form_pg_index) GETSTRUCT(tuple))->indisprimary && mer_relmap_organised(table))
-				unkeyed[nunkeyed++] = table;
-			ReleaseSysCache(tuple);
-		}
-	}
-}
-
-/* The table must have gone with its key, or been rewritten under hidden ids. */
-void
-mer_relmap_check_keys(void)
-{
-	while (nunkeyed > 0)
-	{
-		Oid			table = unkeyed[--nunkeyed];
-
-		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(table)) && mer_relmap_organised(table))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot drop the primary key of table \"%s\", which orders its rows",
-							get_rel_name(table)),
-					 errhint("Create a new table with the key you want and copy the rows.")));
-	}
-}
-
-void
-mer_relmap_init(void)
-{
-	next_object_access = object_access_hook;
-	object_access_hook = object_access;
 }

@@ -324,8 +324,6 @@ extern int64 mer_relmap_recreate(Relation rel);
 extern void mer_relmap_organise(Relation table, Relation pkey);
 extern bool mer_relmap_organised(Oid relid);
 extern bool mer_relmap_get(Oid relid, int64 *sid, bool *organised);
-extern void mer_relmap_init(void);
-extern void mer_relmap_check_keys(void);	/* at the end of utility statements */
 
 /* ---------- reldesc.c ---------- */
 

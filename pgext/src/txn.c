@@ -424,6 +424,5 @@ mer_txn_init(void)
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
 	mer_slot_init();
-	mer_relmap_init();
 	mer_hooks_init();
 }

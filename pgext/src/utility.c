@@ -54,6 +54,8 @@ before(Node *stmt)
 {
 	if (IsA(stmt, AlterSeqStmt))
 		mer_sequence_before_alter((AlterSeqStmt *) stmt);
+	else if (IsA(stmt, AlterTableStmt))
+		mer_rewrite_before_alter((AlterTableStmt *) stmt);
 	else if (IsA(stmt, TruncateStmt))
 		list_free(mer_ddl_take_truncated());
 }
@@ -75,6 +77,7 @@ after(Node *stmt)
 			break;
 		case T_AlterTableStmt:
 			mer_sequence_adopt_local(((AlterTableStmt *) stmt)->relation);
+			mer_check_attach((AlterTableStmt *) stmt);
 			break;
 		case T_DiscardStmt:
 			if (((DiscardStmt *) stmt)->target == DISCARD_ALL ||
@@ -84,7 +87,6 @@ after(Node *stmt)
 		default:
 			break;
 	}
-	mer_ddl_flush();
 }
 
 /* COPY into an identity column's default is run here, not by PostgreSQL. */
@@ -135,6 +137,10 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 			standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
 	}
 	after(pstmt->utilityStmt);
+
+	/* Parts of a statement leave what is pending to the whole. */
+	if (context != PROCESS_UTILITY_SUBCOMMAND)
+		mer_ddl_flush();
 }
 
 PG_FUNCTION_INFO_V1(mer_refused_function);

@@ -65,6 +65,7 @@ extern bool mer_guard_create_table(Node *stmt, const MerGuardContext *context);
 extern bool mer_guard_create_table_as(Node *stmt, const MerGuardContext *context);
 extern bool mer_guard_index(Node *stmt, const MerGuardContext *context);
 extern bool mer_guard_alter_table(Node *stmt, const MerGuardContext *context);
+extern bool mer_guard_alter_domain(Node *stmt, const MerGuardContext *context);
 extern bool mer_guard_sequence(Node *stmt, const MerGuardContext *context);
 extern bool mer_guard_drop(Node *stmt, const MerGuardContext *context);
 extern bool mer_guard_refresh(Node *stmt, const MerGuardContext *context);
@@ -85,6 +86,21 @@ extern void mer_ddl_flush(void);
 
 /* Relations truncated since the last call, oldest first; NIL if none. */
 extern List *mer_ddl_take_truncated(void);
+
+/* ---------- ddlcheck.c ---------- */
+
+extern void mer_check_note_constraint(Oid constraint);
+extern void mer_check_note_index(Oid index);
+extern void mer_check_note_drop(Oid relid);
+extern void mer_check_note_rewrite(Oid relid);
+extern void mer_check_attach(AlterTableStmt *stmt);
+extern void mer_check_flush(void);
+extern void mer_check_forget(void);
+
+/* ---------- rewrite.c ---------- */
+
+/* Move rows to hidden ids where the statement takes their primary key away. */
+extern void mer_rewrite_before_alter(AlterTableStmt *stmt);
 
 /* ---------- sequence.c ---------- */
 

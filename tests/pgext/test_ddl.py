@@ -391,6 +391,84 @@ SCRIPTS = {
 }
 
 REWRITES = {
+    "primary key that keyed the rows": """
+        CREATE TABLE t (a int, b int, CONSTRAINT t_pk PRIMARY KEY (a));
+        INSERT INTO t SELECT i, i * 10 FROM generate_series(1, 10) i;
+        CREATE INDEX t_b ON t (b);
+        ALTER TABLE t DROP CONSTRAINT t_pk;
+        INSERT INTO t VALUES (1, 30);
+        SELECT * FROM t WHERE b = 30 ORDER BY a;
+        ALTER TABLE t ADD PRIMARY KEY (a);
+        DELETE FROM t WHERE a = 1 AND b = 30;
+        ALTER TABLE t ADD PRIMARY KEY (a);
+        INSERT INTO t VALUES (1, 30);
+        SELECT * FROM t WHERE a = 3;
+        CREATE TABLE u (a int PRIMARY KEY, b int);
+        INSERT INTO u VALUES (1, 2), (2, 1);
+        ALTER TABLE u DROP CONSTRAINT u_pkey, ADD PRIMARY KEY (b);
+        INSERT INTO u VALUES (1, 3);
+        INSERT INTO u VALUES (9, 1);
+        SELECT * FROM u ORDER BY b;
+        CREATE TABLE w (a int PRIMARY KEY, b int UNIQUE, c text);
+        INSERT INTO w VALUES (1, 1, 'one'), (2, 2, 'two');
+        ALTER TABLE w DROP COLUMN a;
+        INSERT INTO w VALUES (2, 'again');
+        INSERT INTO w VALUES (3, 'three');
+        SELECT * FROM w ORDER BY b;
+        BEGIN;
+        CREATE TABLE x (a int PRIMARY KEY);
+        INSERT INTO x VALUES (1);
+        ALTER TABLE x DROP CONSTRAINT x_pkey;
+        INSERT INTO x VALUES (1);
+        COMMIT;
+        SELECT * FROM x;
+        CREATE TABLE child (y int REFERENCES t);
+        ALTER TABLE t DROP CONSTRAINT t_pkey;
+        SELECT count(*) FROM t WHERE a = 3;
+        ALTER TABLE t DROP CONSTRAINT t_pkey CASCADE;
+        ALTER TABLE t DROP CONSTRAINT nosuch;
+        INSERT INTO child VALUES (99);
+        CREATE TABLE pt (a int, b int, CONSTRAINT pt_pk PRIMARY KEY (a)) PARTITION BY RANGE (a);
+        CREATE TABLE pt1 PARTITION OF pt FOR VALUES FROM (0) TO (10);
+        INSERT INTO pt VALUES (1, 1), (2, 2);
+        ALTER TABLE pt DROP CONSTRAINT pt_pk;
+        INSERT INTO pt VALUES (1, 1);
+        SELECT * FROM pt ORDER BY a;
+        CREATE TABLE ih (a int PRIMARY KEY);
+        CREATE TABLE ih_kid (b int, PRIMARY KEY (a)) INHERITS (ih);
+        INSERT INTO ih_kid VALUES (1, 1);
+        ALTER TABLE ih ALTER a TYPE bigint;
+        INSERT INTO ih_kid VALUES (1, 1);
+        SELECT * FROM ih WHERE a = 1;
+    """,
+    "type change that keeps indexes": """
+        CREATE TABLE t (a varchar(5) PRIMARY KEY, b varchar(5) UNIQUE, c varchar(5), n oid);
+        CREATE INDEX ON t (c);
+        CREATE INDEX ON t (n);
+        INSERT INTO t VALUES ('a1', 'b1', 'c1', 1), ('a2', 'b2', 'c2', 4000000000);
+        ALTER TABLE t ALTER a TYPE varchar(10), ALTER b TYPE varchar(10), ALTER c TYPE varchar(10);
+        SELECT * FROM t WHERE c = 'c1';
+        SELECT * FROM t WHERE b = 'b2';
+        INSERT INTO t VALUES ('a3', 'b2', 'c3', 3);
+        INSERT INTO t VALUES ('a1', 'b3', 'c3', 3);
+        INSERT INTO t VALUES ('a3333333', 'b3', 'c3', 3);
+        SELECT a FROM t WHERE a = 'a3333333';
+        ALTER TABLE t ALTER a TYPE text, ALTER b TYPE text, ALTER c TYPE text, ALTER n TYPE int;
+        SELECT * FROM t WHERE a = 'a2';
+        SELECT * FROM t ORDER BY n;
+        SELECT * FROM t WHERE n < 0;
+        INSERT INTO t VALUES ('a2', 'b9', 'c9', 9);
+        INSERT INTO t VALUES ('a9', 'b2', 'c9', 9);
+        INSERT INTO t VALUES ('a9', 'b9', 'c9', 9);
+        UPDATE t SET c = 'moved' WHERE a = 'a9';
+        SELECT a FROM t WHERE c = 'moved';
+        CREATE TABLE k (a oid PRIMARY KEY);
+        INSERT INTO k VALUES (1), (4000000000);
+        ALTER TABLE k ALTER a TYPE int;
+        SELECT * FROM k ORDER BY a;
+        SELECT * FROM k WHERE a < 0;
+        INSERT INTO k VALUES (1);
+    """,
     "type change": FILLED
     + """
         CREATE INDEX t_c ON t (c);
@@ -497,3 +575,98 @@ def test_copy_freeze_after_truncate(cluster: Server) -> None:
         assert session.execute("SELECT b FROM fr WHERE a = 777").fetchone() == ("row 777",)
         assert session.execute("SELECT count(*) FROM fr").fetchone() == (1000,)
         session.execute("DROP TABLE fr")
+
+
+def test_side_effects_cannot_take_the_key(cluster: Server) -> None:
+    with psycopg.connect(cluster.dsn, autocommit=True) as session:
+        session.execute("CREATE DOMAIN code AS int")
+        session.execute("CREATE TABLE keyed (a code PRIMARY KEY, b int)")
+        session.execute("INSERT INTO keyed VALUES (1, 2)")
+        with pytest.raises(psycopg.errors.FeatureNotSupported):
+            session.execute("DROP DOMAIN code CASCADE")
+        assert session.execute("SELECT b FROM keyed WHERE a = 1").fetchone() == (2,)
+        session.execute("DROP TABLE keyed")
+        session.execute("DROP DOMAIN code")
+
+
+LATE = [
+    "ALTER TABLE late ADD CHECK (b < 100)",
+    "ALTER TABLE late ALTER b SET NOT NULL",
+    "ALTER TABLE late ADD FOREIGN KEY (b) REFERENCES late_parent",
+    "ALTER TABLE late ALTER b TYPE bigint",
+    "ALTER TABLE late ADD UNIQUE (b)",
+    "ALTER TABLE late ADD COLUMN r float8 DEFAULT random()",
+    "ALTER TABLE late_partitioned ATTACH PARTITION late FOR VALUES FROM (0) TO (1000)",
+    "ALTER TABLE late DROP CONSTRAINT late_pkey",
+    "CREATE INDEX ON late (b)",
+]
+
+
+@pytest.mark.parametrize("sql", LATE)
+@pytest.mark.parametrize("row", ["(2, 500)", "(2, NULL)"])
+def test_rows_behind_the_snapshot_abort(cluster: Server, sql: str, row: str) -> None:
+    """A row committed after tau_start is not seen by validation or copying: 40001 at COMMIT."""
+    with (
+        psycopg.connect(cluster.dsn) as ddl,
+        psycopg.connect(cluster.dsn, autocommit=True) as writer,
+    ):
+        writer.execute("CREATE TABLE late_parent (a int PRIMARY KEY)")
+        writer.execute("CREATE TABLE late (a int PRIMARY KEY, b int)")
+        writer.execute("CREATE TABLE late_partitioned (a int, b int) PARTITION BY RANGE (a)")
+        writer.execute("INSERT INTO late_parent VALUES (1)")
+        writer.execute("INSERT INTO late VALUES (1, 1)")
+        try:
+            assert ddl.execute("SELECT count(*) FROM late_parent").fetchone() == (1,)
+            writer.execute(f"INSERT INTO late VALUES {row}".encode())
+            with pytest.raises(
+                (psycopg.errors.SerializationFailure, psycopg.errors.InternalError_)
+            ):
+                ddl.execute(sql.encode())
+                ddl.commit()
+            ddl.rollback()
+            assert writer.execute("SELECT count(*) FROM late").fetchone() == (2,)
+        finally:
+            ddl.rollback()
+            writer.execute("DROP TABLE late, late_parent, late_partitioned CASCADE")
+
+
+def test_parent_deleted_behind_the_snapshot(cluster: Server) -> None:
+    with (
+        psycopg.connect(cluster.dsn) as ddl,
+        psycopg.connect(cluster.dsn, autocommit=True) as writer,
+    ):
+        writer.execute("CREATE TABLE up (a int PRIMARY KEY)")
+        writer.execute("CREATE TABLE down (b int)")
+        writer.execute("INSERT INTO up VALUES (1)")
+        writer.execute("INSERT INTO down VALUES (1)")
+        assert ddl.execute("SELECT count(*) FROM down").fetchone() == (1,)
+        writer.execute("DELETE FROM up")
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            ddl.execute("ALTER TABLE down ADD FOREIGN KEY (b) REFERENCES up")
+            ddl.commit()
+        ddl.rollback()
+        writer.execute("DROP TABLE up, down")
+
+
+def test_domains_are_checked_first(cluster: Server) -> None:
+    with psycopg.connect(cluster.dsn) as session:
+        session.execute("CREATE DOMAIN dom AS int")
+        session.execute("CREATE TABLE has_dom (a dom)")
+        session.execute("INSERT INTO has_dom VALUES (-1)")
+        session.commit()
+        with pytest.raises(psycopg.errors.FeatureNotSupported):
+            session.execute("SELECT * FROM has_dom")
+            session.execute("ALTER DOMAIN dom ADD CHECK (VALUE > 0)")
+        session.rollback()
+        session.execute("DROP TABLE has_dom")
+        session.execute("DROP DOMAIN dom")
+
+
+def test_rewritten_tables_hold_back_no_transaction_numbers(cluster: Server) -> None:
+    with psycopg.connect(cluster.dsn, autocommit=True) as session:
+        session.execute("CREATE TABLE fx (a int PRIMARY KEY, b int)")
+        session.execute("INSERT INTO fx VALUES (1, 1)")
+        session.execute("ALTER TABLE fx ALTER b TYPE text")
+        row = session.execute("SELECT relfrozenxid, relminmxid FROM pg_class WHERE relname = 'fx'")
+        assert row.fetchone() == ("0", "0")
+        session.execute("DROP TABLE fx")
