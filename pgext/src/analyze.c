@@ -27,7 +27,7 @@
 #define ROWS_PER_TARGET 300
 
 /* The sample is one answer, so it is bounded in bytes, too. */
-#define MAX_SAMPLE_BYTES (4.0 * 1024 * 1024)
+#define MAX_SAMPLE_BYTES (3.0 * 1024 * 1024)
 #define MIN_SAMPLE_ROWS 100
 
 typedef struct Sample
@@ -97,8 +97,8 @@ live_columns(Sample *sample, MerRel *mrel)
 			sample->cols[sample->ncols++] = mrel->cols[i].attnum;
 }
 
-/* Ask for the sample and index its rows. */
-static void
+/* Ask for the sample and index its rows; false if the answer was cut. */
+static bool
 draw_sample(Sample *sample, Relation rel, int wanted)
 {
 	MerRel	   *mrel = mer_rel(rel);
@@ -129,11 +129,38 @@ draw_sample(Sample *sample, Relation rel, int wanted)
 	}
 	rows_end = sample->reply.body.p;
 	qsort(sample->rows, sample->nrows, sizeof(char *), cmp_rows);
+	return !more;
+}
 
-	/* A sample smaller than asked for is the whole table. */
-	if (!more && sample->nrows < wanted / 2)
-		sample->total_rows = sample->nrows;
-	sample->total_rows = Max(sample->total_rows, sample->nrows);
+/*
+ * Sizes may lag behind commits, while the sample is as of tau_start.  So the
+ * sizes that count are those asked for after the sample; and where the first
+ * ones made it too large for one answer, a smaller one is drawn, since a cut
+ * one lacks the high keys.
+ */
+static void
+sample_storage(Sample *sample, Relation rel)
+{
+	double		rows = 0,
+				bytes = 0;
+	int			wanted;
+
+	mer_rel_stats_forget();
+	(void) mer_rel_stats(rel, &rows, &bytes);
+	wanted = wanted_rows(rel, rows, bytes);
+	if (!draw_sample(sample, rel, wanted))
+	{
+		wanted = Max(sample->nrows / 2, 1);
+		mer_rel_stats_forget();
+		(void) draw_sample(sample, rel, wanted);
+	}
+	mer_rel_stats_forget();
+	(void) mer_rel_stats(rel, &rows, &bytes);
+
+	/* A sample much smaller than asked for is the whole table. */
+	if (sample->nrows < wanted / 2)
+		rows = sample->nrows;
+	sample->total_rows = Max(rows, sample->nrows);
 }
 
 static void
@@ -151,8 +178,6 @@ begin_sample(TableScanDesc scan, ReadStream *stream)
 	Sample	   *sample = palloc0(sizeof(Sample));
 	MemoryContextCallback *callback = palloc0(sizeof(MemoryContextCallback));
 	BufferAccessStrategy strategy;
-	double		rows = 0,
-				bytes = 0;
 
 	callback->func = forget_sample;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, callback);
@@ -166,12 +191,7 @@ begin_sample(TableScanDesc scan, ReadStream *stream)
 	if (mer_rel_written(mer_rel(rel)->sid) || mer_txn_created(mer_rel(rel)->sid))
 		scan_locally(sample, rel);
 	else
-	{
-		mer_rel_stats_forget();
-		mer_rel_stats(rel, &rows, &bytes);
-		sample->total_rows = rows;
-		draw_sample(sample, rel, wanted_rows(rel, rows, bytes));
-	}
+		sample_storage(sample, rel);
 	return sample;
 }
 

@@ -12,6 +12,7 @@
 #include "access/genam.h"
 #include "access/stratnum.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
@@ -21,6 +22,7 @@
 #include "utils/timestamp.h"
 
 #include "push.h"
+#include "store.h"
 
 #define MAX_CACHED_STATS 4096
 
@@ -38,6 +40,14 @@ double		mer_round_trip_cost = 10.0;
 double		mer_row_fetch_cost = 0.03;
 int			mer_stats_ttl_ms = 10000;
 
+/*
+ * After a large commit of our own the counts held are wrong, and those of
+ * storage may still be about to grow.
+ */
+#define BULK_ROWS 1000
+#define BULK_SETTLE_MS 3000
+#define BULK_TTL_MS 200
+
 typedef struct StatsEntry
 {
 	int64		sid;			/* hash key */
@@ -47,6 +57,7 @@ typedef struct StatsEntry
 } StatsEntry;
 
 static HTAB *stats_cache;
+static TimestampTz bulk_commit_at;
 
 /* ---------- statistics from storage ---------- */
 
@@ -68,10 +79,32 @@ static bool
 stats_fresh(int64 sid)
 {
 	StatsEntry *entry = stats_lookup(sid);
+	TimestampTz now = GetCurrentTimestamp();
+	int			ttl_ms = mer_stats_ttl_ms;
 
-	return entry != NULL &&
-		!TimestampDifferenceExceeds(entry->fetched_at, GetCurrentTimestamp(),
-									mer_stats_ttl_ms);
+	if (!TimestampDifferenceExceeds(bulk_commit_at, now, BULK_SETTLE_MS))
+		ttl_ms = Min(ttl_ms, BULK_TTL_MS);
+	return entry != NULL && !TimestampDifferenceExceeds(entry->fetched_at, now, ttl_ms);
+}
+
+static void
+transaction_ends(XactEvent event, void *arg)
+{
+	static bool bulk;
+
+	if (event == XACT_EVENT_PRE_COMMIT)
+		bulk = mer_txn.rows >= BULK_ROWS;
+	else if (event == XACT_EVENT_COMMIT && bulk)
+	{
+		mer_rel_stats_forget();
+		bulk_commit_at = GetCurrentTimestamp();
+	}
+}
+
+void
+mer_cost_init(void)
+{
+	RegisterXactCallback(transaction_ends, NULL);
 }
 
 static void

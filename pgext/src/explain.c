@@ -36,14 +36,13 @@ mer_explain_filter(List *clauses, const char *label, PlanState *ps,
 				   List *ancestors, ExplainState *es)
 {
 	List	   *context;
-	bool		prefix = list_length(es->rtable) > 1 || es->verbose;
 
 	if (clauses == NIL)
 		return;
 	context = set_deparse_context_plan(es->deparse_cxt, ps->plan, ancestors);
 	ExplainPropertyText(label,
 						deparse_expression((Node *) make_ands_explicit(clauses),
-										   context, prefix, false), es);
+										   context, es->verbose, false), es);
 }
 
 /* The groups and aggregates storage computes: leading entries of the tlist. */
@@ -52,7 +51,7 @@ mer_explain_groups(List *tlist, int ngroups, int naggs, PlanState *ps,
 				   List *ancestors, ExplainState *es)
 {
 	List	   *context = set_deparse_context_plan(es->deparse_cxt, ps->plan, ancestors);
-	bool		prefix = list_length(es->rtable) > 1 || es->verbose;
+	bool		prefix = es->rtable_size > 1 || es->verbose;
 	List	   *groups = NIL,
 			   *aggs = NIL;
 

@@ -95,6 +95,7 @@ void
 mer_planner_init(void)
 {
 	define_settings();
+	mer_cost_init();
 	mer_customscan_init();
 	mer_aggpush_init();
 	mer_joinpush_init();

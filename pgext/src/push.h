@@ -116,6 +116,7 @@ extern void mer_explain_counters(const MerNodeCounters *c, ExplainState *es);
 /* Does the range table entry name a plain (leaf) table of ours? */
 extern bool mer_rte_is_ours(RangeTblEntry *rte);
 
+extern void mer_cost_init(void);
 extern void mer_customscan_init(void);
 extern void mer_scan_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti,
 							  RangeTblEntry *rte);

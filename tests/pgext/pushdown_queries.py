@@ -54,20 +54,25 @@ class Queries:
         rng = self.rng
         names = rng.sample(INTEGER + BYTES, 4) + rng.sample(ORDERED, 1) + rng.sample(TYPES, 2)
         self.columns = [Column(f"c{n}", type_name) for n, type_name in enumerate(names)]
-        self.organised = rng.random() < 0.6
+        self.key = rng.choice([[], ["id"], ["id"], ["id", "c0"], ["c0", "id"], ["c4", "id"]])
 
     def schema(self) -> str:
-        """Column list of CREATE TABLE."""
-        parts = [f"{c.name} {c.type_name}" for c in self.columns]
-        return ", ".join(["id integer" + (" PRIMARY KEY" if self.organised else ""), *parts])
+        """Columns and primary key of CREATE TABLE."""
+        parts = ["id integer", *(f"{c.name} {c.type_name}" for c in self.columns)]
+        if self.key:
+            parts.append(f"PRIMARY KEY ({', '.join(self.key)})")
+        return ", ".join(parts)
 
     def rows(self, first: int, count: int) -> list[str]:
         """Rows as SQL, `first` being the first id."""
         return [
-            "(" + ", ".join([str(first + n), *(value(self.rng, c.type_name) for c in self.columns)])
-            + ")"
+            "(" + ", ".join([str(first + n), *(self.cell(c) for c in self.columns)]) + ")"
             for n in range(count)
         ]
+
+    def cell(self, column: Column) -> str:
+        """A value for a row: key columns are never NULL."""
+        return value(self.rng, column.type_name, 0 if column.name in self.key else 0.1)
 
     def of(self, types: list[str]) -> list[Column]:
         return [c for c in self.columns if c.type_name in types]
