@@ -22,7 +22,7 @@ from meridian.storage.errors import (
     UnknownRelation,
 )
 from meridian.storage.readers import ReadPool
-from meridian.storage.relations import Relation, Snapshot, load_overlay, load_relations
+from meridian.storage.relations import Relation, Snapshot, Staged, load_overlay, load_relations
 from meridian.storage.sql import fetch
 from meridian.storage.types import (
     GET_BYTES_MAX,
@@ -46,6 +46,9 @@ Commit = tuple[int, Sequence[Op]]
 
 LOOKUP_ROWS = 64
 """Rows of a page that `try_lookup` answers."""
+
+GetShape = tuple[int, tuple[int, ...], tuple[Staged, ...]]
+"""(sid, cols, unsettled transactions to see) of a GET of one key."""
 
 LookupShape = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
 """(sid, row_sid, flags, cols, row_cols) of a SCAN."""
@@ -74,7 +77,7 @@ class Engine:
         self.readers = ReadPool(path)
         self._db = db
         self._execute = db.execute
-        self._gets: dict[tuple[int, tuple[int, ...]], tuple[str, int, int]] = {}
+        self._gets: dict[GetShape, tuple[str, int, int]] = {}
         self._lookups: dict[LookupShape, Lookup] = {}
         self._failed = ""
         self._reload()
@@ -339,8 +342,10 @@ class Engine:
         `more`: cut at GET_BYTES_MAX; ask again for the keys after the last row. Raises
         BelowHorizon, UnknownRelation, BadRequest, Failed.
         """
-        if len(keys) == 1 and sid not in self._overlay:
-            known = self._gets.get((sid, cols)) or self._prepare_get(sid, cols)
+        if len(keys) == 1:
+            overlay = query.overlay_at(self._snapshot, sid, tau) if sid in self._overlay else ()
+            shape = (sid, cols, overlay)
+            known = self._gets.get(shape) or self._prepare_get(shape)
             if tau < self._horizon:
                 raise BelowHorizon()
             sql, born, died = known
@@ -352,14 +357,15 @@ class Engine:
                 raise reading.translate(error) from error
         return self._get_many(tau, sid, cols, keys)
 
-    def _prepare_get(self, sid: int, cols: tuple[int, ...]) -> tuple[str, int, int]:
+    def _prepare_get(self, shape: GetShape) -> tuple[str, int, int]:
+        sid, cols, overlay = shape
         relation = self._relations.get(sid)
         if relation is None:
             raise UnknownRelation(sid)
-        known = query.get_one(relation, cols), relation.born, relation.died
+        known = query.get_one(relation, cols, overlay), relation.born, relation.died
         if len(self._gets) > 10_000:
             self._gets.clear()
-        self._gets[sid, cols] = known
+        self._gets[shape] = known
         return known
 
     def _get_many(self, tau: int, sid: int, cols: tuple[int, ...], keys: Sequence[bytes]) -> Page:

@@ -107,13 +107,13 @@ def overlay_at(snapshot: Snapshot, sid: int, tau: int) -> tuple[Staged, ...]:
     return tuple(s for s in snapshot.overlay.get(sid, ()) if s.tau <= tau)
 
 
-def get_one(relation: Relation, cols: tuple[int, ...]) -> str:
-    """GET of one key (`?2`) without overlay: the hottest statement of the product."""
+def get_one(relation: Relation, cols: tuple[int, ...], overlay: tuple[Staged, ...]) -> str:
+    """GET of one key (`?2`): the hottest statement of the product."""
     source = Source(relation, "r")
     columns = ", ".join(["r.k", *source.expressions(cols)])
     return (
         f"SELECT {columns} FROM {relation.table} r"
-        " WHERE r.k = ?2 AND r.ts <= ?1 AND r.te > ?1 LIMIT 1"
+        f" WHERE r.k = ?2 AND {source.as_of(overlay)} LIMIT 1"
     )
 
 
