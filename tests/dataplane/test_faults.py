@@ -19,6 +19,11 @@ from tests.journal.faults import FaultyFiles
 SID = 1000
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meridian.dataplane.node.OWNER_RETRY_S", 0.05)
+
+
 def run(work: Any) -> Any:
     return asyncio.run(asyncio.wait_for(work, 60))
 
@@ -164,5 +169,40 @@ def test_failure_while_taking_over(tmp_path: Path) -> None:
                         break
                     await asyncio.sleep(0.1)
                 assert await value(node, SID, 2) == 200, call
+
+    run(work())
+
+
+def test_one_owner_at_a_time(tmp_path: Path, monkeypatch: Any) -> None:
+    """A new owner that fails at once is replaced by one owner, not by two."""
+
+    async def work() -> None:
+        files = FaultyFiles()
+        async with running(tmp_path, files) as node:
+            await filled(node)
+            opened: list[Any] = []
+            open_writer = node.journal.open_writer
+
+            def counted(*arguments: Any) -> Any:
+                assert all(writer.poisoned is not None for writer in opened), "two writers"
+                opened.append(open_writer(*arguments))
+                # The marker of the first three new owners cannot be written.
+                if len(opened) <= 3:
+                    files.fail("write")
+                return opened[-1]
+
+            monkeypatch.setattr(node.journal, "open_writer", counted)
+            files.fail("fdatasync")
+            with contextlib.suppress(MeridianError):
+                await commit(node, [put(SID, {1: 100})])
+            for _ in range(100):
+                with contextlib.suppress(MeridianError):
+                    await commit(node, [put(SID, {2: 200})])
+                    break
+                await asyncio.sleep(0.05)
+            assert await value(node, SID, 2) == 200
+            assert len(opened) == 4 and node.counters.owners == 5
+            await asyncio.sleep(0.3)
+            assert len(opened) == 4
 
     run(work())

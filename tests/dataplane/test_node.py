@@ -243,21 +243,21 @@ def test_slices_hold_the_same_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(pieces[0][0], Create)
     flat = [op for piece in pieces for op in piece]
     puts = [op for op in flat if isinstance(op, Put) and op.sid == SID]
-    assert sum((op.keys for op in puts), []) == ops[0].keys
+    assert [one for op in puts for one in op.keys] == ops[0].keys
     assert b"".join(op.w for op in puts) == ops[0].w
-    assert sum((op.rows for op in puts), []) == ops[0].rows
+    assert [one for op in puts for one in op.rows] == ops[0].rows
     deletes = [op for op in flat if isinstance(op, Delete)]
-    assert sum((op.keys for op in deletes), []) == keys
+    assert [one for op in deletes for one in op.keys] == keys
     assert b"".join(op.i for op in deletes) == b"i" * 8
     assert b"".join(op.w for op in deletes) == hashes(SID, keys)
     bigs = [op for op in flat if isinstance(op, Big)]
-    assert sum((op.values for op in bigs), []) == ops[4].values
+    assert [one for op in bigs for one in op.values] == ops[4].values
 
 
 def test_join_pages() -> None:
     pages = [[], [1], list(range(20)), list(range(70_000))]
     joined = join_pages([msgspec.msgpack.encode(page) for page in pages])
-    assert msgspec.msgpack.decode(joined) == sum(pages, [])
+    assert msgspec.msgpack.decode(joined) == [one for page in pages for one in page]
 
 
 # Connections

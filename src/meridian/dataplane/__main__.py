@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -103,6 +104,9 @@ async def serve(options: argparse.Namespace) -> int:
     await server.start(
         uid=int(uid or -1), gid=int(gid or -1), mode=int(options.socket_mode, 8)
     )
+    # What lives as long as the process need not be looked at by every full collection.
+    gc.collect()
+    gc.freeze()
     say("ready")
     log.info("ready")
     ends: set[asyncio.Future[Any]] = {stopping, node.fatal}

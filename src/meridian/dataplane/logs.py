@@ -34,6 +34,8 @@ def start_logging(path: Path, level: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = RotatingFileHandler(path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILES)
     handler.setFormatter(JsonLines())
+    # A log that cannot be written must not fill stderr with tracebacks.
+    logging.raiseExceptions = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -49,6 +49,9 @@ from meridian.wire.ops import (
 
 log = logging.getLogger("meridian.node")
 
+_PASSING = frozenset({Kind.DISK_FULL, Kind.BAD_METADATA, Kind.STORAGE_FAILED})
+"""Refusals of a disk that may pass."""
+
 
 class Node:
     """Everything runs on the event loop's thread; disk syncs and long reads do not."""
@@ -84,6 +87,8 @@ class Node:
         self.boundaries: list[Position] = []
         """Where segments begin outside of open large transactions: possible trim points."""
         self.closing = False
+        self._owning = True
+        """An owner is being made; nobody else makes one."""
 
     # Start and end
 
@@ -100,6 +105,7 @@ class Node:
         self.boot = boot_id()
         recovered = await self._recover()
         await self._own(recovered)
+        self._owning = False
         await self._bootstrap()
         self.housekeeping = Housekeeping(self)
         self.spawn(self.housekeeping.run())
@@ -181,10 +187,23 @@ class Node:
         self.owner = owner
         self.counters.owners += 1
         owner.step(Replayed(position, epoch))
-        await asyncio.wait_for(owner.serving.wait(), SERVING_WAIT_S)
-        # A journal that ends before this record has lost files: see `_check_whole`.
-        set_value(self.store, recovery.SEALED_KEY, str(position.n + 2).encode())
+        try:
+            await asyncio.wait_for(owner.settled.wait(), SERVING_WAIT_S)
+        except TimeoutError:
+            # What this writer still has in hand is void: the next one begins a segment below it.
+            owner.stop()
+            raise
+        if owner.dead:
+            raise OSError(f"the first records of epoch {epoch[0]} could not be written")
+        self._remember_seal(position.n + 2)
         log.info("owns the journal", extra={"epoch": epoch[0], "n": position.n})
+
+    def _remember_seal(self, n: int) -> None:
+        """A journal that ends before record n has lost files: see `_check_whole`."""
+        try:
+            set_value(self.store, recovery.SEALED_KEY, str(n).encode())
+        except MeridianError as error:
+            log.warning("seal is not remembered", extra={"error": str(error)})
 
     async def _bootstrap(self) -> None:
         """The system relations of a new cluster."""
@@ -258,20 +277,26 @@ class Node:
             self.die(reason)
             return
         self.commits.owner_lost()
-        self.spawn(self._own_again())
+        if not self._owning:
+            self._owning = True
+            self.spawn(self._own_again())
 
     async def _own_again(self) -> None:
         """Reads what landed, then takes a new epoch; again and again while the disk refuses."""
-        while True:
+        while self.owner is None or self.owner.dead:
             try:
                 self.replica.drain()
                 await self._own(await self._read(self.trim_position()))
-                return
+                continue
             except (OSError, TimeoutError) as error:
-                log.warning("journal cannot be taken", extra={"error": str(error)})
-            if self.owner is not None and not self.owner.dead:
-                self.owner.stop()
+                why = str(error)
+            except MeridianError as error:
+                if error.kind not in _PASSING:
+                    raise
+                why = str(error)
+            log.warning("journal cannot be taken", extra={"error": why})
             await asyncio.sleep(OWNER_RETRY_S)
+        self._owning = False
 
     def _apply_failed(self, error: Exception) -> None:
         log.error("storage failed", exc_info=error)

@@ -51,7 +51,8 @@ class Owner:
         self.replica = replica
         replica.took = self._took
         replica.want = self.want
-        self.serving = asyncio.Event()
+        self.settled = asyncio.Event()
+        """It serves, or never will (`dead`)."""
         self.dead = False
         self.failure: AppendError | None = None
         self.writer: FileWriter | None = None
@@ -141,7 +142,7 @@ class Owner:
         self.cross(crossbar.Beat(JOURNAL, effect.epoch, effect.n, effect.tau))
 
     def _serve(self, _: ev.Serving) -> None:
-        self.serving.set()
+        self.settled.set()
 
     def _set_timer(self, effect: ev.SetTimer) -> None:
         known = self._timers.pop(effect.name, None)
@@ -188,6 +189,7 @@ class Owner:
     def stop(self) -> None:
         """No more events. What was appended and not yet told stays untold."""
         self.dead = True
+        self.settled.set()
         for _, handle in self._timers.values():
             handle.cancel()
         self._timers.clear()
