@@ -14,6 +14,8 @@
  */
 CREATE EXTENSION meridian;
 
+SELECT meridian.next_oid(15600);
+
 /* ---------- built-in functions that give way to ours ---------- */
 
 /*
@@ -70,6 +72,8 @@ END
 $$;
 
 /* ---------- users, database, schemas ---------- */
+
+SELECT meridian.next_oid(16300);
 
 CREATE ROLE admin LOGIN CREATEROLE;
 

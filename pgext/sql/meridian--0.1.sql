@@ -16,6 +16,22 @@ SET LOCAL default_table_access_method = heap;
 CREATE SCHEMA meridian;
 REVOKE ALL ON SCHEMA meridian FROM PUBLIC;
 
+/*
+ * Object ids.  Catalog deltas name objects of the template by them, so what users'
+ * objects can refer to must have the same ids in every template: on each machine
+ * (initdb takes an id per locale it finds) and in each later version of this file.
+ * Append to a section; never move what is there.
+ *
+ *	15000	schema sys, access methods, operator families and classes
+ *	15600	functions that take the names of built-ins (bootstrap.sql)
+ *	15900	views of schema sys
+ *	16300	roles (bootstrap.sql)
+ */
+CREATE FUNCTION meridian.next_oid(oid) RETURNS void
+	LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'mer_next_oid';
+
+SELECT meridian.next_oid(15000);
+
 CREATE SCHEMA sys;
 GRANT USAGE ON SCHEMA sys TO PUBLIC;
 
@@ -48,6 +64,8 @@ CREATE FUNCTION meridian.mer_indexam_handler(internal) RETURNS index_am_handler
 -- Indexes name their access method by default as "btree", in the parser, in
 -- pg_get_indexdef and in pg_dump; with the name ours, none of them needs help.
 UPDATE pg_catalog.pg_am SET amname = 'heap_btree' WHERE oid = 403;
+
+SELECT meridian.next_oid(15010);
 
 CREATE ACCESS METHOD btree TYPE INDEX HANDLER meridian.mer_indexam_handler;
 CREATE ACCESS METHOD meridian TYPE TABLE HANDLER meridian.mer_tableam_handler;
@@ -122,6 +140,8 @@ CREATE FUNCTION meridian.apply_pending_catalog(most int4) RETURNS int4
 CREATE FUNCTION meridian.utility_classes(OUT node_tag text, OUT statement text, OUT class text, OUT note text)
 	RETURNS SETOF record
 	LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'mer_utility_classes';
+
+SELECT meridian.next_oid(15900);
 
 CREATE VIEW sys.statements AS
 	SELECT node_tag, statement, class, note FROM meridian.utility_classes();

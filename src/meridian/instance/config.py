@@ -68,6 +68,8 @@ def postgresql_conf(settings: Settings, extension: Extension) -> str:
         "max_parallel_maintenance_workers": "0",
         "max_locks_per_transaction": "256",
         "jit": "off",
+        # After a crash the supervisor starts it, and brings the catalog up to date before clients.
+        "restart_after_crash": "off",
         "fsync": "off" if settings.ephemeral else "on",
         "synchronous_commit": "on",
         "wal_level": "minimal",
@@ -77,6 +79,9 @@ def postgresql_conf(settings: Settings, extension: Extension) -> str:
         "autovacuum_max_workers": "1",
         "autovacuum_worker_slots": "1",
         "allow_alter_system": "off",
+        # A backend may die between the journal's yes and its local commit; the supervisor then
+        # starts the server anew and applies what the catalog lacks before clients are let in.
+        "restart_after_crash": "off",
         "log_destination": "stderr",
         "log_line_prefix": "%m [%p] %q%u@%d ",
         "log_checkpoints": "off",
