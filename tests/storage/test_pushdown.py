@@ -393,3 +393,41 @@ def test_bounds_of_filters(engine: Engine) -> None:
     for _ in range(95):
         nested = [1, [5, INTEGER], nested]
     assert engine.scan(ScanRequest(30, TABLE, filter=nested)) == (False, b"\x90")
+
+
+def junk(rng: random.Random, depth: int = 0) -> Any:
+    """What a broken client might send where something else belongs."""
+    atoms = [None, True, -1, 0, 1, 3, 77, 1 << 63, -(1 << 63), 1.5, b"", b"x", "b", "", [], {}]
+    if depth < 3 and rng.random() < 0.4:
+        return [junk(rng, depth + 1) for _ in range(rng.randint(0, 4))]
+    return rng.choice(atoms)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_junk_gets_a_clear_refusal(engine: Engine, seed: int) -> None:
+    rng = random.Random(seed)
+    load(engine, sorted(rows_for(rng, 20), key=lambda r: r.key), 20)
+    fields: dict[str, Any] = {
+        "lo": lambda: rng.choice([None, b"", b"a", b"\xff" * 9]),
+        "hi": lambda: rng.choice([None, b"", b"a"]),
+        "flags": lambda: rng.choice([0, 1, 2, 3, 4, -1, 1 << 70]),
+        "cols": lambda: tuple(rng.choice([1, 2, 99, -1, 1 << 70]) for _ in range(2)),
+        "filter": lambda: junk(rng),
+        "limit": lambda: rng.choice([0, 1, -1, 1 << 63, 1 << 70]),
+        "page_bytes": lambda: rng.choice([0, -1, 1, 1 << 70]),
+        "row_sid": lambda: rng.choice([0, TABLE, 99, -1, 1 << 70]),
+        "row_filter": lambda: junk(rng),
+        "group": lambda: rng.choice([None, (), (1,), (99,), (-1,)]),
+        "aggs": lambda: rng.choice([None, (), ((1, 0),), ((99, 1),), ((5, BYTES),), ((1, 2, 3),)]),
+    }
+    for _ in range(400):
+        chosen = {name: make() for name, make in fields.items() if rng.random() < 0.4}
+        sid = rng.choice([TABLE, TABLE, INDEX, 99, 1 << 70])
+        tau = rng.choice([30, 30, 30, 5, -1, 1 << 70])
+        request = ScanRequest(tau, sid, **chosen)
+        try:
+            engine.scan(request)
+        except StorageError:
+            pass
+        except Exception as error:
+            raise AssertionError(f"{request}: {error!r}") from error

@@ -22,6 +22,8 @@ from meridian.storage.types import (
 )
 from meridian.wire.ops import CLASS_BYTES, CLASS_INTEGER
 
+LIMIT_MAX = 1 << 40
+
 COUNT_ROWS, COUNT, MINIMUM, MAXIMUM, SUM, SUM_HALVES = range(1, 7)
 
 
@@ -186,7 +188,7 @@ def _from(
 
 def scan(snapshot: Snapshot, request: ScanRequest) -> Statement:
     """The statement of a SCAN. Raises BadRequest, BelowHorizon, UnknownRelation."""
-    if request.limit < 0 or request.flags & ~(DESCENDING | LO_EXCLUSIVE):
+    if not 0 <= request.limit <= LIMIT_MAX or request.flags & ~(DESCENDING | LO_EXCLUSIVE):
         raise BadRequest("bad limit or flags")
     parameters = Parameters(request.tau)
     entry, row, tables, conditions = _from(snapshot, request, parameters)
@@ -197,6 +199,8 @@ def scan(snapshot: Snapshot, request: ScanRequest) -> Statement:
             raise BadRequest("a row filter without a row relation")
         conditions.append(compile_filter(request.row_filter, row, parameters))
     where = " AND ".join(conditions)
+    if request.grouped and (request.cols or request.row_cols):
+        raise BadRequest("groups and columns in one request")
     if request.grouped:
         columns, tail = _aggregates(request, row or entry)
     else:
@@ -228,6 +232,8 @@ def _aggregates(request: ScanRequest, source: Source) -> tuple[str, str]:
 def _aggregate(aggregate: Aggregate, source: Source) -> list[str]:
     """Exact by construction: sums of int2/int4 cannot pass 2^63 below 2^31 rows, int8 is halved,
     and SQLite's sum() of integers raises instead of wrapping."""
+    if len(aggregate) != 2:
+        raise BadRequest("an aggregate is [function, attnum]")
     function, attnum = aggregate
     if function == COUNT_ROWS:
         return ["count(*)"]

@@ -119,6 +119,8 @@ def _run_page(
         return collect_page(cursor, page_bytes, limit=limit, big=big)
     except apsw.Error as error:
         raise translate(error) from error
+    except OverflowError as error:
+        raise BadRequest(f"a number exceeds int64: {error}") from error
     finally:
         if cursor is not None:
             cursor.close(True)
