@@ -55,16 +55,18 @@ def share(*keys: str, sid: int = 1000, identity: bool = True) -> bytes:
 class Driver:
     """One core; `records` is what was appended, `durable` how many of them are on disk."""
 
-    def __init__(self, records: list[Record] | None = None, now: int = START) -> None:
+    def __init__(
+        self, records: list[Record] | None = None, now: int = START, start: Position | None = None
+    ) -> None:
         self.now = now
         self.error = 0
-        self.core = Adjudicator(1)
+        self.core = Adjudicator(1, start)
         self.records = list(records or [])
         self.answers: dict[int, Answer] = {}
         self.beats: list[Heartbeat] = []
         self.effects: list[Effect] = []
         self._asked = 0
-        reader = Reader(Position())
+        reader = Reader(start)
         for record in self.records:
             payload = reader.accept(record)
             if payload is not None:

@@ -260,6 +260,20 @@ def test_schema_change_refuses_older_writers_and_lagging_clients(driver: Driver)
     assert driver.commit(5, put("a"), catver=5).outcome is Outcome.COMMITTED
 
 
+def test_catalog_versions_before_a_trimmed_journal_still_count(driver: Driver) -> None:
+    version = (5).to_bytes(8, "big")
+    log = Put(1, 0, (1, 2), [version], b"catalog!", b"", [(b"d", b"t")])
+    ddl = encode_chunk([Add(1000, 7, 1, None), log])
+    assert driver.commit(1, ddl, catver=4).outcome is Outcome.COMMITTED
+    reader = journal.Reader()
+    for record in driver.records:
+        reader.accept(record)
+    other = Driver([], driver.now, reader.position())
+    other.sync()
+    assert other.commit(2, put("a"), catver=4).code is Code.CATALOG
+    assert other.commit(3, put("a"), catver=5).outcome is Outcome.COMMITTED
+
+
 def test_index_build_and_rewrite_require_no_write_since_tau_start(driver: Driver) -> None:
     start = driver.now
     assert driver.commit(1, put("a"), start).outcome is Outcome.COMMITTED

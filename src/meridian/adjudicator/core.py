@@ -70,7 +70,7 @@ class Adjudicator:
         self.ledger = Ledger(number)
         self.window = Window(floor, window_keys)
         self.outcomes = Outcomes(floor)
-        self.relations = Relations()
+        self.relations = Relations(start.catalog if start else 0)
         self.serving = False
         self.dead = False
         self.commits_count = 0
@@ -217,7 +217,7 @@ class Adjudicator:
             return self.ledger.renew(now, tau)
         self.window.record(tau, writes, shares)
         self.relations.record(tau, (print_,), self.window.floor)
-        return [self._append_commit(now, event, tau, waiting, (), 0)]
+        return [self._append_commit(now, event, tau, waiting, (), 0, (print_,))]
 
     def _refusal(self, tau_start: int, catver: int, prints: Sequence[Footprint]) -> Code | None:
         if tau_start < self.window.floor:
@@ -232,14 +232,16 @@ class Adjudicator:
         waiting: list[int],
         bodies: tuple[int, ...],
         crc: int,
+        prints: Sequence[Footprint],
     ) -> Append:
+        catalog = max(print_.catalog_version for print_ in prints)
         decision = Decision(event.txid, event.tau_start, tau, 0, waiting)
         self._remember(decision, tau)
         self.commits_count += 1
         if self.commits_count % EXPIRE_EVERY == 0:
             self._expire(now.earliest)
         return self.ledger.commit(
-            now, decision, event.catver, event.flags, bodies, crc, event.chunk
+            now, decision, event.catver, event.flags, bodies, crc, event.chunk, catalog
         )
 
     def _abort(
@@ -329,7 +331,8 @@ class Adjudicator:
         self.relations.record(tau, large.prints, self.window.floor)
         bodies = tuple(large.bodies)
         crc = large.crc if bodies else 0
-        return [self._append_commit(now, large.final, tau, large.waiting, bodies, crc)]
+        final, prints = large.final, large.prints
+        return [self._append_commit(now, final, tau, large.waiting, bodies, crc, prints)]
 
     def _abort_large(self, now: Interval, txid: bytes, large: Large, code: Code) -> list[Effect]:
         del self._large[txid]

@@ -133,6 +133,7 @@ class Ledger:
         bodies: tuple[int, ...],
         crc: int,
         chunk: bytes,
+        catalog: int,
     ) -> Append:
         """Appends the commit record of a decision whose tau is tau_for's."""
         tau = decision.tau
@@ -141,7 +142,8 @@ class Ledger:
         self.last_tau = tau
         self._commits.append(decision)
         lease = self._lease(now)
-        payload = Commit(lease, decision.tau_start, catver, flags, bodies, crc, chunk)
+        start = decision.tau_start
+        payload = Commit(lease, start, catver, flags, bodies, crc, chunk, catalog)
         return self._append(now, payload, lease, decision, tau, decision.txid)
 
     def abort(self, now: Interval, decision: Decision) -> Append:

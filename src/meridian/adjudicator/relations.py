@@ -17,11 +17,13 @@ PRUNE_AT = 65_536
 class Relations:
     """Invariant: every schema change and write above the window's floor is here."""
 
-    def __init__(self) -> None:
+    def __init__(self, catalog_version: int = 0) -> None:
         self._changed: dict[int, tuple[int, int]] = {}
         self._written: dict[int, int] = {}
         self._prune_at = PRUNE_AT
-        self.catalog_version = 0
+        self.catalog_version = catalog_version
+        self._base = 0, catalog_version
+        """Of what changed before the journal begins only the last version is known."""
 
     def stale(self, tau_start: int, catver: int, prints: Iterable[Footprint]) -> bool:
         """Whether a transaction must be refused with OC001.
@@ -30,7 +32,7 @@ class Relations:
         """
         for footprint in prints:
             for sid in footprint.sids:
-                tau, version = self._changed.get(sid, (0, 0))
+                tau, version = self._changed.get(sid, self._base)
                 if tau > tau_start or 0 < catver < version:
                     return True
             for sid in footprint.schema.read:

@@ -77,6 +77,8 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     bodies: tuple[int, ...]
     crc: int
     chunk: bytes
+    catalog: int = 0
+    """The catalog version that this transaction makes, 0 if none."""
 
 
 class Abort(msgspec.Struct, array_like=True, frozen=True):
@@ -148,6 +150,7 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     tau: int = 0
     members: tuple[int, ...] = ()
     closed: bool = False
+    catalog: int = 0
 
 
 class Reader:
@@ -165,13 +168,21 @@ class Reader:
         self.tau = start.tau
         self.members = start.members
         self.closed = start.closed
+        self.catalog = start.catalog
         self.void_count = 0
         self._open: dict[bytes, tuple[list[int], int]] = {}
 
     def position(self) -> Position:
         """Where this reader stands.  A trim position only while `open_n()` is None."""
         return Position(
-            self.epoch, self.n, self.sealed, self.lease, self.tau, self.members, self.closed
+            self.epoch,
+            self.n,
+            self.sealed,
+            self.lease,
+            self.tau,
+            self.members,
+            self.closed,
+            self.catalog,
         )
 
     def open_n(self) -> int | None:
@@ -214,6 +225,7 @@ class Reader:
             case Commit():
                 self._check_commit(record, payload)
                 self._renew(payload.lease)
+                self.catalog = max(self.catalog, payload.catalog)
             case Body():
                 self._check_body(record, payload)
             case Abort():

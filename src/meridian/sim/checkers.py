@@ -37,7 +37,7 @@ class Truth:
     def _read(self, owner: Owner, commits: list[tuple[int, bytes, list[bytes]]]) -> None:
         reader = Reader(Position())
         bodies: dict[int, bytes] = {}
-        for record in owner.disk.recover():
+        for record in (*owner.disk.trimmed, *owner.disk.recover()):
             match reader.accept(record):
                 case journal.Body(chunk=chunk):
                     bodies[record.n] = chunk

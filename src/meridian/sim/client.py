@@ -12,6 +12,8 @@ from meridian.sim.world import MS, Node, S, World
 
 PATIENCE_NS = 20 * S
 """How long a transaction tries to read, and then to learn its outcome, before it gives up."""
+UNKNOWN_ANSWERS = 10
+"""So many times "unknown", over longer than any owner takes to start, is for good."""
 EPOCH_NS = 150 * MS
 
 
@@ -29,6 +31,7 @@ class Txn:
         self.seen: dict[Key, bytes | None] = {}
         self.writes = WriteSet()
         self.status = "unknown"
+        self.unknown_answers = 0
         self.abandoned = False
         """Its query processor died: nobody waits for the outcome."""
         self.code = ev.Code.NONE
@@ -168,7 +171,7 @@ class Client(Node):
         unsure = False
         again = False
         deadline = self.world.now + PATIENCE_NS
-        while self.world.now < deadline:
+        while self.world.now < deadline and txn.unknown_answers < UNKNOWN_ANSWERS:
             request: ev.Commit | ev.Status
             if unsure or (again and random.random() < 0.3):
                 request = ev.Status(0, txn.txid, txn.tau_start)
@@ -184,8 +187,10 @@ class Client(Node):
             self.world.send(self.name, target, Ask(request))
             told = yield random.randint(100 * MS, 400 * MS), txn.txid
             if told is None or told.answer.outcome in (ev.Outcome.RETRY, ev.Outcome.UNKNOWN):
-                unsure = unsure or (told is not None and told.answer.outcome is ev.Outcome.UNKNOWN)
-                yield random.randint(MS, 20 * MS), None
+                if told is not None and told.answer.outcome is ev.Outcome.UNKNOWN:
+                    unsure = True
+                    txn.unknown_answers += 1
+                yield random.randint(MS, 20 * MS) * (1 + 10 * unsure), None
                 continue
             self._hear(txn, told.answer)
             return

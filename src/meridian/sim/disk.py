@@ -9,6 +9,7 @@ from __future__ import annotations
 from random import Random
 
 from meridian.journal import record as format_
+from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 
 SECTOR_BYTES = 64
@@ -23,16 +24,41 @@ class Disk:
         self.data = bytearray()
         self.durable_bytes = 0
         self.durable_n = 0
+        self.cut_bytes = 0
+        self.start = Position()
+        """Everything through it was trimmed (6.7)."""
+        self.trimmed: list[Record] = []
+        """For the checkers only."""
+
+    def trim(self, through_n: int) -> None:
+        """Cuts durable records off the beginning, up to a position outside of open transactions."""
+        reader = Reader(self.start)
+        offset, cut, position = 0, 0, self.start
+        gone: list[Record] = []
+        kept = 0
+        while offset < self.durable_bytes:
+            record, _, offset = format_.decode(bytes(self.data), offset)
+            if record.n > min(through_n, self.durable_n):
+                break
+            reader.accept(record)
+            gone.append(record)
+            if reader.open_n() is None:
+                cut, position, kept = offset, reader.position(), len(gone)
+        self.trimmed += gone[:kept]
+        del self.data[:cut]
+        self.durable_bytes -= cut
+        self.cut_bytes += cut
+        self.start = position
 
     def write(self, records: list[Record]) -> int:
         """Appends a batch; returns the size of the file, to be passed to `synced`."""
         for record in records:
             self.data += format_.encode(record, self.durable_n)
-        return len(self.data)
+        return self.cut_bytes + len(self.data)
 
     def synced(self, size_bytes: int, n: int) -> None:
         """Everything through `size_bytes` is durable."""
-        self.durable_bytes = max(self.durable_bytes, size_bytes)
+        self.durable_bytes = max(self.durable_bytes, size_bytes - self.cut_bytes)
         self.durable_n = max(self.durable_n, n)
 
     def crash(self) -> None:
@@ -52,19 +78,20 @@ class Disk:
         records: list[Record] = []
         offset = 0
         claim = 0
+        first = self.start.n + 1
         while offset < len(data):
             try:
                 record, durable_n, offset_after = format_.decode(data, offset)
             except format_.BadRecord:
-                claim = max(claim, format_.later_durable_claim(data, offset, len(records) + 1))
-                assert claim <= len(records), "a durable record is damaged"
+                claim = max(claim, format_.later_durable_claim(data, offset, first + len(records)))
+                assert claim < first + len(records), "a durable record is damaged"
                 break
-            assert record.n == len(records) + 1, (record.n, len(records))
+            assert record.n == first + len(records), (record.n, first, len(records))
             claim = max(claim, durable_n)
             records.append(record)
             offset = offset_after
         assert offset >= self.durable_bytes, "durable bytes were cut"
         del self.data[offset:]
         self.durable_bytes = offset
-        self.durable_n = len(records)
+        self.durable_n = self.start.n + len(records)
         return records

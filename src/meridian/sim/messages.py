@@ -39,6 +39,12 @@ class Records(msgspec.Struct, frozen=True):
     records: list[Record]
 
 
+class Trimmed(msgspec.Struct, frozen=True):
+    """What a replica asked for was trimmed: it must start from a checkpoint."""
+
+    journal: int
+
+
 class Beat(msgspec.Struct, frozen=True):
     """A heartbeat on its way to a replica."""
 

@@ -33,6 +33,10 @@ class Mutant(msgspec.Struct, frozen=True):
     parts: Parts
 
 
+def _forgets_start(number: int, start: Position | None = None, keys: int = 1 << 20) -> Adjudicator:
+    return Adjudicator(number, None, keys)
+
+
 def _adjudicator(
     *,
     window: type[Window] | None = None,
@@ -42,7 +46,7 @@ def _adjudicator(
     def make(number: int, start: Position | None = None, keys: int = 1 << 20) -> Adjudicator:
         core = base(number, start, keys)
         if window is not None:
-            core.window = window(0, keys)
+            core.window = window(core.window.floor, keys)
         if ledger is not None:
             core.ledger = ledger(number)
         return core
@@ -334,6 +338,7 @@ MUTANTS = (
     Mutant("acknowledges before tau has passed", "4.4", 50, _adjudicator(ledger=_AcksBeforeTau)),
     Mutant("forgets outcomes at a restart", "5.6", 20, _adjudicator(base=_ForgetsOutcomes)),
     Mutant("guesses outcomes", "5.6", 150, _adjudicator(base=_StatusGuesses)),
+    Mutant("ignores where the journal begins", "5.6", 100, Parts(adjudicator=_forgets_start)),
     Mutant("uses a tau twice", "4.1", 5, _adjudicator(ledger=_SameTau)),
     Mutant("ignores schema changes", "9", 50, _adjudicator(base=_NoCatalog)),
     Mutant("ignores the client's catalog version", "9", 50, _adjudicator(base=_NoCatver)),

@@ -6,10 +6,9 @@ from typing import Any
 
 from meridian.adjudicator import events as ev
 from meridian.adjudicator.core import Adjudicator
-from meridian.journal.core import Position
 from meridian.journal.record import Record
 from meridian.sim.disk import Disk
-from meridian.sim.messages import Ask, Beat, Fetch, Parts, Records, Told, Want
+from meridian.sim.messages import Ask, Beat, Fetch, Parts, Records, Told, Trimmed, Want
 from meridian.sim.world import MS, Node, World
 
 FETCH_RECORDS = 200
@@ -41,8 +40,9 @@ class Owner(Node):
         self._syncing = False
         self._asked = {}
         self._timers = {}
-        self._core = self.parts.adjudicator(self.number, None, self.world.swarm.window_keys)
-        reader = self.parts.reader(Position())
+        start = self.disk.start
+        self._core = self.parts.adjudicator(self.number, start, self.world.swarm.window_keys)
+        reader = self.parts.reader(start)
         for record in self._records:
             payload = reader.accept(record)
             if payload is not None:
@@ -157,6 +157,14 @@ class Owner(Node):
         for replica in self.replicas:
             self.world.send(self.name, replica, Records(self.number, batch))
 
+    def trim(self, through_n: int) -> None:
+        """A checkpoint holds everything through this record."""
+        if self.alive:
+            before = self.disk.start.n
+            self.disk.trim(through_n)
+            del self._records[: self.disk.start.n - before]
+            self.world.trace("trim", self.name, self.disk.start.n)
+
     # Messages
 
     def receive(self, source: str, message: Any) -> None:
@@ -165,8 +173,11 @@ class Owner(Node):
             case Ask():
                 self._ask(source, message.event)
             case Fetch():
-                wanted = self._records[message.after_n : message.after_n + FETCH_RECORDS]
-                if wanted:
+                at = message.after_n - self.disk.start.n
+                wanted = self._records[max(at, 0) : max(at, 0) + FETCH_RECORDS]
+                if at < 0:
+                    self.world.send(self.name, source, Trimmed(self.number))
+                elif wanted:
                     self.world.send(self.name, source, Records(self.number, wanted))
             case Want():
                 self._step(ev.WantHeartbeat(message.tau))

@@ -9,7 +9,8 @@ from meridian.clock.tau import TAU_MAX
 from meridian.crossbar import core as xb
 from meridian.journal.core import Payload, Position, Reader
 from meridian.journal.record import Record
-from meridian.sim.messages import Beat, Fetch, Get, Got, Key, Parts, Records, Want
+from meridian.sim.messages import Beat, Fetch, Get, Got, Key, Parts, Records, Trimmed, Want
+from meridian.sim.owner import Owner
 from meridian.sim.world import MS, Node, S, SimulationError, World
 from meridian.storage import core as st
 from meridian.wire.ops import Delete, Op, Put, decode_chunk
@@ -32,6 +33,15 @@ class Store:
         self.positions: dict[int, int] = {}
         self.staged: dict[bytes, dict[int, bytes]] = {}
 
+    def copy(self) -> Store:
+        """A checkpoint."""
+        other = Store()
+        other.versions = {key: (t.copy(), v.copy()) for key, (t, v) in self.versions.items()}
+        other.tau, other.horizon = self.tau, self.horizon
+        other.positions = dict(self.positions)
+        other.staged = {txid: dict(chunks) for txid, chunks in self.staged.items()}
+        return other
+
     def perform(self, work: st.Work) -> None:
         """One piece of the storage core's work."""
         match work:
@@ -51,6 +61,10 @@ class Store:
             case st.Discard():
                 self.staged.pop(work.txid, None)
         self.positions.update(work.positions)
+
+    def lacks(self, starts: list[Position]) -> bool:
+        """Whether the journals begin after what this file holds."""
+        return any(self.positions.get(number, 0) < p.n for number, p in enumerate(starts))
 
     def apply(self, tau: int, ops: list[Op]) -> None:
         """One transaction, above every earlier one."""
@@ -82,10 +96,18 @@ class Store:
 class Replica(Node):
     """Node `r<number>`: everything of every journal.  A crash may lose its file or keep it."""
 
-    def __init__(self, world: World, number: int, journals: int, parts: Parts) -> None:
+    def __init__(
+        self,
+        world: World,
+        number: int,
+        owners: list[Owner],
+        object_store: list[Store],
+        parts: Parts,
+    ) -> None:
         super().__init__(world, f"r{number}")
         self.parts = parts
-        self.journals = journals
+        self.owners = owners
+        self.object_store = object_store
         self.store = Store()
         self._random = world.random(f"replica/{number}")
         self._bar = xb.Crossbar()
@@ -101,24 +123,34 @@ class Replica(Node):
         """Every commit through this tau is in the store."""
         return self._core.complete_tau
 
+    def checkpoint(self) -> None:
+        """A copy of the file to the object store; the journals are trimmed behind it."""
+        if self.alive:
+            self.object_store.append(self.store.copy())
+            for owner in self.owners:
+                owner.trim(self.store.positions.get(owner.number, 0))
+
     def demand(self, tau: int) -> None:
         """As if a reader waited for `tau`."""
         self._wanted = max(self._wanted, tau)
 
     def on_start(self) -> None:
         """Reads every journal from its beginning, applies what its file lacks."""
-        if self._random.random() < 0.4:
-            self.store = Store()
+        starts = [owner.disk.start for owner in self.owners]
+        if self._random.random() < 0.4 or self.store.lacks(starts):
+            self.store = self.object_store[-1].copy() if self.object_store else Store()
         store = self.store
+        assert not store.lacks(starts), "trimmed beyond the newest checkpoint"
         self.world.trace("start", self.name, store.tau)
         self._reads = {}
         self._told = 0
         self._bar = self.parts.crossbar()
         self._core = self.parts.storage(store.tau, store.horizon, store.positions)
-        self._readers = [self.parts.reader(Position()) for _ in range(self.journals)]
-        for number in range(self.journals):
+        self._readers = [self.parts.reader(start) for start in starts]
+        for number, start in enumerate(starts):
             # Commits through the store's tau are in, of whichever journal.
-            held = Position(n=store.positions.get(number, 0), tau=store.tau)
+            n = store.positions.get(number, 0)
+            held = Position(epoch=start.epoch, n=n, tau=store.tau)
             self._cross(xb.AddJournal(number, held))
         self._cross(xb.Subscribe(1, store.tau, CREDIT_BYTES))
         self._poll()
@@ -144,6 +176,9 @@ class Replica(Node):
                 self._take(message)
             case Beat():
                 self._cross(xb.Beat(message.journal, message.epoch, message.n, message.tau))
+            case Trimmed():
+                self.crash()
+                self.start()
             case Get():
                 self._token += 1
                 self._reads[self._token] = (source, message)

@@ -36,6 +36,7 @@ class Swarm(msgspec.Struct, frozen=True):
     pauses: int
     cuts: int
     clock_steps: int
+    checkpoints: int
     window_keys: int
     """Keys that the conflict window holds; few make the floor rise."""
     keys: int
@@ -74,6 +75,7 @@ def choose(seed: int) -> Swarm:
         pauses=random.choice((0, 0, 1, 3)),
         cuts=random.choice((0, 0, 2, 5)),
         clock_steps=random.choice((0, 0, 5, 20)),
+        checkpoints=random.choice((0, 0, 1, 4)),
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
         keys=random.choice((3, 6, 20)),
         weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(8)),
