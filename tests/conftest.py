@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,11 @@ from pathlib import Path
 import pytest
 
 from tests.crash.processes import descendants
+
+STATE = tempfile.mkdtemp(prefix="meridian-tests-")
+"""Where PostgreSQL's directories go under root: pytest's own directories are closed to others."""
+os.chmod(STATE, 0o711)
+os.environ["MERIDIAN_STATE_DIR"] = STATE
 
 LEAK_GRACE_S = 5.0
 
@@ -65,6 +71,7 @@ def stock() -> Iterator[Server]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process that outlives the session is a failure of its own."""
+    shutil.rmtree(STATE, ignore_errors=True)
     deadline = time.monotonic() + LEAK_GRACE_S
     while left := {p: c for p, c in descendants(os.getpid()).items() if c}:
         if time.monotonic() > deadline:

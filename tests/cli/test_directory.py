@@ -131,9 +131,10 @@ def test_a_full_disk_does_not_end_the_log(tmp_path: Path) -> None:
 def test_backoff_is_bounded_and_forgets() -> None:
     backoff = Backoff()
     pauses = [backoff.after(0.1) for _ in range(FAILURES_MAX + 1)]
-    assert pauses[0] == 0 and pauses[-1] is None
-    assert max(p for p in pauses if p is not None) <= BACKOFF_LAST_S
+    assert pauses[-1] is None and None not in pauses[:-1]
+    assert min(p for p in pauses if p) > 0 and max(p for p in pauses if p) <= BACKOFF_LAST_S
     assert backoff.after(HEALTHY_AFTER_S) == 0
+    assert backoff.after(0.1) == pauses[0]
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:

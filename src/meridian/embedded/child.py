@@ -13,28 +13,27 @@ from meridian.embedded.logs import RotatingLog
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LAST_S = 5.0
-HEALTHY_AFTER_S = 30.0
+HEALTHY_AFTER_S = 1.0
 FAILURES_MAX = 8
-"""Failed starts in a row after which the supervisor gives up."""
+"""Starts in a row that failed or did not live; after them the supervisor gives up."""
 LINE_BYTES = 64 * 1024
 
 
 class Backoff:
-    """How long to wait before the next start; a long healthy life makes it forget."""
+    """How long to wait before the next start; a start that lived makes it forget."""
 
     def __init__(self) -> None:
         self.failures = 0
 
     def after(self, lived_s: float) -> float | None:
-        """Seconds to wait after a life of `lived_s`; None: give up."""
+        """Seconds to wait after a life of `lived_s`, 0 for a failed start; None: give up."""
         if lived_s >= HEALTHY_AFTER_S:
             self.failures = 0
+            return 0.0
         self.failures += 1
         if self.failures > FAILURES_MAX:
             return None
-        if self.failures == 1:
-            return 0.0
-        return float(min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2 ** (self.failures - 2)))
+        return float(min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2 ** (self.failures - 1)))
 
 
 class Child:

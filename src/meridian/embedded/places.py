@@ -61,9 +61,9 @@ def remove_sockets(directory: Path) -> None:
 def postgres_directory(directory: Path, cluster: str, user: PgUser) -> Path:
     """Where `user` may make data directories, one per instance: DIR/postgres.
 
-    Below /var/lib/meridian when that user cannot reach DIR. Raises SetupError.
+    Below /var/lib/meridian (MERIDIAN_STATE_DIR) when that user cannot reach DIR. Raises SetupError.
     """
-    elsewhere = Path("/var/lib/meridian") / cluster
+    elsewhere = Path(os.environ.get("MERIDIAN_STATE_DIR", "/var/lib/meridian")) / cluster
     if user.can_reach(directory):
         chosen = directory / "postgres"
         if elsewhere.is_dir() and not user.is_self:

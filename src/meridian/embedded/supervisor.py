@@ -241,20 +241,24 @@ class Supervisor:
     ) -> None:
         """Restart what `current` names whenever it ends. Raises SetupError when hopeless."""
         backoff = Backoff()
+        began = time.monotonic()
         while True:
-            began = time.monotonic()
             child = current()
             assert child is not None
             status = await child.wait()
             pause = backoff.after(time.monotonic() - began)
-            if pause is None:
-                raise SetupError(self._last_words(who, log, status))
             self.report(f"{who} ended ({_how(status)}); starting it again")
-            await asyncio.sleep(pause)
-            try:
-                await start()
-            except SetupError as error:
-                self.report(str(error))
+            while pause is not None:
+                await asyncio.sleep(pause)
+                try:
+                    began = time.monotonic()
+                    await start()
+                    break
+                except SetupError as error:
+                    self.report(str(error))
+                    pause = backoff.after(0.0)
+            else:
+                raise SetupError(self._last_words(who, log, status))
 
     # ---------- end ----------
 
