@@ -11,6 +11,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -70,6 +71,12 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit("the parent process is gone")
 
 
+def allow_many_files() -> None:
+    """As many connections as the system lets this process have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def watch_parent(parent_pid: int, gone: asyncio.Event) -> None:
     """PR_SET_PDEATHSIG follows the thread that started us; this follows the process."""
     while parent_pid in (0, os.getppid()):  # noqa: ASYNC110 - nobody sets an event for this
@@ -127,6 +134,7 @@ def main() -> None:
     options = parse(sys.argv[1:])
     if options.parent_pid:
         die_with_parent(options.parent_pid)
+    allow_many_files()
     sys.setswitchinterval(_SWITCH_S)
     try:
         start_logging(options.log or options.dir / "log" / "dataplane.log", options.log_level)

@@ -31,7 +31,13 @@ from meridian.errors import Kind, MeridianError
 from meridian.journal.core import Position
 from meridian.journal.file import AppendError, FileJournal, segment_error
 from meridian.journal.files import Files
-from meridian.limits import OWNER_RETRY_S, SERVING_WAIT_S, TAU_FUTURE_NS, Limits
+from meridian.limits import (
+    OWNER_RETRY_S,
+    READ_PROMISE_AHEAD_NS,
+    SERVING_WAIT_S,
+    TAU_FUTURE_NS,
+    Limits,
+)
 from meridian.metadata.identities import cluster_id, get_value, next_epoch, set_value
 from meridian.metadata.ownership import DirectoryLock, boot_id
 from meridian.metadata.store import MetadataStore
@@ -325,7 +331,7 @@ class Node:
             raise MeridianError(Kind.TAU_IN_FUTURE)
         owner = self.owner
         if tau > replica.complete_tau and owner is not None:
-            owner.want(tau)
+            owner.want(tau + READ_PROMISE_AHEAD_NS)
         # Rule 4.5: results leave only once the clock has certainly passed what they show.
         return tau <= replica.complete_tau and tau <= now.earliest
 

@@ -12,10 +12,13 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from meridian.errors import Kind, MeridianError
 from meridian.gateway.connection import Connection
 from meridian.gateway.paging import join_pages
 from meridian.limits import (
+    CONNECTION_LARGE_COMMITS,
     GATEWAY_CONNECTIONS,
     GET_KEYS,
     LEASE_COUNT,
@@ -46,7 +49,7 @@ class Requests:
         self.profile = node.profile
         self.connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._handlers: dict[int, Handler] = {
+        handlers: dict[int, Handler] = {
             frames.HELLO: self._hello,
             frames.BEGIN: self._begin,
             frames.GET: self._get,
@@ -62,6 +65,9 @@ class Requests:
             frames.SETVAL: self._setval,
             frames.PEEKSEQ: self._peekseq,
             frames.ADMIN: self._admin,
+        }
+        self._known = {
+            kind: (frames.DECODERS[kind].decode, handler) for kind, handler in handlers.items()
         }
 
     # Connections
@@ -100,11 +106,20 @@ class Requests:
         """One frame. Errors are answered, never raised, except what must cut the connection."""
         request_id = 0
         try:
-            request = frames.decode_request(body)
-            kind, request_id = request[0], request[1]
+            kind = frames.request_type(body)
+            known = self._known.get(kind)
+            if known is None:
+                raise MeridianError(Kind.PROTOCOL_VIOLATION, why=f"unknown request type {kind}")
+            request = known[0](body)
+            request_id = request[1]
             if not connection.greeted and kind != frames.HELLO:
                 raise MeridianError(Kind.PROTOCOL_VIOLATION, why="HELLO comes first")
-            self._handlers[kind](connection, request)
+            known[1](connection, request)
+        except msgspec.MsgspecError as error:
+            # The id is lost with the rest: nobody could tell whom an answer is for.
+            refusal = MeridianError(Kind.PROTOCOL_VIOLATION, why=str(error))
+            connection.send_error(0, refusal)
+            connection.cut(str(refusal))
         except MeridianError as error:
             if request_id == 0:
                 connection.send_error(0, error)
@@ -297,6 +312,7 @@ class Requests:
             self.node.commits.commit(txid, tau, catver, flags, row_count, chunk, done)
         except BaseException:
             connection.running.pop(request_id, None)
+            self.node.commits.discard(txid)
             raise
 
     def _committed(
@@ -311,6 +327,9 @@ class Requests:
     def _part(self, connection: Connection, request: frames.Part) -> None:
         _, request_id, txid, seq, chunk, tau = request
         connection.staged.add(txid)
+        if len(connection.staged) > CONNECTION_LARGE_COMMITS:
+            connection.cut("it began too many large commits")
+            return
         # Reading stops until this chunk is on its way: that is the client's backpressure.
         connection.hold()
         done = partial(self._part_taken, connection, request_id, txid)

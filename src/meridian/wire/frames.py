@@ -125,14 +125,13 @@ def frame(message: Any) -> bytes:
 
 def request_type(body: bytes | memoryview) -> int:
     """Type byte of a request; types fit a positive fixint, the array header one or three bytes."""
-    if len(body) < 2:
-        raise MeridianError(Kind.PROTOCOL_VIOLATION, why="empty frame")
-    first = body[0]
-    if 0x90 <= first <= 0x9F:
-        return body[1]
-    if first == 0xDC and len(body) > 3:
-        return body[3]
-    raise MeridianError(Kind.PROTOCOL_VIOLATION, why="not an array")
+    if len(body) > 3:
+        first = body[0]
+        if 0x90 <= first <= 0x9F:
+            return body[1]
+        if first == 0xDC:
+            return body[3]
+    raise MeridianError(Kind.PROTOCOL_VIOLATION, why="not a request")
 
 
 def decode_request(body: bytes | memoryview) -> Any:
