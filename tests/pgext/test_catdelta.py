@@ -51,11 +51,12 @@ def pair(two_servers: tuple[str, str]) -> Iterator[tuple[Connection, Connection]
 
 
 def catalogs(connection: Connection) -> dict[str, Counter[str]]:
-    """Every row of every catalog, without what is each instance's own."""
+    """Every row of every catalog that the user may read, without what is each instance's own."""
     names = connection.execute(
         "SELECT c.relname, array_agg(quote_ident(a.attname) ORDER BY a.attnum) FROM pg_class c"
         " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 WHERE c.relkind = 'r'"
-        " AND c.relnamespace = 'pg_catalog'::regnamespace GROUP BY 1"
+        " AND c.relnamespace = 'pg_catalog'::regnamespace"
+        " AND has_table_privilege(c.oid, 'SELECT') GROUP BY 1"
     ).fetchall()
     found = {}
     for name, columns in names:
