@@ -125,6 +125,56 @@ LARGE_COMMITS = 16
 """Large commits under way at once in one process."""
 LARGE_WAITING = 128
 """Large commits under way or waiting for their turn; more are refused."""
+
+TAU_FUTURE_NS = 1 * S
+"""A tau_start further ahead of the owner's own latest than this is refused (design 4.3)."""
+COMMIT_LEAD_MAX_NS = 50 * MS
+"""Largest commit lead (design 4.4)."""
+HEARTBEAT_AHEAD_NS = 200_000
+"""A heartbeat that a reader asks for promises this far ahead of the clock."""
+CONFLICT_WINDOW_NS = 310 * S
+"""Transaction age limit and slack (design 5)."""
+CONFLICT_KEYS = 4_000_000
+"""Keys in one adjudicator's window; beyond it the oldest are forgotten and the floor rises."""
+LEASE_NS = 1 * S
+"""Length of one journal lease (design 6.6): after a restart acknowledgements may wait for its rest."""
+GC_HORIZON_NS = 310 * S
+"""Versions that ended longer ago than this may go (C6)."""
+
+JOURNAL_BATCH_BYTES = 4 * MIB
+"""Largest group commit."""
+JOURNAL_SEGMENT_BYTES = 64 * MIB
+JOURNAL_RECORD_BYTES = 32 * MIB
+CHECKPOINT_JOURNAL_BYTES = 512 * MIB
+"""Journal bytes after which a checkpoint is taken."""
+CHUNK_BYTES_MAX = 14 * MIB
+"""Largest chunk taken: CHUNK_SIZE_BYTES and one row of the largest size."""
+SLICE_BYTES = 128 * 1024
+SLICE_ROWS = 1_000
+"""A chunk of a large commit is taken in pieces of at most this."""
+STAGED_BACKLOG_BYTES = 512 * 1024
+"""Chunks of large commits between gateway and storage; beyond it their clients wait."""
+SERVING_WAIT_S = 30
+"""How long a new owner may take to make its first records durable."""
+OWNER_RETRY_S = 1
+"""Between two attempts to own a journal that cannot be written."""
+CROSSBAR_CREDIT_BYTES = 64 * MIB
+"""Deliveries that storage takes before it must acknowledge some."""
+COMMIT_WAIT_MS = 10_000
+"""How long a commit is asked again while nobody owns the journal or the owner is busy."""
+READ_WAIT_MS = 30_000
+"""Longest wait of a read for storage to be complete through its tau."""
+OUTCOMES = 2_000_000
+"""Transaction outcomes kept in memory (about 30 bytes each); the oldest go first."""
+SEQUENCE_LOGGED_AHEAD = 32
+"""Values of a sequence logged ahead, as PostgreSQL does; a kill -9 may skip them."""
+SEQUENCE_LOGGED_AHEAD_MAX = 4096
+"""The same for a sequence that is drawn from fast: each time the values logged last were gone
+within SEQUENCE_FAST_MS, twice as many are logged."""
+SEQUENCE_FAST_MS = 100
+SEQUENCES_CACHED = 10_000
+SEQUENCE_ATTEMPTS = 20
+"""Commits of one sequence row that may lose against others before the caller is told."""
 LOG_FILE_BYTES = 16 * MIB
 LOG_FILES = 4
 

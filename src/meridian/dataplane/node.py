@@ -33,7 +33,6 @@ from meridian.journal.file import AppendError, FileJournal, segment_error
 from meridian.journal.files import Files
 from meridian.limits import (
     OWNER_RETRY_S,
-    READ_PROMISE_AHEAD_NS,
     SERVING_WAIT_S,
     TAU_FUTURE_NS,
     Limits,
@@ -331,7 +330,7 @@ class Node:
             raise MeridianError(Kind.TAU_IN_FUTURE)
         owner = self.owner
         if tau > replica.complete_tau and owner is not None:
-            owner.want(tau + READ_PROMISE_AHEAD_NS)
+            owner.want(tau)
         # Rule 4.5: results leave only once the clock has certainly passed what they show.
         return tau <= replica.complete_tau and tau <= now.earliest
 
