@@ -162,6 +162,20 @@ def test_apply_is_idempotent(tmp_path: Path) -> None:
     assert [line for line in engine.verify().damages if "index" not in line] == []
 
 
+def test_the_log_stays_short_under_steady_writes(tmp_path: Path) -> None:
+    engine = filled(tmp_path / "s.db")
+    for i in range(400):
+        rows = {key(j): (i, b"x" * 1000) for j in range(i * 300, i * 300 + 300)}
+        engine.apply([(200 + i, [put(T, rows, 1 if i else 0)])], {0: 6 + i})
+    written = (tmp_path / "s.db").stat().st_size
+    assert written > 100 << 20
+    assert (tmp_path / "s.db-wal").stat().st_size < 40 << 20
+    assert engine._wal._thread is not None
+    engine.close()
+    engine = Engine.open(tmp_path / "s.db", boot_id="next", durable=None)
+    assert engine.stats([T])[0].rows == 120_000
+
+
 def test_a_failed_batch_leaves_nothing(tmp_path: Path) -> None:
     engine = filled(tmp_path / "s.db")
     before = rows_at(engine, 1000)

@@ -33,6 +33,7 @@ from meridian.storage.types import (
     Statistics,
 )
 from meridian.storage.verify import Report
+from meridian.storage.wal import WalCopier
 from meridian.wire.ops import Op
 
 CACHE_BYTES = 64 << 20
@@ -55,9 +56,13 @@ LookupShape = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
 
 
 class Lookup(NamedTuple):
-    """A prepared range statement: parameters are tau, lo, hi, limit."""
+    """A prepared range statement: parameters are tau, lo, hi, limit.
+
+    `exact` (tau, lo) is quicker where the range is one key; empty: there is none.
+    """
 
     sql: str
+    exact: str
     born: int
     died: int
     entry: Relation
@@ -75,6 +80,7 @@ class Engine:
         self.path = path
         self.boot_id = boot_id
         self.readers = ReadPool(path)
+        self._wal = WalCopier(path, db)
         self._db = db
         self._execute = db.execute
         self._gets: dict[GetShape, tuple[str, int, int]] = {}
@@ -128,11 +134,13 @@ class Engine:
     def close(self) -> None:
         """Clean close: the next boot may trust the file."""
         self.readers.close()
+        self._wal.close()
         schema_.close_file(self._db, boot_id=self.boot_id)
 
     def abandon(self) -> None:
         """Close without the clean mark (tests, and after a failure)."""
         self.readers.close()
+        self._wal.close()
         self._db.close(True)
 
     # -- state ------------------------------------------------------------------------------
@@ -401,7 +409,10 @@ class Engine:
             return None
         self._db.set_progress_handler(_stop, SHORT_STEPS)
         try:
-            rows = self._execute(lookup.sql, (tau, lo, hi, limit)).fetchall()
+            if lookup.exact and len(hi) == len(lo) + 1 and hi.startswith(lo) and not hi[-1]:
+                rows = self._execute(lookup.exact, (tau, lo)).fetchall()
+            else:
+                rows = self._execute(lookup.sql, (tau, lo, hi, limit)).fetchall()
         except apsw.InterruptError:
             return None
         except apsw.Error as error:
@@ -419,7 +430,9 @@ class Engine:
         sql, _ = query.scan(self._snapshot, request)
         entry = self._relations[sid]
         row = self._relations[row_sid] if row_sid else entry
-        lookup = Lookup(sql, max(entry.born, row.born), min(entry.died, row.died), entry, row)
+        exact = query.lookup_one(self._snapshot, request)
+        born, died = max(entry.born, row.born), min(entry.died, row.died)
+        lookup = Lookup(sql, exact, born, died, entry, row)
         if entry.crowded or row.crowded:
             return lookup
         if len(self._lookups) > 10_000:

@@ -133,6 +133,21 @@ def get_many(snapshot: Snapshot, tau: int, sid: int, cols: tuple[int, ...]) -> s
     )
 
 
+def lookup_one(snapshot: Snapshot, request: ScanRequest) -> str:
+    """A SCAN of exactly one key (`?2`) without overlay or filters; empty where that is no gain."""
+    if request.flags & LO_EXCLUSIVE or (request.row_sid and request.cols):
+        return ""
+    entry = relation_at(snapshot, request.sid, request.tau)
+    if not request.row_sid:
+        return get_one(entry, request.cols)
+    row = Source(relation_at(snapshot, request.row_sid, request.tau), "r")
+    columns = ", ".join(["?2", "r.k", *row.expressions(request.row_cols)])
+    return (
+        f"SELECT {columns} FROM {row.relation.table} r WHERE r.k = (SELECT e.c0 FROM {entry.table} e"
+        f" WHERE e.k = ?2 AND e.ts <= ?1 AND e.te > ?1 LIMIT 1) AND {row.as_of(())} LIMIT 1"
+    )
+
+
 def _key_range(request: ScanRequest, key: str, parameters: Parameters) -> list[str]:
     conditions = []
     if request.lo is not None and request.lo != b"":

@@ -66,7 +66,7 @@ def connect(path: Path, *, cache_bytes: int) -> apsw.Connection:
         "journal_mode = WAL",
         "synchronous = OFF",
         f"cache_size = -{cache_bytes // 1024}",
-        "wal_autocheckpoint = 512",
+        "wal_autocheckpoint = 0",
         "journal_size_limit = 67108864",
         "temp_store = MEMORY",
     ):

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING
 
+import apsw
 import msgspec
 
 from meridian.storage import relations
@@ -174,6 +175,7 @@ class Settler:
 
     def __init__(self) -> None:
         self._place: tuple[int, int, int, int] = (0, 0, 0, 0)
+        self._keys: list[bytes] = []
 
     def slice(self, applier: Applier, budget_rows: int) -> bool:
         """One slice, inside the caller's transaction. True: there was something to do.
@@ -189,7 +191,7 @@ class Settler:
         number, tau = found[0]
         pending = fetch(
             db,
-            "SELECT seq, n, sid, kind, closes, attnum, keys FROM staged_ops WHERE number = ?"
+            "SELECT seq, n, sid, kind, closes, attnum FROM staged_ops WHERE number = ?"
             " ORDER BY seq, n LIMIT 1",
             (number,),
         )
@@ -197,9 +199,10 @@ class Settler:
             db.execute("DELETE FROM staged WHERE number = ?", (number,))
             applier.catalog_changed = True
             return True
-        seq, n, sid, kind, closes, attnum, encoded = pending[0]
-        keys = _decode_keys(encoded)
-        start = self._place[3] if self._place[:3] == (number, seq, n) else 0
+        seq, n, sid, kind, closes, attnum = pending[0]
+        if self._place[:3] != (number, seq, n):
+            self._load(db, number, seq, n)
+        keys, start = self._keys, self._place[3]
         part = keys[start : start + budget_rows]
         relation = applier.relations.get(sid)
         if relation is not None and part:
@@ -210,6 +213,16 @@ class Settler:
                 "DELETE FROM staged_ops WHERE number = ? AND seq = ? AND n = ?", (number, seq, n)
             )
         return True
+
+    def _load(self, db: apsw.Connection, number: int, seq: int, n: int) -> None:
+        """The key list of the next op, kept while its slices are walked."""
+        found = fetch(
+            db,
+            "SELECT keys FROM staged_ops WHERE number = ? AND seq = ? AND n = ?",
+            (number, seq, n),
+        )
+        self._keys = _decode_keys(found[0][0])
+        self._place = (number, seq, n, 0)
 
     def _one(
         self,
