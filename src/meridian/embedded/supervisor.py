@@ -29,6 +29,7 @@ from meridian.instance.users import die_with_parent, pg_user
 
 POSTGRES_STOP_S = 2.0
 DATA_PLANE_STOP_S = 2.0
+CATALOG_LOCK_TIMEOUT_MS = 2000
 CATALOG_VERSIONS_AT_ONCE = 100
 """Catalog deltas applied in one local transaction."""
 
@@ -190,7 +191,11 @@ class Supervisor:
 
     async def _apply_catalog(self) -> None:
         """Apply the schema changes that the journal has and this instance lacks (design 9)."""
-        script = f"SELECT meridian.apply_pending_catalog({CATALOG_VERSIONS_AT_ONCE});"
+        # A session that holds a lock on what must change ends with its server (SetupError).
+        script = (
+            f"SET lock_timeout = {CATALOG_LOCK_TIMEOUT_MS};"
+            f"SELECT meridian.apply_pending_catalog({CATALOG_VERSIONS_AT_ONCE});"
+        )
         while int(await asyncio.to_thread(self.instance.sql, self._settings(""), script)) > 0:
             pass
 
