@@ -5,10 +5,12 @@ Both use free ports and temporary directories; the session fails if a process is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,5 +79,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         if time.monotonic() > deadline:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
             sys.stderr.write(f"\nprocesses left behind: {left}\n")
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
             return
         time.sleep(0.05)
