@@ -147,11 +147,20 @@ def _mark(db: apsw.Connection, *, boot_id: str, clean: bool) -> None:
 
 
 def close_file(db: apsw.Connection, *, boot_id: str) -> None:
-    """Make everything durable, then mark the file clean, then close it."""
+    """Make everything durable, then mark the file clean, then close it.
+
+    Pages that were copied back without a sync earlier need one of their own. Closing any
+    descriptor of the file would drop SQLite's locks on it, hence last.
+    """
     db.execute("PRAGMA synchronous = FULL").fetchall()
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    _mark(db, boot_id=boot_id, clean=True)
-    db.close()
+    descriptor = os.open(db.filename, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+        _mark(db, boot_id=boot_id, clean=True)
+        db.close()
+    finally:
+        os.close(descriptor)
 
 
 def load_state(db: apsw.Connection) -> State:
