@@ -21,6 +21,7 @@ from meridian.storage import (
     ScanRequest,
     check_ops,
     query,
+    schema,
 )
 from meridian.storage.checkpoint import read_manifest
 from meridian.storage.errors import (
@@ -86,6 +87,20 @@ def test_other_boot_is_trusted_only_after_a_clean_close(tmp_path: Path) -> None:
     engine.abandon()
     with pytest.raises(RebuildNeeded, match="restarted"):
         Engine.open(tmp_path / "s.db", boot_id="third", durable={0: 5})
+
+
+def test_pages_are_synced_before_the_clean_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages copied back by the thread are not synced yet: the mark must not outrun them."""
+    order: list[str] = []
+    sync, mark = os.fsync, schema._mark
+    monkeypatch.setattr(schema.os, "fsync", lambda fd: (order.append("sync"), sync(fd)))
+    monkeypatch.setattr(
+        schema, "_mark", lambda db, **kw: (order.append(f"clean={kw['clean']}"), mark(db, **kw))
+    )
+    filled(tmp_path / "s.db").close()
+    assert order == ["sync", "clean=True"]
 
 
 def test_a_file_ahead_of_the_journal_is_refused(tmp_path: Path) -> None:
