@@ -144,7 +144,8 @@ def lookup_one(snapshot: Snapshot, request: ScanRequest) -> str:
     columns = ", ".join(["?2", "r.k", *row.expressions(request.row_cols)])
     return (
         f"SELECT {columns} FROM {row.relation.table} r"
-        f" WHERE r.k = (SELECT e.c0 FROM {entry.table} e WHERE e.k = ?2 AND e.ts <= ?1 AND e.te > ?1 LIMIT 1) AND {row.as_of(())} LIMIT 1"
+        f" WHERE r.k = (SELECT e.c0 FROM {entry.table} e"
+        f" WHERE e.k = ?2 AND e.ts <= ?1 AND e.te > ?1 LIMIT 1) AND {row.as_of(())} LIMIT 1"
     )
 
 
