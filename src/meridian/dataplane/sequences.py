@@ -2,8 +2,9 @@
 
 State = one row per sequence in the system relation SID_SEQUENCES: key = the sequence's storage id
 (8 bytes big-endian), c1 = the last value that may have been handed out, c2 = was any (is_called).
-Like PostgreSQL, 32 values are logged ahead: a kill -9 may skip values, never repeat one. The row
-is conflict-checked, so several gateways may share a sequence.
+Like PostgreSQL, 32 values are logged ahead (more while they are drawn fast, as in a bulk load): a
+kill -9 may skip values, never repeat one. The row is conflict-checked, so several gateways may
+share a sequence.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from meridian.limits import (
     COMMIT_WAIT_MS,
     READ_WAIT_MS,
     SEQUENCE_ATTEMPTS,
+    SEQUENCE_FAST_MS,
     SEQUENCE_LOGGED_AHEAD,
+    SEQUENCE_LOGGED_AHEAD_MAX,
     SEQUENCES_CACHED,
 )
 from meridian.wire.ops import Put, conflict_hash, encode_chunk
@@ -96,6 +99,7 @@ class Sequences:
     def __init__(self, node: Node) -> None:
         self.node = node
         self._ranges: OrderedDict[int, Range] = OrderedDict()
+        self._paces: OrderedDict[int, tuple[float, int]] = OrderedDict()
         self._locks: dict[int, tuple[asyncio.Lock, int]] = {}
 
     def options(
@@ -134,7 +138,7 @@ class Sequences:
                 values = self.next_now(sid, cache, options)
                 if values is not None:
                     return values
-                await self._log_ahead(sid, cache + SEQUENCE_LOGGED_AHEAD, options)
+                await self._log_ahead(sid, cache + self._ahead(sid), options)
                 values = self.next_now(sid, cache, options)
                 assert values is not None
                 return values
@@ -182,6 +186,17 @@ class Sequences:
             return [previous, True]
         durable = await self._read(sid)
         return [] if durable.last is None else [durable.last, durable.is_called]
+
+    def _ahead(self, sid: int) -> int:
+        """How many values to log beyond those asked for."""
+        now = asyncio.get_running_loop().time()
+        then, ahead = self._paces.pop(sid, (now - SEQUENCE_FAST_MS, SEQUENCE_LOGGED_AHEAD))
+        fast = (now - then) * 1000 < SEQUENCE_FAST_MS
+        ahead = min(2 * ahead, SEQUENCE_LOGGED_AHEAD_MAX) if fast else SEQUENCE_LOGGED_AHEAD
+        self._paces[sid] = (now, ahead)
+        if len(self._paces) > SEQUENCES_CACHED:
+            self._paces.popitem(last=False)
+        return ahead
 
     def _remember(self, sid: int, values: Range) -> None:
         self._ranges[sid] = values
