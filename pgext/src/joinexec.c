@@ -11,6 +11,7 @@
 #include "access/htup_details.h"
 #include "access/sysattr.h"
 #include "access/table.h"
+#include "commands/explain_format.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -40,6 +41,8 @@ typedef struct JoinPushState
 	AttrNumber *attnums;		/* of the inner columns that follow */
 	int			nkeys;
 	ExprState **keys;
+	ExprState  *matches;		/* what else makes a partner, NULL: nothing */
+	JoinType	jointype;
 	Bitmapset  *attrs;			/* of the inner table, key columns included */
 	TupleTableSlot *outer_slot; /* rows out of the batch */
 	TupleTableSlot *inner_slot;
@@ -114,14 +117,16 @@ begin_join(CustomScanState *node, EState *estate, int eflags)
 	}
 	for (i = 0; i < mrel->nkeys; i++)
 		need_column(state, mrel->keys[i].attnum);
-	state->nkeys = list_length(cscan->custom_exprs);
+	state->nkeys = intVal(lfourth(cscan->custom_private));
+	state->jointype = (JoinType) intVal(list_nth(cscan->custom_private, 4));
 	if (!mrel->organised || state->nkeys != mrel->nkeys)
 		elog(ERROR, "table \"%s\" is not organised by the key of its join",
 			 RelationGetRelationName(state->table));
 	state->keys = palloc(sizeof(ExprState *) * state->nkeys);
-	i = 0;
-	foreach_ptr(Expr, key, cscan->custom_exprs)
-		state->keys[i++] = ExecInitExpr(key, &node->ss.ps);
+	for (i = 0; i < state->nkeys; i++)
+		state->keys[i] = ExecInitExpr(list_nth(cscan->custom_exprs, i), &node->ss.ps);
+	state->matches = ExecInitQual(list_copy_tail(cscan->custom_exprs, state->nkeys),
+								  &node->ss.ps);
 
 	outer = ExecInitNode(linitial(cscan->custom_plans), estate, eflags);
 	node->custom_ps = list_make1(outer);
@@ -282,18 +287,39 @@ fill_batch(JoinPushState *state)
 
 /* ---------- the node ---------- */
 
+/* The joined row in the scan tuple; false if the inner row is no partner. */
+static bool
+has_partner(JoinPushState *state, Pair *pair)
+{
+	TupleTableSlot *slot = state->css.ss.ss_ScanTupleSlot;
+	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
+
+	if (pair->inner == NULL)
+		return false;
+	ExecStoreMinimalTuple(pair->inner, state->inner_slot, false);
+	for (int i = 0; i < state->ninner; i++)
+		slot->tts_values[state->nouter + i] =
+			slot_getattr(state->inner_slot, state->attnums[i],
+						 &slot->tts_isnull[state->nouter + i]);
+	ExecStoreVirtualTuple(slot);
+	econtext->ecxt_scantuple = slot;
+	return ExecQual(state->matches, econtext);
+}
+
+/* The row that a pair yields, or NULL. */
 static TupleTableSlot *
 join_pair(JoinPushState *state, Pair *pair)
 {
 	TupleTableSlot *slot = state->css.ss.ss_ScanTupleSlot;
-	TupleTableSlot *inner = state->inner_slot;
 
+	ResetExprContext(state->css.ss.ps.ps_ExprContext);
 	ExecStoreMinimalTuple(pair->outer, state->outer_slot, false);
-	ExecStoreMinimalTuple(pair->inner, inner, false);
 	show_outer(state, state->outer_slot);
-	for (int i = 0; i < state->ninner; i++)
-		slot->tts_values[state->nouter + i] =
-			slot_getattr(inner, state->attnums[i], &slot->tts_isnull[state->nouter + i]);
+	if (has_partner(state, pair))
+		return state->jointype == JOIN_ANTI ? NULL : slot;
+	if (state->jointype != JOIN_LEFT && state->jointype != JOIN_ANTI)
+		return NULL;
+	show_outer(state, state->outer_slot);
 	return ExecStoreVirtualTuple(slot);
 }
 
@@ -307,10 +333,10 @@ next_pair(ScanState *ss)
 		CHECK_FOR_INTERRUPTS();
 		while (state->next < state->npairs)
 		{
-			Pair	   *pair = &state->pairs[state->next++];
+			TupleTableSlot *slot = join_pair(state, &state->pairs[state->next++]);
 
-			if (pair->inner != NULL)
-				return join_pair(state, pair);
+			if (slot != NULL)
+				return slot;
 		}
 		ExecClearTuple(ss->ss_ScanTupleSlot);
 		if (state->outer_done)
@@ -366,13 +392,33 @@ end_join(CustomScanState *node)
 	table_close(state->table, NoLock);
 }
 
+static const char *
+join_name(JoinType jointype)
+{
+	switch (jointype)
+	{
+		case JOIN_LEFT:
+			return "Left";
+		case JOIN_SEMI:
+			return "Semi";
+		case JOIN_ANTI:
+			return "Anti";
+		default:
+			return "Inner";
+	}
+}
+
 static void
 explain_join(CustomScanState *node, List *ancestors, ExplainState *es)
 {
 	JoinPushState *state = (JoinPushState *) node;
+	List	   *exprs = castNode(CustomScan, node->ss.ps.plan)->custom_exprs;
 
-	mer_explain_lookup(state->table, castNode(CustomScan, node->ss.ps.plan)->custom_exprs,
-					   &node->ss.ps, ancestors, es);
+	ExplainPropertyText("Join Type", join_name(state->jointype), es);
+	mer_explain_filter(list_copy_tail(exprs, state->nkeys), "Join Filter", &node->ss.ps,
+					   ancestors, es);
+	mer_explain_lookup(state->table, list_copy_head(exprs, state->nkeys), &node->ss.ps,
+					   ancestors, es);
 	mer_explain_columns(state->table, state->attrs, es);
 	mer_explain_counters(&state->counters, es);
 }

@@ -5,14 +5,17 @@
  *
  * An ordinary nested loop asks storage once per outer row.  Here the outer
  * rows are taken in batches and their keys fetched together (joinexec.c).
- * Inner joins of read-only statements only: those that lock or change rows
- * find them again through the scan nodes core knows.
+ * The key is unique, so each outer row has at most one partner: inner, left,
+ * semi and anti joins differ only in what follows from having one or none.
+ * Statements that lock or change rows find them again through the scan nodes
+ * core knows, so their joins stay with core.
  */
 #include "postgres.h"
 
 #include <math.h>
 
 #include "access/stratnum.h"
+#include "access/sysattr.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/clauses.h"
@@ -68,7 +71,8 @@ match_key_clause(RestrictInfo *rinfo, IndexOptInfo *index, int column,
 
 /* One outer expression per key column, or NIL. */
 static List *
-match_keys(List *restrictlist, IndexOptInfo *index, RelOptInfo *inner, RelOptInfo *outer)
+match_keys(List *restrictlist, Relids joinrelids, JoinType jointype,
+		   IndexOptInfo *index, RelOptInfo *inner, RelOptInfo *outer)
 {
 	List	   *keys = NIL;
 
@@ -78,6 +82,9 @@ match_keys(List *restrictlist, IndexOptInfo *index, RelOptInfo *inner, RelOptInf
 
 		foreach_node(RestrictInfo, rinfo, restrictlist)
 		{
+			/* A filter above an outer join does not make partners. */
+			if (IS_OUTER_JOIN(jointype) && RINFO_IS_PUSHED_DOWN(rinfo, joinrelids))
+				continue;
 			key = match_key_clause(rinfo, index, column, inner, outer);
 			if (key != NULL)
 				break;
@@ -89,13 +96,42 @@ match_keys(List *restrictlist, IndexOptInfo *index, RelOptInfo *inner, RelOptInf
 	return keys;
 }
 
+/*
+ * Expressions that must be computed below an outer join, to be NULL where it
+ * has no row, are not computed by this node.
+ */
+static bool
+only_columns(RelOptInfo *rel)
+{
+	foreach_ptr(Node, expr, rel->reltarget->exprs)
+		if (!IsA(expr, Var))
+			return false;
+	return true;
+}
+
+/* Whole rows and system columns of the inner table stay with core. */
+static bool
+only_user_columns(RelOptInfo *inner)
+{
+	Bitmapset  *attrs = NULL;
+
+	pull_varattnos((Node *) inner->reltarget->exprs, inner->relid, &attrs);
+	foreach_node(RestrictInfo, rinfo, inner->baserestrictinfo)
+		pull_varattnos((Node *) rinfo->clause, inner->relid, &attrs);
+	return bms_is_empty(attrs) ||
+		bms_next_member(attrs, -1) > -FirstLowInvalidHeapAttributeNumber;
+}
+
 static bool
 join_qualifies(PlannerInfo *root, RelOptInfo *outer, RelOptInfo *inner, JoinType jointype)
 {
-	return jointype == JOIN_INNER && mer_enable_pushdown &&
-		root->parse->commandType == CMD_SELECT && root->parse->rowMarks == NIL &&
+	return (jointype == JOIN_INNER || jointype == JOIN_LEFT ||
+			jointype == JOIN_SEMI || jointype == JOIN_ANTI) && mer_enable_pushdown &&
+		(root->parse->commandType == CMD_SELECT || root->parse->commandType == CMD_INSERT) &&
+		root->parse->rowMarks == NIL &&
 		root->rowMarks == NIL && !root->hasPseudoConstantQuals &&
-		inner->reloptkind == RELOPT_BASEREL && inner->lateral_relids == NULL &&
+		inner->reloptkind == RELOPT_BASEREL && only_user_columns(inner) &&
+		only_columns(inner) && only_columns(outer) && inner->lateral_relids == NULL &&
 		outer->cheapest_total_path != NULL &&
 		outer->cheapest_total_path->param_info == NULL &&
 		mer_rte_is_ours(planner_rt_fetch(inner->relid, root));
@@ -126,23 +162,29 @@ mer_join_pathlist(PlannerInfo *root, RelOptInfo *joinrel, RelOptInfo *outer,
 	IndexOptInfo *index;
 	CustomPath *path;
 	List	   *keys;
-	List	   *quals;
+	List	   *matches;
+	List	   *filters = NIL;
 
 	if (!join_qualifies(root, outer, inner, jointype))
 		return;
 	index = mer_table_order(inner);
 	if (index == NULL)
 		return;
-	keys = match_keys(extra->restrictlist, index, inner, outer);
-	if (keys == NIL || joinrel->lateral_relids != NULL)
+	keys = match_keys(extra->restrictlist, joinrel->relids, jointype, index, inner, outer);
+	if (keys == NIL || joinrel->lateral_relids != NULL || !only_columns(joinrel))
 		return;
 	/* Row security orders its conditions before others; this node does not. */
 	foreach_node(RestrictInfo, rinfo, list_concat_copy(extra->restrictlist,
 													   inner->baserestrictinfo))
 		if (rinfo->security_level > 0)
 			return;
-	quals = list_concat_copy(extract_actual_clauses(extra->restrictlist, false),
-							 extract_actual_clauses(inner->baserestrictinfo, false));
+	/* What makes a partner, and what the joined row must pass afterwards. */
+	if (IS_OUTER_JOIN(jointype))
+		extract_actual_join_clauses(extra->restrictlist, joinrel->relids, &matches, &filters);
+	else
+		matches = extract_actual_clauses(extra->restrictlist, false);
+	matches = list_concat_copy(matches,
+							   extract_actual_clauses(inner->baserestrictinfo, false));
 
 	path = makeNode(CustomPath);
 	path->path.pathtype = T_CustomScan;
@@ -152,35 +194,74 @@ mer_join_pathlist(PlannerInfo *root, RelOptInfo *joinrel, RelOptInfo *outer,
 											  outer->cheapest_total_path->pathkeys);
 	path->flags = CUSTOMPATH_SUPPORT_PROJECTION;
 	path->custom_paths = list_make1(outer->cheapest_total_path);
-	path->custom_private = list_make3(keys, quals, makeInteger(inner->relid));
+	path->custom_private = list_make5(keys, matches, filters, makeInteger(inner->relid),
+									  makeInteger(jointype));
 	path->methods = &path_methods;
-	cost_join_path(path, outer->cheapest_total_path, joinrel, inner, list_length(quals));
+	cost_join_path(path, outer->cheapest_total_path, joinrel, inner,
+				   list_length(matches) + list_length(filters));
 	add_path(joinrel, &path->path);
 }
 
 /* ---------- plan ---------- */
 
-/*
- * The scan tuple is the child's row followed by the inner columns that the
- * node's output and conditions name.
- */
-static List *
-inner_columns(PlannerInfo *root, RelOptInfo *joinrel, CustomPath *path, List *quals,
-			  Index inner)
+static Var *
+find_column(List *columns, const Var *var)
 {
-	List	   *exprs = list_concat_copy(joinrel->reltarget->exprs,
-										 path->path.pathtarget->exprs);
-	List	   *columns = NIL;
+	foreach_node(Var, column, columns)
+		if (column->varno == var->varno && column->varattno == var->varattno)
+			return column;
+	return NULL;
+}
 
-	exprs = list_concat(exprs, list_copy(quals));
-	foreach_ptr(Node, leaf, pull_var_clause((Node *) exprs, PVC_RECURSE_AGGREGATES |
-											PVC_RECURSE_WINDOWFUNCS |
-											PVC_RECURSE_PLACEHOLDERS))
-	{
-		if (IsA(leaf, Var) && ((Var *) leaf)->varno == inner)
-			columns = list_append_unique(columns, leaf);
-	}
+/* Columns of the expressions that are not in the list yet, appended. */
+static List *
+add_columns(List *columns, List *exprs)
+{
+	foreach_node(Var, var, pull_var_clause((Node *) exprs, PVC_RECURSE_AGGREGATES |
+										   PVC_RECURSE_WINDOWFUNCS |
+										   PVC_RECURSE_PLACEHOLDERS))
+		if (find_column(columns, var) == NULL)
+			columns = lappend(columns, var);
 	return columns;
+}
+
+/*
+ * The planner marks a column with the outer joins that may have made it NULL
+ * where it is named, and insists that a node's expressions name the columns
+ * of custom_scan_tlist with one mark.  Ours are named below the join (its
+ * conditions) and above it: all get the mark they have above.
+ */
+static Node *
+unify_columns(Node *node, void *columns)
+{
+	Var		   *column;
+
+	if (node == NULL)
+		return NULL;
+	if (!IsA(node, Var))
+		return expression_tree_mutator(node, unify_columns, columns);
+	column = find_column((List *) columns, (Var *) node);
+	return copyObject(column ? (Node *) column : node);
+}
+
+/* The scan tuple: the child's row, then the inner columns. */
+static List *
+make_scan_tlist(Plan *outer, List *columns, Index inner, List **attnums)
+{
+	List	   *tlist = NIL;
+	int			resno = 0;
+
+	foreach_node(TargetEntry, tle, outer->targetlist)
+		tlist = lappend(tlist, makeTargetEntry((Expr *) unify_columns((Node *) tle->expr, columns),
+											   ++resno, NULL, false));
+	foreach_node(Var, var, columns)
+	{
+		if (var->varno != inner)
+			continue;
+		tlist = lappend(tlist, makeTargetEntry((Expr *) copyObject(var), ++resno, NULL, false));
+		*attnums = lappend_int(*attnums, var->varattno);
+	}
+	return tlist;
 }
 
 static Plan *
@@ -189,32 +270,31 @@ plan_join(PlannerInfo *root, RelOptInfo *rel, CustomPath *path, List *tlist,
 {
 	CustomScan *cscan = makeNode(CustomScan);
 	Plan	   *outer = linitial(custom_plans);
-	List	   *quals = lsecond(path->custom_private);
-	Index		inner = intVal(lthird(path->custom_private));
-	List	   *columns = inner_columns(root, rel, path, quals, inner);
-	List	   *scan_tlist = NIL;
+	List	   *keys = linitial(path->custom_private);
+	List	   *matches = lsecond(path->custom_private);
+	List	   *filters = lthird(path->custom_private);
+	Index		inner = intVal(lfourth(path->custom_private));
+	List	   *exprs = list_concat_copy(keys, matches);
 	List	   *attnums = NIL;
-	int			resno = 0;
+	List	   *columns;
 
-	foreach_node(TargetEntry, tle, outer->targetlist)
-		scan_tlist = lappend(scan_tlist, makeTargetEntry(copyObject(tle->expr), ++resno,
-														 NULL, false));
-	foreach_node(Var, var, columns)
-	{
-		scan_tlist = lappend(scan_tlist, makeTargetEntry(copyObject((Expr *) var), ++resno,
-														 NULL, false));
-		attnums = lappend_int(attnums, var->varattno);
-	}
+	columns = add_columns(NIL, rel->reltarget->exprs);
+	columns = add_columns(columns, path->path.pathtarget->exprs);
+	columns = add_columns(columns, filters);
+	columns = add_columns(columns, exprs);
+
 	cscan->scan.plan.targetlist = tlist;
-	cscan->scan.plan.qual = quals;
+	cscan->scan.plan.qual = (List *) unify_columns((Node *) filters, columns);
 	cscan->scan.scanrelid = 0;
 	cscan->flags = path->flags;
 	cscan->custom_plans = custom_plans;
-	cscan->custom_exprs = linitial(path->custom_private);
-	cscan->custom_scan_tlist = scan_tlist;
-	cscan->custom_private = list_make3(makeInteger((int) planner_rt_fetch(inner, root)->relid),
+	cscan->custom_exprs = (List *) unify_columns((Node *) exprs, columns);
+	cscan->custom_scan_tlist = make_scan_tlist(outer, columns, inner, &attnums);
+	cscan->custom_private = list_make5(makeInteger((int) planner_rt_fetch(inner, root)->relid),
 									   makeInteger(list_length(outer->targetlist)),
-									   attnums);
+									   attnums,
+									   makeInteger(list_length(keys)),
+									   list_nth(path->custom_private, 4));
 	cscan->methods = &mer_join_scan_methods;
 	return &cscan->scan.plan;
 }

@@ -232,9 +232,47 @@ def test_batched_join(connection) -> None:
     pushed, local = both()
     assert pushed == local and len(pushed[1]) > 300
     connection.execute("ROLLBACK")
-    lateral = ("SELECT c.id, (SELECT sum(p.v) FROM c d JOIN p ON p.a = d.a AND p.b = d.b"
-               " WHERE d.id < c.id) FROM c WHERE c.id < 40")
-    connection.execute("SET meridian.enable_pushdown = on;" + others)
-    expected = ask(connection, lateral)
-    connection.execute("SET meridian.enable_pushdown = off; RESET enable_hashjoin")
-    assert ask(connection, lateral) == expected
+    connection.execute("SET meridian.enable_pushdown = on")
+
+
+JOINS = [
+    "SELECT c.id, p.v, p.b FROM c LEFT JOIN p ON p.a = c.a AND p.b = c.b",
+    "SELECT c.id, p.v FROM c LEFT JOIN p ON p.a = c.a AND p.b = c.b AND p.v > 30 AND c.id > 9",
+    "SELECT c.id FROM c LEFT JOIN p ON p.a = c.a AND p.b = c.b WHERE p.v IS NULL OR p.v > 90",
+    "SELECT c.id FROM c LEFT JOIN p ON p.a = c.a AND p.b = c.b WHERE p.a IS NULL",
+    "SELECT c.id, s.one FROM c LEFT JOIN (SELECT a, b, 1 AS one FROM p) s"
+    " ON s.a = c.a AND s.b = c.b",
+    "SELECT c.id FROM c WHERE EXISTS (SELECT FROM p WHERE p.a = c.a AND p.b = c.b AND p.v > 7)",
+    "SELECT c.id FROM c WHERE NOT EXISTS (SELECT FROM p WHERE p.a = c.a AND p.b = c.b AND v < 60)",
+    "SELECT c.id, p.v, q.v FROM c JOIN p ON p.a = c.a AND p.b = c.b"
+    " LEFT JOIN p q ON q.a = c.id AND q.b = c.b WHERE p.v > q.v OR q.v IS NULL",
+    "SELECT c.id, (SELECT sum(p.v) FROM c d JOIN p ON p.a = d.a AND p.b = d.b"
+    " WHERE d.id < c.id) FROM c WHERE c.id < 20",
+    "SELECT count(*), sum(p.v) FROM c JOIN p ON p.a = c.a AND p.b = c.b GROUP BY c.b",
+    "SELECT c.id, p.v FROM c JOIN p ON p.a = c.a AND p.b = c.b ORDER BY c.id LIMIT 20",
+]
+
+
+def test_batched_join_kinds(connection) -> None:
+    """Left, semi and anti joins, join conditions and filters, over own writes, too."""
+    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
+                       " CREATE TABLE p (a int, b text, v int, PRIMARY KEY (a, b));"
+                       " CREATE TABLE c (id int PRIMARY KEY, a int, b text)")
+    connection.execute("INSERT INTO p SELECT i, 'k' || i % 3, i % 100 FROM generate_series(1, 400) i")
+    connection.execute("INSERT INTO c SELECT i, nullif(i * 7 % 500, 70), 'k' || i * 7 % 500 % 3"
+                       " FROM generate_series(1, 300) i")
+    used = 0
+    for own_writes in (False, True):
+        if own_writes:
+            connection.execute("BEGIN")
+            connection.execute("UPDATE p SET v = 1 WHERE a % 5 = 0")
+            connection.execute("DELETE FROM p WHERE a % 4 = 0")
+        for sql in JOINS:
+            connection.execute("SET meridian.enable_pushdown = on; SET enable_hashjoin = off;"
+                               " SET enable_mergejoin = off; SET enable_nestloop = off")
+            pushed = ask(connection, sql)
+            plan = connection.execute(f"EXPLAIN {sql}").fetchall()
+            used += any("Meridian Join" in row[0] for row in plan)
+            connection.execute("SET meridian.enable_pushdown = off; SET enable_hashjoin = on")
+            assert ask(connection, sql) == pushed, sql
+    assert used >= 2 * len(JOINS) - 4
