@@ -82,7 +82,7 @@ def test_checkpoint_when_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             await table(node)
             for number in range(300):
                 await commit(node, [put(SID, {number % 5: number}, pad=3000)])
-            for _ in range(100):
+            for _ in range(600):
                 if node.counters.checkpoints:
                     break
                 await asyncio.sleep(0.05)

@@ -23,6 +23,7 @@ _IDLE_S = 0.05
 _RETRY_S = 1.0
 _EXPIRE_S = 5.0
 _SLICE_ROWS = 500
+_CHECKPOINT_LOOK_S = 0.5
 _CHECKPOINT_RETRY_S = 60.0
 _SHARE = 3
 """Background slices take at most one part in this many of the event loop."""
@@ -36,7 +37,6 @@ class Housekeeping:
         self._expire_at = 0.0
         self._checkpointing = asyncio.Lock()
         self._written_at_checkpoint = 0
-        self._not_before = 0.0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -49,8 +49,6 @@ class Housekeeping:
                 busy = False
                 await asyncio.sleep(_RETRY_S)
             spent = time.monotonic() - started
-            if not busy:
-                await self._checkpoint_if_due()
             await asyncio.sleep(max(0.001, spent * (_SHARE - 1)) if busy else _IDLE_S)
 
     def _slice(self) -> bool:
@@ -75,15 +73,18 @@ class Housekeeping:
             return False
         return written >= self.node.storage_path.stat().st_size
 
-    async def _checkpoint_if_due(self) -> None:
-        if not self._is_due() or time.monotonic() < self._not_before:
-            return
-        try:
-            await self.checkpoint()
-        except MeridianError as error:
-            # Not durable, not used: the journal is simply kept for longer.
-            log.error("checkpoint failed", extra={"error": str(error)})
-            self._not_before = time.monotonic() + _CHECKPOINT_RETRY_S
+    async def run_checkpoints(self) -> None:
+        """Until cancelled; beside the rest, which may be busy for a long time."""
+        while True:
+            await asyncio.sleep(_CHECKPOINT_LOOK_S)
+            if not self._is_due():
+                continue
+            try:
+                await self.checkpoint()
+            except (MeridianError, OSError) as error:
+                # Not durable, not used: the journal is simply kept for longer.
+                log.error("checkpoint failed", extra={"error": str(error)})
+                await asyncio.sleep(_CHECKPOINT_RETRY_S)
 
     async def checkpoint(self) -> dict[str, Any]:
         """A durable copy of storage, then trim the journal behind it. Raises MeridianError."""

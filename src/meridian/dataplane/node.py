@@ -114,6 +114,7 @@ class Node:
         await self._bootstrap()
         self.housekeeping = Housekeeping(self)
         self.spawn(self.housekeeping.run())
+        self.spawn(self.housekeeping.run_checkpoints())
 
     def trim_position(self) -> Position:
         """Where the journal begins; everything before it lies in the checkpoint."""
