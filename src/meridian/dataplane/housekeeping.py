@@ -67,11 +67,11 @@ class Housekeeping:
     # Checkpoints
 
     def _is_due(self) -> bool:
-        """A checkpoint per so much journal, or per size of storage if that is more."""
+        """A checkpoint per so much journal, or per quarter of storage's size if that is more."""
         written = self.node.journal_bytes_written() - self._written_at_checkpoint
         if written < CHECKPOINT_JOURNAL_BYTES or self._checkpointing.locked():
             return False
-        return written >= self.node.storage_path.stat().st_size
+        return written >= self.node.storage_path.stat().st_size // 4
 
     async def run_checkpoints(self) -> None:
         """Until cancelled; beside the rest, which may be busy for a long time."""
