@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import subprocess
 import threading
@@ -9,10 +11,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
 from meridian.bench import servers
+from meridian.gateway.client import Client
+from meridian.wire.ops import SID_CATALOG, Put, conflict_hash
 from tests.crash.processes import Embedded
 from tests.pgext.ddl_program import PROGRAM
 from tests.pgext.test_catdelta import catalogs
@@ -162,3 +167,63 @@ def test_ddl_under_kills_is_all_or_nothing(cluster: Embedded) -> None:
             rows = connection.execute(f"SELECT a, b FROM n{number} WHERE b = 'x'").fetchall()
             assert rows == [(number, "x")], number
         connection.execute("CREATE TABLE at_the_end (a int)")
+
+
+def test_concurrent_ddl_gets_one_version_each(cluster: Embedded) -> None:
+    with connect(cluster) as connection:
+        connection.execute("CREATE TABLE parent (a int PRIMARY KEY)")
+    problems: list[BaseException] = []
+
+    def work(worker: int) -> None:
+        try:
+            with connect(cluster) as connection:
+                for number in range(12):
+                    create(connection, f"w{worker}_{number}")
+        except BaseException as error:
+            problems.append(error)
+
+    def create(connection: Connection, name: str) -> None:
+        for _ in range(50):
+            with contextlib.suppress(psycopg.errors.SerializationFailure):
+                with connection.transaction():
+                    connection.execute(f"CREATE TABLE {name} (a int REFERENCES parent, b serial)")
+                    connection.execute(f"CREATE VIEW v_{name} AS SELECT * FROM {name}")
+                return
+        raise AssertionError(f"{name} did not get through")
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    with connect(cluster) as connection:
+        before = catalogs(connection)
+    cluster.kill("everything")
+    shutil.rmtree(cluster.directory / "postgres")
+    cluster.start()
+    with connect(cluster) as connection:
+        assert catalogs(connection) == before
+        row = connection.execute("SELECT count(*) FROM pg_class WHERE relname ~ '^w'").fetchone()
+        assert row == (36 * 2,)
+
+
+def test_an_instance_behind_its_journal_repairs_itself(cluster: Embedded) -> None:
+    """A version that reached storage without this instance, as a commit decided late does."""
+    with connect(cluster) as connection:
+        connection.execute("CREATE TABLE a (x int)")
+    facts = json.loads((cluster.directory / "run.json").read_text())
+    client = Client(facts["gateway_socket"])
+    row = client.scan(SID_CATALOG, [1, 2]).rows[-1]
+    version = int.from_bytes(row[0], "big")
+    empty = msgspec.msgpack.encode([*msgspec.msgpack.decode(row[1])[:4], []])
+    key = (version + 1).to_bytes(8, "big")
+    written = conflict_hash(SID_CATALOG, 0, key).to_bytes(8, "little")
+    client.commit([Put(SID_CATALOG, 0, (1, 2), [key], written, b"", [(empty, b"")])], flags=1)
+    client.close()
+    with connect(cluster) as connection:
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("CREATE TABLE b (x int)")
+    with connect(cluster) as connection:
+        connection.execute("CREATE TABLE b (x int)")
+        connection.execute("INSERT INTO b VALUES (1)")

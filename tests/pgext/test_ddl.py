@@ -107,6 +107,77 @@ SCRIPTS = {
         ROLLBACK;
         SELECT * FROM t WHERE a = 1;
     """,
+    "add column, more": """
+        BEGIN;
+        CREATE TABLE n (a int PRIMARY KEY);
+        INSERT INTO n VALUES (1);
+        ALTER TABLE n ADD COLUMN b int DEFAULT 5;
+        SELECT * FROM n;
+        INSERT INTO n VALUES (2, 6);
+        ALTER TABLE n ADD COLUMN c text DEFAULT repeat('long', 2000);
+        SELECT a, b, length(c) FROM n ORDER BY a;
+        COMMIT;
+        SELECT a, b, length(c) FROM n ORDER BY a;
+        ALTER TABLE n ADD COLUMN d bytea DEFAULT convert_to(repeat('x', 9000), 'UTF8');
+        SELECT a, length(d) FROM n ORDER BY a;
+        UPDATE n SET a = a + 10;
+        SELECT a, b, length(c), length(d) FROM n ORDER BY a;
+        BEGIN;
+        TRUNCATE n;
+        ALTER TABLE n ADD COLUMN e int DEFAULT 9;
+        INSERT INTO n (a) VALUES (1);
+        ALTER TABLE n DROP COLUMN d, ADD COLUMN f int, ALTER b TYPE text;
+        SELECT a, b, e, f FROM n;
+        COMMIT;
+        SELECT a, b, e, f FROM n;
+        BEGIN;
+        ALTER TABLE n ADD COLUMN g int DEFAULT 1;
+        SAVEPOINT s;
+        ALTER TABLE n ADD COLUMN h int DEFAULT 2;
+        UPDATE n SET g = 10, h = 20;
+        ROLLBACK TO s;
+        SELECT a, g FROM n;
+        ALTER TABLE n DROP COLUMN g;
+        COMMIT;
+        SELECT a, b, e, f FROM n;
+        ALTER TABLE n ADD COLUMN h numeric DEFAULT 1.50 CHECK (h > 1), ADD COLUMN i date DEFAULT '2024-02-29';
+        SELECT h, i FROM n;
+        ALTER TABLE n ADD COLUMN j int DEFAULT 1 CHECK (j > 1);
+        ALTER TABLE n ADD COLUMN k int GENERATED ALWAYS AS (e + 1) VIRTUAL;
+        SELECT k FROM n;
+        ALTER TABLE n ADD COLUMN u int DEFAULT 3 UNIQUE;
+        INSERT INTO n (a) VALUES (2);
+        SELECT count(*) FROM n WHERE u = 3;
+    """,
+    "procedures and exceptions": """
+        CREATE TABLE t (a int PRIMARY KEY);
+        CREATE PROCEDURE p() LANGUAGE plpgsql AS 'BEGIN
+            INSERT INTO t VALUES (1); COMMIT; INSERT INTO t VALUES (2); ROLLBACK;
+            ALTER TABLE t ADD COLUMN b int DEFAULT 3; COMMIT; INSERT INTO t VALUES (4); END';
+        CALL p();
+        SELECT * FROM t ORDER BY a;
+        DO 'BEGIN
+            BEGIN
+                ALTER TABLE t ADD COLUMN c int DEFAULT 1; CREATE INDEX t_c ON t (c);
+                CREATE TABLE inner_one (a int PRIMARY KEY); INSERT INTO inner_one VALUES (1), (1);
+            EXCEPTION WHEN unique_violation THEN
+                CREATE TABLE handled (a int PRIMARY KEY);
+            END;
+            INSERT INTO handled VALUES (1);
+            ALTER TABLE t ADD COLUMN c text DEFAULT ''second'';
+            UPDATE t SET c = ''third'' WHERE a = 1;
+        END';
+        SELECT * FROM t ORDER BY a;
+        SELECT * FROM handled;
+        SELECT * FROM inner_one;
+        CREATE TABLE made_from_temp (a int PRIMARY KEY);
+        CREATE TEMP TABLE tmp (a int PRIMARY KEY, b text UNIQUE);
+        INSERT INTO tmp VALUES (1, 'x');
+        CREATE TABLE from_temp (LIKE tmp INCLUDING ALL);
+        INSERT INTO from_temp SELECT * FROM tmp;
+        INSERT INTO from_temp SELECT * FROM tmp;
+        SELECT indexdef FROM pg_indexes WHERE tablename = 'from_temp' ORDER BY indexname;
+    """,
     "drop and rename": FILLED
     + """
         CREATE INDEX t_c ON t (c);

@@ -228,7 +228,8 @@ def test_batched_join(connection) -> None:
     pushed, local = both()
     assert pushed == local and len(pushed[1]) > 400
     connection.execute("BEGIN; UPDATE p SET v = 1 WHERE a % 5 = 0; DELETE FROM p WHERE a % 4 = 0;"
-                       " INSERT INTO p SELECT i, 'k' || i % 3, 99 FROM generate_series(3001, 3400) i")
+                       " INSERT INTO p SELECT i, 'k' || i % 3, 99"
+                       " FROM generate_series(3001, 3400) i")
     pushed, local = both()
     assert pushed == local and len(pushed[1]) > 300
     connection.execute("ROLLBACK")
@@ -258,7 +259,8 @@ def test_batched_join_kinds(connection) -> None:
     connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
                        " CREATE TABLE p (a int, b text, v int, PRIMARY KEY (a, b));"
                        " CREATE TABLE c (id int PRIMARY KEY, a int, b text)")
-    connection.execute("INSERT INTO p SELECT i, 'k' || i % 3, i % 100 FROM generate_series(1, 400) i")
+    connection.execute("INSERT INTO p SELECT i, 'k' || i % 3, i % 100"
+                       " FROM generate_series(1, 400) i")
     connection.execute("INSERT INTO c SELECT i, nullif(i * 7 % 500, 70), 'k' || i * 7 % 500 % 3"
                        " FROM generate_series(1, 300) i")
     used = 0
