@@ -319,7 +319,7 @@ def test_lookups_equal_scans(
         sid, row_sid, cols = rng.choice([(TABLE, 0, (SMALL, FLOAT)), (INDEX, 0, (1,))])
         row_cols: tuple[int, ...] = ()
         if sid == INDEX and rng.random() < 0.5:
-            row_sid, row_cols = TABLE, (SMALL,)
+            row_sid, row_cols, cols = TABLE, (SMALL,), rng.choice([(), (1,)])
         lo, hi = sorted(rng.randbytes(2) for _ in range(2))
         if rng.random() < 0.5:
             lo = rng.choice(rows).key if rng.random() < 0.8 else lo
