@@ -153,8 +153,9 @@ read_deltas(int64 from, int64 limit, uint32 *nrows, bool *more)
 }
 
 /*
- * The journal may hold a version that this instance has not seen: one whose
- * transaction lost its backend.  A delta made now would not fit onto it.
+ * The journal may hold a version that this instance has not seen: a commit
+ * that was given up by its backend and decided late.  With the version locked,
+ * nobody here is about to bring it; only a start does.
  */
 static void
 check_not_behind(int64 next)
@@ -165,10 +166,10 @@ check_not_behind(int64 next)
 
 	pfree(reply.frame);
 	if (nrows > 0)
-		ereport(ERROR,
+		ereport(PANIC,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("the catalog of this instance is behind the cluster's"),
-				 errhint("Retry the transaction.")));
+				 errmsg("catalog version " INT64_FORMAT " is committed, but not in this instance", next),
+				 errhint("The instance starts again and applies it; retry the transaction.")));
 }
 
 /* ---------- shipping ---------- */
