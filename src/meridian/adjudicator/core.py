@@ -142,12 +142,16 @@ class Adjudicator:
 
     def _replayed(self, now: Interval, event: Replayed) -> list[Effect]:
         position = event.position
-        assert not self.ledger.n and event.epoch[0] > position.epoch[0]
+        marked = event.epoch == position.epoch
+        assert not self.ledger.n and (marked or event.epoch[0] > position.epoch[0])
+        assert not (marked and position.sealed), "an epoch is begun once"
         assert not position.closed, "a closed journal takes no more records"
         self._replayed_bodies.clear()
         # No promise or commit of an earlier epoch lies beyond this (6.6, 4.4).
         lease_old = max(position.lease, position.tau)
-        effects = self.ledger.begin(now, event.epoch, position.n, lease_old)
+        effects = self.ledger.begin(
+            now, event.epoch, position.n, lease_old, marked=marked
+        )
         self._seal_n = self.ledger.n
         return effects
 

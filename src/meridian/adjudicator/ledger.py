@@ -81,8 +81,13 @@ class Ledger:
 
     # Records
 
-    def begin(self, now: Interval, epoch: EpochId, n: int, lease_old: int) -> list[Effect]:
-        """Marker and SEAL.  `lease_old` covers every commit and promise of earlier epochs."""
+    def begin(
+        self, now: Interval, epoch: EpochId, n: int, lease_old: int, *, marked: bool
+    ) -> list[Effect]:
+        """Marker (unless it is in) and SEAL.
+
+        `lease_old` covers every commit and promise of earlier epochs.
+        """
         assert self.n == 0 and epoch > (0, 0)
         self.epoch = epoch
         self.n = self.n_durable = n
@@ -91,8 +96,10 @@ class Ledger:
         self.lease_durable = lease_old
         lease = max(lease_old, now.latest) + LEASE_NS
         self.lease_appended = lease
-        marker = self._append(now, Marker(self.number), lease_old, None)
-        return [marker, self._append(now, Seal(lease_old, lease), lease, None)]
+        effects: list[Effect] = []
+        if not marked:
+            effects.append(self._append(now, Marker(self.number), lease_old, None))
+        return [*effects, self._append(now, Seal(lease_old, lease), lease, None)]
 
     def _append(
         self,

@@ -9,10 +9,11 @@ from meridian.check import history
 from meridian.journal import core as journal
 from meridian.journal.core import Position, Reader
 from meridian.sim.client import Txn
+from meridian.sim.disk import Disk
 from meridian.sim.messages import Key
-from meridian.sim.owner import Owner
 from meridian.sim.plans import CATALOG, SID_FIRST, ConflictKey, version_of, writer_of
 from meridian.sim.replica import Replica, Store
+from meridian.sim.stream import Stream
 from meridian.sim.world import SimulationError
 from meridian.wire.ops import decode_chunk
 
@@ -20,13 +21,13 @@ from meridian.wire.ops import decode_chunk
 class Truth:
     """All committed transactions of all journals in the order of tau, and the aborted ids."""
 
-    def __init__(self, owners: list[Owner]) -> None:
+    def __init__(self, journals: list[Disk | Stream]) -> None:
         self.taus: dict[bytes, int] = {}
         self.aborted: dict[bytes, int] = {}
         self.store = Store()
         commits: list[tuple[int, bytes, list[bytes]]] = []
-        for owner in owners:
-            self._read(owner, commits)
+        for one in journals:
+            self._read(one, commits)
         commits.sort()
         for tau, txid, chunks in commits:
             if txid in self.taus:
@@ -34,10 +35,10 @@ class Truth:
             self.taus[txid] = tau
             self.store.apply(tau, [op for chunk in chunks for op in decode_chunk(chunk)])
 
-    def _read(self, owner: Owner, commits: list[tuple[int, bytes, list[bytes]]]) -> None:
+    def _read(self, one: Disk | Stream, commits: list[tuple[int, bytes, list[bytes]]]) -> None:
         reader = Reader(Position())
         bodies: dict[int, bytes] = {}
-        for record in (*owner.disk.trimmed, *owner.disk.recover()):
+        for record in one.history():
             match reader.accept(record):
                 case journal.Body(chunk=chunk):
                     bodies[record.n] = chunk
@@ -48,10 +49,10 @@ class Truth:
 
 
 def check_all(
-    owners: list[Owner], replicas: list[Replica], log: list[Txn], *, real_time: bool
+    journals: list[Disk | Stream], replicas: list[Replica], log: list[Txn], *, real_time: bool
 ) -> dict[str, int]:
     """Raises SimulationError, or returns counts (commits, false aborts, ...)."""
-    truth = Truth(owners)
+    truth = Truth(journals)
     _durability(truth, log)
     _snapshots(truth, log)
     _conflicts(truth, log)

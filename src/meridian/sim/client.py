@@ -166,7 +166,10 @@ class Client(Node):
 
     def _commit(self, txn: Txn, chunks: list[bytes], flags: int) -> Wait:
         random = self._random
-        target = f"o{txn.owner}"
+        targets = [f"o{txn.owner}"]
+        if self.world.swarm.streams:
+            targets.append(f"o{txn.owner}b")
+        target = targets[0]
         parts = len(chunks) - 1
         unsure = False
         again = False
@@ -191,6 +194,7 @@ class Client(Node):
                     unsure = True
                     txn.unknown_answers += 1
                 yield random.randint(MS, 20 * MS) * (1 + 10 * unsure), None
+                target = random.choice(targets)
                 continue
             self._hear(txn, told.answer)
             return

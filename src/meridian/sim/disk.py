@@ -25,15 +25,15 @@ class Disk:
         self.durable_bytes = 0
         self.durable_n = 0
         self.cut_bytes = 0
-        self.start = Position()
+        self.beginning = Position()
         """Everything through it was trimmed (6.7)."""
         self.trimmed: list[Record] = []
         """For the checkers only."""
 
     def trim(self, through_n: int) -> None:
         """Cuts durable records off the beginning, up to a position outside of open transactions."""
-        reader = Reader(self.start)
-        offset, cut, position = 0, 0, self.start
+        reader = Reader(self.beginning)
+        offset, cut, position = 0, 0, self.beginning
         gone: list[Record] = []
         kept = 0
         while offset < self.durable_bytes:
@@ -48,7 +48,11 @@ class Disk:
         del self.data[:cut]
         self.durable_bytes -= cut
         self.cut_bytes += cut
-        self.start = position
+        self.beginning = position
+
+    def history(self) -> list[Record]:
+        """Every record ever durable, and what else survived."""
+        return [*self.trimmed, *self.recover()]
 
     def write(self, records: list[Record]) -> int:
         """Appends a batch; returns the size of the file, to be passed to `synced`."""
@@ -78,7 +82,7 @@ class Disk:
         records: list[Record] = []
         offset = 0
         claim = 0
-        first = self.start.n + 1
+        first = self.beginning.n + 1
         while offset < len(data):
             try:
                 record, durable_n, offset_after = format_.decode(data, offset)
@@ -93,5 +97,5 @@ class Disk:
         assert offset >= self.durable_bytes, "durable bytes were cut"
         del self.data[offset:]
         self.durable_bytes = offset
-        self.durable_n = self.start.n + len(records)
+        self.durable_n = self.beginning.n + len(records)
         return records

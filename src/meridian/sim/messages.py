@@ -27,16 +27,42 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Fetch(msgspec.Struct, frozen=True):
-    """A replica wants the durable records of a journal after n."""
+    """Somebody wants the durable records of a journal after the index `after`.
 
-    after_n: int
+    A record's index is its n in a file, its place in a stream.
+    """
+
+    after: int
 
 
 class Records(msgspec.Struct, frozen=True):
-    """Durable records of a journal, in order."""
+    """Durable records of a journal, in order, the first at index `first`."""
 
     journal: int
+    first: int
     records: list[Record]
+
+
+class StreamPut(msgspec.Struct, frozen=True):
+    """An owner appends one message to a stream; in the order of `number` per `writer`.
+
+    `expected` is the number of messages that must lie before it; None = any.
+    """
+
+    writer: str
+    number: int
+    expected: int | None
+    records: list[Record]
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What became of StreamPut `number`, and the stream's length in messages and records."""
+
+    writer: str
+    number: int
+    accepted: bool
+    messages: int
+    records: int
 
 
 class Trimmed(msgspec.Struct, frozen=True):

@@ -247,9 +247,9 @@ class _ForgetsPromises(Ledger):
 
 class _IgnoresOldLease(Ledger):
     def begin(
-        self, now: Interval, epoch: tuple[int, int], n: int, lease_old: int
+        self, now: Interval, epoch: tuple[int, int], n: int, lease_old: int, *, marked: bool
     ) -> list[ev.Effect]:
-        effects = super().begin(now, epoch, n, lease_old)
+        effects = super().begin(now, epoch, n, lease_old, marked=marked)
         self.last_tau = self.promised = 0
         return effects
 
@@ -299,6 +299,15 @@ class _ReadsIncomplete(st.Core):
         complete, self.complete_tau = self.complete_tau, TAU_MAX
         super()._answer(now, effects)
         self.complete_tau = complete
+
+
+class _NoFence(Reader):
+    """Accepts what an owner that was deposed got stored, wherever it lies."""
+
+    def accept(self, record: Record) -> journal.Payload | None:
+        if record.kind != journal.EPOCH and record.epoch < self.epoch:
+            record = record._replace(epoch=self.epoch, n=self.n + 1)
+        return super().accept(record)
 
 
 class _SkipsBodies(Reader):
@@ -352,6 +361,7 @@ MUTANTS = (
     Mutant("commits beyond the durable lease", "4.4", 200, _adjudicator(ledger=_IgnoresLease)),
     Mutant("takes heartbeats ahead of their record", "4.6", 20, Parts(crossbar=_DeafBeats)),
     Mutant("merges without waiting", "7", 20, Parts(crossbar=_NoMergeWait)),
+    Mutant("accepts records of a deposed owner", "6.1", 150, Parts(reader=_NoFence)),
     Mutant("takes commits without their bodies", "6.3", 20, Parts(reader=_SkipsBodies)),
     Mutant("reads leave before their commits", "4.5", 200, Parts(storage=_ReadsLeave)),
     Mutant("reads before completeness", "4.7", 10, Parts(storage=_ReadsIncomplete)),

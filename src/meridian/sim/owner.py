@@ -6,6 +6,7 @@ from typing import Any
 
 from meridian.adjudicator import events as ev
 from meridian.adjudicator.core import Adjudicator
+from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.disk import Disk
 from meridian.sim.messages import Ask, Beat, Fetch, Parts, Records, Told, Trimmed, Want
@@ -17,14 +18,14 @@ FETCH_RECORDS = 200
 class Owner(Node):
     """Node `o<number>`; restarts with a higher epoch after every crash and failed sync."""
 
-    def __init__(self, world: World, number: int, parts: Parts) -> None:
-        super().__init__(world, f"o{number}")
+    def __init__(self, world: World, number: int, parts: Parts, name: str = "") -> None:
+        super().__init__(world, name or f"o{number}")
         self.number = number
         self.parts = parts
         self.replicas: list[str] = []
         self.disk = Disk(world.random(f"disk/{number}"))
         self.served = 0
-        self._random = world.random(f"sync/{number}")
+        self._random = world.random(f"sync/{self.name}")
         self._core: Adjudicator | None = None
         self._records: list[Record] = []
         self._waiting: list[Record] = []
@@ -40,16 +41,19 @@ class Owner(Node):
         self._syncing = False
         self._asked = {}
         self._timers = {}
-        start = self.disk.start
+        reader = self._replay(self.disk.beginning, self._records)
+        nonce = self._random.getrandbits(32)
+        self._step(ev.Replayed(reader.position(), (reader.epoch[0] + 1, nonce)))
+
+    def _replay(self, start: Position, records: list[Record]) -> Reader:
         self._core = self.parts.adjudicator(self.number, start, self.world.swarm.window_keys)
         reader = self.parts.reader(start)
-        for record in self._records:
+        for record in records:
             payload = reader.accept(record)
             if payload is not None:
                 self._step(ev.Replay(record, payload))
-        self.world.trace("start", self.name, len(self._records), reader.lease)
-        nonce = self._random.getrandbits(32)
-        self._step(ev.Replayed(reader.position(), (reader.epoch[0] + 1, nonce)))
+        self.world.trace("start", self.name, len(records), reader.lease)
+        return reader
 
     def on_crash(self) -> None:
         """Unsynced bytes are torn."""
@@ -155,15 +159,15 @@ class Owner(Node):
 
     def _push(self, batch: list[Record]) -> None:
         for replica in self.replicas:
-            self.world.send(self.name, replica, Records(self.number, batch))
+            self.world.send(self.name, replica, Records(self.number, batch[0].n, batch))
 
     def trim(self, through_n: int) -> None:
         """A checkpoint holds everything through this record."""
         if self.alive:
-            before = self.disk.start.n
+            before = self.disk.beginning.n
             self.disk.trim(through_n)
-            del self._records[: self.disk.start.n - before]
-            self.world.trace("trim", self.name, self.disk.start.n)
+            del self._records[: self.disk.beginning.n - before]
+            self.world.trace("trim", self.name, self.disk.beginning.n)
 
     # Messages
 
@@ -173,12 +177,12 @@ class Owner(Node):
             case Ask():
                 self._ask(source, message.event)
             case Fetch():
-                at = message.after_n - self.disk.start.n
+                at = message.after - self.disk.beginning.n
                 wanted = self._records[max(at, 0) : max(at, 0) + FETCH_RECORDS]
                 if at < 0:
                     self.world.send(self.name, source, Trimmed(self.number))
                 elif wanted:
-                    self.world.send(self.name, source, Records(self.number, wanted))
+                    self.world.send(self.name, source, Records(self.number, wanted[0].n, wanted))
             case Want():
                 self._step(ev.WantHeartbeat(message.tau))
 

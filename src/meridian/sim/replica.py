@@ -9,8 +9,10 @@ from meridian.clock.tau import TAU_MAX
 from meridian.crossbar import core as xb
 from meridian.journal.core import Payload, Position, Reader
 from meridian.journal.record import Record
+from meridian.sim.disk import Disk
 from meridian.sim.messages import Beat, Fetch, Get, Got, Key, Parts, Records, Trimmed, Want
 from meridian.sim.owner import Owner
+from meridian.sim.stream import Stream
 from meridian.sim.world import MS, Node, S, SimulationError, World
 from meridian.storage import core as st
 from meridian.wire.ops import Delete, Op, Put, decode_chunk
@@ -100,12 +102,14 @@ class Replica(Node):
         self,
         world: World,
         number: int,
+        journals: list[Disk | Stream],
         owners: list[Owner],
         object_store: list[Store],
         parts: Parts,
     ) -> None:
         super().__init__(world, f"r{number}")
         self.parts = parts
+        self.journals = journals
         self.owners = owners
         self.object_store = object_store
         self.store = Store()
@@ -113,6 +117,8 @@ class Replica(Node):
         self._bar = xb.Crossbar()
         self._core = st.Core(0, 0, {})
         self._readers: list[Reader] = []
+        self._at: list[int] = []
+        """Index of the last record read, per journal."""
         self._reads: dict[int, tuple[str, Get]] = {}
         self._token = 0
         self._wanted = 0
@@ -136,7 +142,7 @@ class Replica(Node):
 
     def on_start(self) -> None:
         """Reads every journal from its beginning, applies what its file lacks."""
-        starts = [owner.disk.start for owner in self.owners]
+        starts = [one.beginning for one in self.journals]
         if self._random.random() < 0.4 or self.store.lacks(starts):
             self.store = self.object_store[-1].copy() if self.object_store else Store()
         store = self.store
@@ -147,6 +153,7 @@ class Replica(Node):
         self._bar = self.parts.crossbar()
         self._core = self.parts.storage(store.tau, store.horizon, store.positions)
         self._readers = [self.parts.reader(start) for start in starts]
+        self._at = [start.n for start in starts]
         for number, start in enumerate(starts):
             # Commits through the store's tau are in, of whichever journal.
             n = store.positions.get(number, 0)
@@ -157,8 +164,9 @@ class Replica(Node):
 
     def _poll(self) -> None:
         """Nothing relies on a message that was pushed: they may be lost."""
-        for number, reader in enumerate(self._readers):
-            self.world.send(self.name, f"o{number}", Fetch(reader.n))
+        for number, at in enumerate(self._at):
+            source = f"l{number}" if self.world.swarm.streams else f"o{number}"
+            self.world.send(self.name, source, Fetch(at))
         self._want(max((get.tau for _, get in self._reads.values()), default=self._wanted))
         self.after(POLL_NS, self._poll)
 
@@ -167,7 +175,9 @@ class Replica(Node):
             tau += self._random.randint(0, self.world.swarm.eager_ns)
         if tau > self.complete:
             for number in self._bar.lagging(tau):
-                self.world.send(self.name, f"o{number}", Want(tau))
+                for owner in self.owners:
+                    if owner.number == number:
+                        self.world.send(self.name, owner.name, Want(tau))
 
     def receive(self, source: str, message: Any) -> None:
         """Records, heartbeats, reads."""
@@ -188,9 +198,10 @@ class Replica(Node):
     def _take(self, message: Records) -> None:
         reader = self._readers[message.journal]
         accepted: list[tuple[Record, Payload]] = []
-        for record in message.records:
-            if record.n != reader.n + 1:
+        for index, record in enumerate(message.records, message.first):
+            if index != self._at[message.journal] + 1:
                 continue
+            self._at[message.journal] = index
             payload = reader.accept(record)
             if payload is not None:
                 accepted.append((record, payload))

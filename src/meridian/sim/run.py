@@ -6,9 +6,11 @@ import msgspec
 
 from meridian.sim.checkers import check_all
 from meridian.sim.client import Client
+from meridian.sim.disk import Disk
 from meridian.sim.messages import Parts
 from meridian.sim.owner import Owner
 from meridian.sim.replica import Replica, Store
+from meridian.sim.stream import Stream, StreamOwner
 from meridian.sim.swarm import Swarm, choose
 from meridian.sim.world import MS, START, Node, S, SimulationError, World
 
@@ -44,25 +46,47 @@ class Run:
         parts = parts or Parts()
         world = self.world = World(seed, self.swarm, story)
         swarm_ = self.swarm
-        self.owners = [Owner(world, number, parts) for number in range(swarm_.owners)]
+        self.journals: list[Disk | Stream] = []
+        self.owners: list[Owner] = []
+        self.standbys: list[StreamOwner] = []
+        self._build_owners(world, parts)
         object_store: list[Store] = []
         self.replicas = [
-            Replica(world, number, self.owners, object_store, parts)
+            Replica(world, number, self.journals, self._all_owners(), object_store, parts)
             for number in range(swarm_.replicas)
         ]
         self.clients = [
             Client(world, number, swarm_.owners, swarm_.replicas, parts)
             for number in range(swarm_.clients)
         ]
-        for owner in self.owners:
-            owner.replicas = [replica.name for replica in self.replicas]
+        names = [replica.name for replica in self.replicas]
+        for source in (*self._all_owners(), *self.journals):
+            if not isinstance(source, Disk):
+                source.replicas = names
+
+    def _build_owners(self, world: World, parts: Parts) -> None:
+        for number in range(self.swarm.owners):
+            if self.swarm.streams:
+                self.journals.append(Stream(world, number))
+                self.owners.append(StreamOwner(world, number, parts))
+                self.standbys.append(StreamOwner(world, number, parts, f"o{number}b"))
+            else:
+                owner = Owner(world, number, parts)
+                self.owners.append(owner)
+                self.journals.append(owner.disk)
+
+    def _all_owners(self) -> list[Owner]:
+        return [*self.owners, *self.standbys]
+
+    def _streams(self) -> list[Stream]:
+        return [one for one in self.journals if isinstance(one, Stream)]
 
     def go(self) -> Result:
         """Runs both phases and all checks."""
         failure = ""
         counts: dict[str, int] = {}
         try:
-            for node in (*self.owners, *self.replicas, *self.clients):
+            for node in (*self._streams(), *self.owners, *self.replicas, *self.clients):
                 node.start()
             self._plan_faults()
             self.world.run(START + SAFETY_NS)
@@ -81,7 +105,7 @@ class Run:
     def _plan_faults(self) -> None:
         world, swarm = self.world, self.swarm
         random = world.random("faults")
-        nodes: list[Node] = [*self.owners, *self.replicas, *self.clients]
+        nodes: list[Node] = [*self._all_owners(), *self.replicas, *self.clients]
 
         def moment() -> int:
             return START + random.randrange(SAFETY_NS)
@@ -100,6 +124,10 @@ class Run:
                 begin,
                 lambda a=one.name, b=other.name, end=end: world.cut(a, b, end),  # type: ignore[misc]
             )
+        if swarm.streams:
+            self._supervise()
+            for _ in range(swarm.takeovers):
+                world.at(moment(), self._takeover)
         for _ in range(swarm.checkpoints):
             world.at(moment(), random.choice(self.replicas).checkpoint)
         for _ in range(swarm.clock_steps):
@@ -117,6 +145,20 @@ class Run:
         for member in group:
             self.world.at(self.world.now + down, lambda m=member: None if m.alive else m.start())  # type: ignore[misc]
 
+    def _takeover(self) -> None:
+        """The other owner of a journal starts, whatever the present one does."""
+        down = [owner for owner in self._all_owners() if not owner.alive]
+        if down and not self.world.healed:
+            self.world.random("faults").choice(down).start()
+
+    def _supervise(self) -> None:
+        """A journal that nobody owns gets an owner."""
+        for one in self.owners:
+            pair = [owner for owner in self._all_owners() if owner.number == one.number]
+            if not any(owner.alive for owner in pair) and not self.world.healed:
+                self.world.random("faults").choice(pair).start()
+        self.world.at(self.world.now + 100 * MS, self._supervise)
+
     def _pause(self, node: Node, pause: int) -> None:
         if not self.world.healed:
             node.paused_until = self.world.now + pause
@@ -128,6 +170,9 @@ class Run:
         world.heal()
         for client in self.clients:
             client.stopping = True
+        for owner in self._all_owners():
+            if self.swarm.streams:
+                owner.crash()
         for node in (*self.owners, *self.replicas):
             if not node.alive:
                 node.start()
@@ -160,7 +205,7 @@ class Run:
             trimmed = txn.unknown_answers and self.swarm.checkpoints > 0
             if txn.status == "unknown" and not txn.abandoned and not trimmed:
                 raise SimulationError(f"liveness: {txn.name!r} never got an outcome")
-        return check_all(self.owners, self.replicas, log, real_time=not self.swarm.false_bounds)
+        return check_all(self.journals, self.replicas, log, real_time=not self.swarm.false_bounds)
 
 
 def run_seed(seed: int, parts: Parts | None = None, *, story: bool = False) -> Result:

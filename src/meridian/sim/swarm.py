@@ -17,6 +17,9 @@ class Swarm(msgspec.Struct, frozen=True):
     clients: int
     colocated: bool
     """Owners and replicas are one process with one clock, as in `meridian dev`."""
+    streams: bool
+    """Journals are shared streams that two owners contend for; else files of one process."""
+    takeovers: int
     clock_error: int
     false_bounds: bool
     """Clocks leave their bounds: linearizability may go, isolation may not (C7)."""
@@ -58,6 +61,8 @@ def choose(seed: int) -> Swarm:
         replicas=random.choice((1, 2)),
         clients=random.randint(2, 6),
         colocated=colocated,
+        streams=not colocated and random.random() < 0.4,
+        takeovers=random.choice((1, 4, 12)),
         clock_error=clock_error,
         false_bounds=clock_error > 0 and random.random() < 0.15,
         eager=often(0.5, 0.2),
