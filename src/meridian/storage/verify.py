@@ -86,7 +86,9 @@ class _Verifier:
         """Run a query for offending keys; name the first few."""
         keys = [row[0] for row in fetch(self.db, f"{sql} LIMIT {EXAMPLES + 1}", values)]
         if keys:
-            shown = ", ".join(bytes(key).hex() for key in keys[:EXAMPLES])
+            shown = ", ".join(
+                key.hex() if isinstance(key, bytes) else repr(key) for key in keys[:EXAMPLES]
+            )
             rest = ", ..." if len(keys) > EXAMPLES else ""
             self.result.damages.append(f"{what}: {shown}{rest}")
 
@@ -169,14 +171,14 @@ class _Verifier:
             (tau,),
         )
         missing = (
-            f"FROM {table.table} r WHERE {rows} AND r.k NOT IN"
-            f" (SELECT {pointer} FROM {index.table} e WHERE {entries})"
+            f"SELECT r.k FROM {table.table} r WHERE {rows}"
+            f" EXCEPT SELECT {pointer} FROM {index.table} e WHERE {entries}"
         )
         # The primary key of a table organised by it is an index that never had an entry.
         if index.complete and index.put_rows:
-            self._damage(f"{name}: row without an entry", f"SELECT r.k {missing}", (tau,))
+            self._damage(f"{name}: row without an entry", missing, (tau,))
         else:
-            count = fetch(self.db, f"SELECT count(*) {missing}", (tau,))[0][0]
+            count = fetch(self.db, f"SELECT count(*) FROM ({missing})", (tau,))[0][0]
             if count:
                 self.result.notes.append(f"{name}: {count} rows without an entry")
 
