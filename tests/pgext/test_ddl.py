@@ -140,7 +140,8 @@ SCRIPTS = {
         ALTER TABLE n DROP COLUMN g;
         COMMIT;
         SELECT a, b, e, f FROM n;
-        ALTER TABLE n ADD COLUMN h numeric DEFAULT 1.50 CHECK (h > 1), ADD COLUMN i date DEFAULT '2024-02-29';
+        ALTER TABLE n ADD COLUMN h numeric DEFAULT 1.50 CHECK (h > 1),
+            ADD COLUMN i date DEFAULT '2024-02-29';
         SELECT h, i FROM n;
         ALTER TABLE n ADD COLUMN j int DEFAULT 1 CHECK (j > 1);
         ALTER TABLE n ADD COLUMN k int GENERATED ALWAYS AS (e + 1) VIRTUAL;
