@@ -149,10 +149,10 @@ CHECKPOINT_JOURNAL_BYTES = 512 * MIB
 """Journal bytes after which a checkpoint is taken."""
 CHUNK_BYTES_MAX = 14 * MIB
 """Largest chunk taken: CHUNK_SIZE_BYTES and one row of the largest size."""
-SLICE_BYTES = 128 * 1024
-SLICE_ROWS = 1_000
+SLICE_BYTES = 96 * 1024
+SLICE_ROWS = 750
 """A chunk of a large commit is taken in pieces of at most this."""
-STAGED_BACKLOG_BYTES = 512 * 1024
+STAGED_BACKLOG_BYTES = 256 * 1024
 """Chunks of large commits between gateway and storage; beyond it their clients wait."""
 SERVING_WAIT_S = 30
 """How long a new owner may take to make its first records durable."""

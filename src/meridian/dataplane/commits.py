@@ -36,6 +36,8 @@ log = logging.getLogger("meridian.commits")
 Done = Callable[[int | MeridianError], None]
 StatusDone = Callable[[int, int], None]
 _RETRY_S = 0.002
+_PACE_S = 0.002
+"""Pause between two pieces of large commits while others are served too."""
 
 
 class _Asked(msgspec.Struct):
@@ -96,6 +98,7 @@ class CommitPath:
         self._large: dict[bytes, _Large] = {}
         self._unapplied: deque[tuple[int, Done]] = deque()
         self._scheduled = False
+        self._requests_seen = 0
 
     # COMMIT
 
@@ -237,8 +240,17 @@ class CommitPath:
                 self._scheduled = True
                 # Round robin: the one served goes to the end.
                 self._large[txid] = self._large.pop(txid)
-                asyncio.get_running_loop().call_soon(self._next_piece, txid)
+                delay_s = _PACE_S if self._others_came() else 0.0
+                asyncio.get_running_loop().call_later(delay_s, self._next_piece, txid)
                 return
+
+    def _others_came(self) -> bool:
+        """Has anybody else asked for something since the last piece? Then they get some room."""
+        counters = self.node.counters
+        requests = counters.gets + counters.scans + counters.commits
+        came = requests != self._requests_seen
+        self._requests_seen = requests
+        return came
 
     def _active(self) -> Iterator[tuple[bytes, _Large]]:
         """Those whose turn it is; the others wait for one of them to end."""

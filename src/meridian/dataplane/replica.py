@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SLICE_NS = 3_000_000
 """Work done in one go on the event loop."""
-_SETTLE_ROWS = 500
+_SETTLE_ROWS = 250
 _RETRY_S = 1.0
 
 log = logging.getLogger("meridian.replica")
