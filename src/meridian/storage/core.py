@@ -23,6 +23,8 @@ from meridian.limits import GC_HORIZON_NS, S
 GROUP_COMMITS = 256
 GROUP_BYTES = 64 * 1024
 """Small commits that share one SQLite transaction."""
+VOID = b""
+"""A waiting chunk of a dropped transaction (a real chunk is never empty)."""
 READS_WAITING_MAX = 100_000
 FLOOR_STEP_NS = 5 * S
 """The floor rises in steps: each one is a write."""
@@ -206,7 +208,7 @@ class Core:
         effects: list[Effect] = []
         match event:
             case Delivered():
-                self._deliver(event)
+                self._deliver(event, effects)
             case Performed():
                 self._performed(effects)
             case Read():
@@ -237,20 +239,36 @@ class Core:
 
     # Work
 
-    def _deliver(self, event: Delivered) -> None:
+    def _deliver(self, event: Delivered, effects: list[Effect]) -> None:
         for item in event.items:
             if isinstance(item, Chunk):
                 self._chunks.append(item)
                 self._arrived += 1
             else:
-                if isinstance(item, Dropped) or item.bodies:
+                if isinstance(item, Dropped):
+                    # It needs none of its chunks, nor the relations that they name.
+                    self._void_chunks(item.txid, effects)
+                    self._needs.append(0)
+                elif item.bodies:
                     self._needs.append(self._arrived)
                 self._commits.append(item)
             self.backlog_bytes += _size_bytes(item)
         self._commits.append(Delivered((), event.tau, event.positions))
 
+    def _void_chunks(self, txid: bytes, effects: list[Effect]) -> None:
+        """Waiting chunks of a dropped transaction keep their place but are not written."""
+        size_bytes = 0
+        for at, chunk in enumerate(self._chunks):
+            if chunk.txid == txid:
+                size_bytes += len(chunk.chunk)
+                self._chunks[at] = msgspec.structs.replace(chunk, chunk=VOID)
+        self._took(size_bytes, effects)
+
     def _next(self, effects: list[Effect]) -> None:
-        """The next piece of work, if there is one; markers need none."""
+        """The next piece of work, if there is one; markers and void chunks need none."""
+        while self._chunks and self._chunks[0].chunk == VOID:
+            self._chunks.popleft()
+            self._staged += 1
         group = self._take_group()
         while group:
             commits = [item for item in group if isinstance(item, Committed)]

@@ -26,6 +26,7 @@ from meridian.storage.relations import Relation, Snapshot, Staged, load_overlay,
 from meridian.storage.sql import fetch
 from meridian.storage.types import (
     GET_BYTES_MAX,
+    TS_MAX,
     Page,
     ReadRequest,
     SampleRequest,
@@ -193,6 +194,8 @@ class Engine:
         self._gets.clear()
         self._lookups.clear()
         self._horizon = self._state.horizon
+        # Asked many times a second, also by an idle system with many relations.
+        self._first_death = min((r.died for r in self._relations.values()), default=TS_MAX)
         self._snapshot = Snapshot(self._relations, self._overlay, self._horizon)
 
     @contextmanager
@@ -322,9 +325,7 @@ class Engine:
 
     def _collectable(self, horizon: int) -> bool:
         head = fetch(self._db, "SELECT te FROM gc ORDER BY id LIMIT 1")
-        return bool(head and head[0][0] <= horizon) or any(
-            relation.died <= horizon for relation in self._relations.values()
-        )
+        return bool(head and head[0][0] <= horizon) or self._first_death <= horizon
 
     def checkpoint(
         self, target_dir: Path, stop: Callable[[], bool] = lambda: False
