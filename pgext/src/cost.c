@@ -30,10 +30,13 @@
 #define PAGE_BYTES_ASSUMED (256.0 * 1024)
 
 /* A table nobody has analysed is planned as at least this big: it may fill. */
-#define UNANALYSED_ROWS 1000.0
+#define UNANALYSED_ROWS 10000.0
+
+/* Whole keys of a table asked for in one request. */
+#define KEYS_PER_TRIP 1024
 
 /* Storage's work per row looked at. */
-#define EXAMINE_ROW_COST 0.004
+#define EXAMINE_ROW_COST 0.01
 #define FETCH_BYTE_COST 0.0001
 
 double		mer_round_trip_cost = 10.0;
@@ -431,10 +434,12 @@ mer_index_cost(PlannerInfo *root, IndexPath *path, double loop_count,
 {
 	IndexOptInfo *index = path->indexinfo;
 	bool		only = path->path.pathtype == T_IndexOnlyScan;
+	bool		by_row = is_table_order(index->indexoid);
 	double		width = index->rel->reltarget->width;
 	List	   *all_quals = get_quals_from_indexclauses(path->indexclauses);
 	IndexBounds bounds;
-	double		entries;
+	double		entries,
+				trips;
 
 	find_bounds(root, path, &bounds);
 	*selectivity = quals_selectivity(root, index, all_quals);
@@ -448,18 +453,20 @@ mer_index_cost(PlannerInfo *root, IndexPath *path, double loop_count,
 	entries = clamp_row_est(Min(entries, Max(index->tuples, 1)));
 
 	/*
-	 * One request per range; a long range takes more.  Rows are joined to
-	 * their entries in storage, so that a secondary index costs a lookup
-	 * there but no round trip.  Core adds the rows' share of the table's
-	 * pages on top, except for index-only scans.
+	 * One request per range, but whole row keys go together; a long range
+	 * takes more than one.  Rows are joined to their entries in storage, so
+	 * that a secondary index costs a lookup there but no round trip.  Core
+	 * adds the rows' share of the table's pages on top, except for index-only
+	 * scans.
 	 */
+	trips = bounds.point && by_row ? ceil(bounds.ranges / KEYS_PER_TRIP) : bounds.ranges;
 	*startup_cost = mer_round_trip_cost;
-	*total_cost = (bounds.ranges - 1) * mer_round_trip_cost +
+	*total_cost = (trips - 1) * mer_round_trip_cost +
 		mer_scan_cost(entries, only ? entries : 0, width) +
 		entries * (cpu_index_tuple_cost + list_length(all_quals) * cpu_operator_cost);
 	if (bounds.quals == NIL)
 		*total_cost += MER_FULL_SCAN_PAGES * seq_page_cost;
-	if (!only && !is_table_order(index->indexoid))
+	if (!only && !by_row)
 		*total_cost += entries * MER_LOOKUP_ROW_COST;
 	*correlation = 1.0;
 	*pages = Max(1.0, ceil(entries / 100));

@@ -32,6 +32,7 @@
 
 /* Wider filters stay here: storage translates a filter into one SQL statement. */
 #define MAX_FILTER_ARMS 128
+#define MAX_FILTER_DEPTH 50
 
 /* ---------- recognising leaves ---------- */
 
@@ -306,14 +307,14 @@ mer_match_leaf(Expr *expr, Index varno, Leaf *leaf)
 
 /* ---------- planning: the part of a clause that goes out ---------- */
 
-static Expr *extract(Expr *expr, Index varno, bool negated, bool *exact);
+static Expr *extract(Expr *expr, Index varno, bool negated, int depth, bool *exact);
 
 /*
  * Under AND (or a negated OR) an arm that cannot go out is left to the
  * executor; under OR (or a negated AND) it keeps the whole expression here.
  */
 static Expr *
-extract_arms(BoolExpr *expr, Index varno, bool negated, bool *exact)
+extract_arms(BoolExpr *expr, Index varno, bool negated, int depth, bool *exact)
 {
 	bool		conjunction = (expr->boolop == AND_EXPR) != negated;
 	List	   *arms = NIL;
@@ -321,7 +322,7 @@ extract_arms(BoolExpr *expr, Index varno, bool negated, bool *exact)
 
 	foreach(lc, expr->args)
 	{
-		Expr	   *arm = extract((Expr *) lfirst(lc), varno, negated, exact);
+		Expr	   *arm = extract((Expr *) lfirst(lc), varno, negated, depth, exact);
 
 		if (arm != NULL)
 			arms = lappend(arms, arm);
@@ -339,19 +340,18 @@ extract_arms(BoolExpr *expr, Index varno, bool negated, bool *exact)
 }
 
 static Expr *
-extract(Expr *expr, Index varno, bool negated, bool *exact)
+extract(Expr *expr, Index varno, bool negated, int depth, bool *exact)
 {
 	Leaf		leaf;
 
-	check_stack_depth();
-	if (IsA(expr, BoolExpr))
+	if (IsA(expr, BoolExpr) && depth < MAX_FILTER_DEPTH)
 	{
 		BoolExpr   *b = (BoolExpr *) expr;
 		Expr	   *arg;
 
 		if (b->boolop != NOT_EXPR)
-			return extract_arms(b, varno, negated, exact);
-		arg = extract((Expr *) linitial(b->args), varno, !negated, exact);
+			return extract_arms(b, varno, negated, depth + 1, exact);
+		arg = extract((Expr *) linitial(b->args), varno, !negated, depth + 1, exact);
 		return arg ? makeBoolExpr(NOT_EXPR, list_make1(arg), -1) : NULL;
 	}
 	if (mer_match_leaf(expr, varno, &leaf))
@@ -364,5 +364,5 @@ Expr *
 mer_push_extract(Expr *clause, Index varno, bool *exact)
 {
 	*exact = true;
-	return extract(clause, varno, false, exact);
+	return extract(clause, varno, false, 0, exact);
 }

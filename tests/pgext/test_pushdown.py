@@ -186,6 +186,14 @@ def test_key_lookup_is_never_a_full_scan(connection) -> None:
             for sql in (f"SELECT * FROM t WHERE {condition}", f"DELETE FROM t WHERE {condition}"):
                 plan = "\n".join(r[0] for r in connection.execute(f"EXPLAIN {sql}").fetchall())
                 assert "Index" in plan, f"{rows} rows, {condition}:\n{plan}"
+    connection.execute("SET plan_cache_mode = force_generic_plan;"
+                       " CREATE TABLE e (id int PRIMARY KEY, a int); CREATE INDEX ON e (a);"
+                       " CREATE TABLE h (id int, a int); CREATE UNIQUE INDEX ON h (id)")
+    for number, condition in enumerate(["e WHERE id = ANY ($1)", "h WHERE id = ANY ($1)",
+                                        "e WHERE id = $1[1]", "e WHERE a = $1[1]"]):
+        connection.execute(f"PREPARE p{number} (int[]) AS SELECT * FROM {condition}")
+        plan = connection.execute(f"EXPLAIN EXECUTE p{number}('{{1}}')").fetchall()
+        assert "Index" in str(plan) or "Bitmap" in str(plan), f"{condition}: {plan}"
 
 
 def test_analyze_counts_and_samples(connection) -> None:
