@@ -222,24 +222,43 @@ same_key(const MerKeyColumn *a, const MerKeyColumn *b)
 		a->collation == b->collation && a->desc == b->desc && a->nulls_first == b->nulls_first;
 }
 
-/* ALTER TYPE may make the same key again; any other leaves rows under keys of the old one. */
+static bool
+key_is_back(Relation rel, const LostKey *lost)
+{
+	MerRel	   *mr = mer_rel(rel);
+
+	if (mr->nkeys != lost->n)
+		return false;
+	for (int i = 0; i < lost->n; i++)
+		if (!same_key(&mr->keys[i], &lost->columns[i]))
+			return false;
+	return true;
+}
+
+/*
+ * ALTER TYPE may make the same key again; any other leaves rows under keys of the
+ * old one, if there are rows.
+ */
 static void
-check_key_is_back(const LostKey *lost)
+check_key(const LostKey *lost)
 {
 	Relation	rel;
-	bool		back;
+	bool		has_key;
 
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(lost->table)) ||
 		!mer_relmap_organised(lost->table))
 		return;
 	rel = table_open(lost->table, NoLock);
-	back = OidIsValid(RelationGetPrimaryKeyIndex(rel, true)) && mer_rel(rel)->nkeys == lost->n;
-	for (int i = 0; back && i < lost->n; i++)
-		back = same_key(&mer_rel(rel)->keys[i], &lost->columns[i]);
-	table_close(rel, NoLock);
-	if (!back)
+	has_key = OidIsValid(RelationGetPrimaryKeyIndex(rel, true));
+	if (is_new_and_empty(lost->table))
+	{
+		if (!has_key)
+			mer_relmap_unorganise(rel);
+	}
+	else if (!has_key || !key_is_back(rel, lost))
 		mer_refuse("changing a primary key as a side effect",
 				   "Drop the primary key with ALTER TABLE ... DROP CONSTRAINT first.");
+	table_close(rel, NoLock);
 }
 
 /*
@@ -281,7 +300,7 @@ mer_check_flush(void)
 	foreach_oid(index, indexes)
 		build_if_bare(index);
 	foreach_ptr(LostKey, lost, keys)
-		check_key_is_back(lost);
+		check_key(lost);
 	foreach_oid(relid, swapped)
 		clear_frozen(relid);
 	CommandCounterIncrement();

@@ -377,6 +377,14 @@ mer_relmap_organise(Relation table, Relation pkey)
 	CacheInvalidateRelcache(table);
 }
 
+/* The rows go under hidden ids from here on; there are none yet. */
+void
+mer_relmap_unorganise(Relation table)
+{
+	change_push(RelationGetRelid(table), mer_relmap_sid(RelationGetRelid(table), false), false);
+	CacheInvalidateRelcache(table);
+}
+
 /* A rewrite has filled one relation with the rows of the other. */
 void
 mer_relmap_swap(Oid a, Oid b)

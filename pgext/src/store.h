@@ -171,6 +171,7 @@ extern MerVersion *mer_tid_lookup(ItemPointer tid);	/* NULL if unknown */
 extern MerVersion *mer_tid_stored(int64 sid, const char *key, uint32 klen,
 								  const char *row, uint32 rowlen, const MerShape *shape);
 extern void mer_tid_none(ItemPointer tid);
+extern MerVersion *mer_tid_find_stored(int64 sid, const char *key, uint32 klen);
 extern void mer_tids_reset(void);
 extern bool mer_tids_full(void);	/* keep keys only from now on */
 
@@ -322,6 +323,7 @@ extern void mer_relmap_flush(void);
 extern void mer_relmap_end(void);
 extern int64 mer_relmap_recreate(Relation rel);
 extern void mer_relmap_organise(Relation table, Relation pkey);
+extern void mer_relmap_unorganise(Relation table);
 extern bool mer_relmap_organised(Oid relid);
 extern bool mer_relmap_get(Oid relid, int64 *sid, bool *organised);
 

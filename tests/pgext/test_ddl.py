@@ -513,6 +513,32 @@ REWRITES = {
         INSERT INTO ih_kid VALUES (1, 1);
         SELECT * FROM ih WHERE a = 1;
     """,
+    "primary key of an empty table": """
+        CREATE TABLE e (a int PRIMARY KEY, b int);
+        ALTER TABLE e DROP CONSTRAINT e_pkey;
+        INSERT INTO e VALUES (1, 1), (1, 2);
+        SELECT * FROM e ORDER BY b;
+        CREATE TABLE f (a int PRIMARY KEY, b int);
+        ALTER TABLE f ALTER a TYPE text;
+        INSERT INTO f VALUES ('1', 1), ('x', 2);
+        INSERT INTO f VALUES ('x', 3);
+        SELECT * FROM f WHERE a = 'x';
+        BEGIN;
+        CREATE TABLE g (a int PRIMARY KEY, b int);
+        INSERT INTO g VALUES (1, 1);
+        DELETE FROM g;
+        ALTER TABLE g DROP CONSTRAINT g_pkey, ADD PRIMARY KEY (b);
+        INSERT INTO g VALUES (1, 1), (1, 2);
+        INSERT INTO g VALUES (1, 2);
+        ROLLBACK;
+        TRUNCATE f;
+        BEGIN;
+        TRUNCATE f;
+        ALTER TABLE f DROP CONSTRAINT f_pkey;
+        INSERT INTO f VALUES ('x', 3), ('x', 4);
+        COMMIT;
+        SELECT * FROM f ORDER BY b;
+    """,
     "type change that keeps indexes": """
         CREATE TABLE t (a varchar(5) PRIMARY KEY, b varchar(5) UNIQUE, c varchar(5), n oid);
         CREATE INDEX ON t (c);
