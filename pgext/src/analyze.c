@@ -198,8 +198,12 @@ begin_sample(TableScanDesc scan, ReadStream *stream)
 bool
 mer_analyze_next_block(TableScanDesc scan, ReadStream *stream)
 {
+	/* One block is all; the next table's scan may get this one's address. */
 	if (current != NULL && current->scan == scan)
+	{
+		current = NULL;
 		return false;
+	}
 	current = begin_sample(scan, stream);
 	return true;
 }

@@ -286,3 +286,23 @@ def test_batched_join_kinds(connection) -> None:
             connection.execute("SET meridian.enable_pushdown = off; SET enable_hashjoin = on")
             assert ask(connection, sql) == pushed, sql
     assert used >= 2 * len(JOINS) - 4
+
+
+def test_analyze_of_partitions_and_own_writes(connection) -> None:
+    """Each partition is sampled; a table filled in the same transaction is read as it stands."""
+    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
+                       " CREATE TABLE t (id int, k int) PARTITION BY LIST (k);"
+                       " CREATE TABLE t0 PARTITION OF t FOR VALUES IN (0);"
+                       " CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1);"
+                       " CREATE TABLE t2 PARTITION OF t DEFAULT")
+    connection.execute("INSERT INTO t SELECT i, i % 5 FROM generate_series(1, 1000) i")
+    connection.execute("ANALYZE t")
+    sizes = "SELECT relname, reltuples FROM pg_class WHERE relnamespace = 'pushdown'::regnamespace"
+    assert dict(connection.execute(sizes).fetchall()) == {"t": 1000, "t0": 200, "t1": 200, "t2": 600}
+    connection.execute("BEGIN; CREATE TABLE own AS SELECT i FROM generate_series(1, 70) i;"
+                       " ANALYZE own")
+    assert dict(connection.execute(sizes).fetchall())["own"] == 70
+    connection.execute("ROLLBACK; BEGIN; DELETE FROM t WHERE id <= 500; ANALYZE t0")
+    assert dict(connection.execute(sizes).fetchall())["t0"] == 100
+    connection.execute("ROLLBACK; TRUNCATE t; ANALYZE t")
+    assert dict(connection.execute(sizes).fetchall())["t0"] == 0
