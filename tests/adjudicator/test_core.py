@@ -355,6 +355,25 @@ def test_missing_parts_abort_for_good(driver: Driver) -> None:
     assert driver.commit(1, put("d"), start).code is Code.PARTS
 
 
+def test_a_late_part_of_a_forgotten_transaction_decides_nothing(driver: Driver) -> None:
+    start = driver.now
+    parts(driver, 1, start, put("a"))
+    committed = driver.ask(1, put("b"), start, parts=1)
+    driver.settle()
+    assert driver.outcome(committed) is Outcome.COMMITTED
+    reader = journal.Reader()
+    for record in driver.records:
+        reader.accept(record)
+    other = Driver([], driver.now, reader.position())
+    other.sync()
+    count = len(other.records)
+    parts(other, 1, start, put("a"))
+    parts(other, 2, other.now + 3000 * MS, put("a"))
+    other.step(TimerFired("work"))
+    assert len(other.records) == count
+    assert other.commit(1, put("b"), start, parts=1).outcome is Outcome.UNKNOWN
+
+
 def test_discard_ends_a_large_transaction(driver: Driver) -> None:
     start = driver.now
     parts(driver, 1, start, put("a"))

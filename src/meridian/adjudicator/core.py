@@ -272,6 +272,9 @@ class Adjudicator:
             return []
         if self.outcomes.find(event.txid, event.tau_start) is not None:
             return []
+        if not self.outcomes.floor <= event.tau_start <= now.latest + TAU_FUTURE_NS:
+            # It may have been decided long ago: nothing may be decided here (5.6).
+            return []
         large = self._large.get(event.txid)
         if large is None:
             if event.seq != 0:

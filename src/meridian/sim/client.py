@@ -14,7 +14,7 @@ PATIENCE_NS = 20 * S
 """How long a transaction tries to read, and then to learn its outcome, before it gives up."""
 UNKNOWN_ANSWERS = 10
 """So many times "unknown", over longer than any owner takes to start, is for good."""
-EPOCH_NS = 150 * MS
+EPOCH_NS = 60 * MS
 
 
 class Txn:
@@ -110,10 +110,8 @@ class Client(Node):
             kind = random.choices(KINDS, self._weights())[0]
             sids = [SID_FIRST + number for number in range(self._owners)]
             # Half of the keys change all the time: few at once, and many hashes in all.
-            salts = (
-                b"%d" % self.world.seed,
-                b"%d.%d" % (self.world.seed, self.world.now // EPOCH_NS),
-            )
+            seed, epoch = self.world.seed, self.world.now // EPOCH_NS
+            salts = b"%d" % seed, b"%d.%d" % (seed, epoch)
             plan = Plan(random, kind, SID_FIRST + owner, sids, swarm.keys, salts)
             yield from self._transaction(plan, owner)
 

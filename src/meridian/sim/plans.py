@@ -19,6 +19,7 @@ CATALOG: Key = (SID_VERSION, b"v")
 """The row that holds the catalog version; the catalog log is sid 1."""
 PARENTS = 2
 CHILDREN = 2
+HOT_CHANCE = 0.3
 
 ConflictKey = tuple[int, int, bytes]
 """(storage id, ROW or IDENTITY, key)"""
@@ -130,6 +131,9 @@ class Plan:
             self._targets = own[: random.randint(2, 8)]
         elif kind in ("child", "parent"):
             self.reads = [self._parent, *self._children]
+        if self._targets and kind != "large" and random.random() < HOT_CHANCE:
+            # One key that is everybody's for a moment: a conflict over a fresh hash.
+            self._targets.append((sid, b"%sh" % salts[1]))
         self.reads.append(CATALOG)
 
     def write_set(self, name: bytes, seen: dict[Key, bytes | None]) -> WriteSet:
