@@ -11,13 +11,14 @@ import msgspec
 import pytest
 
 from meridian.dataplane import housekeeping
+from meridian.dataplane.node import Node
 from meridian.dataplane.slices import slices
 from meridian.errors import Kind, MeridianError
 from meridian.gateway.connection import Connection
 from meridian.gateway.paging import join_pages
 from meridian.gateway.requests import Requests
 from meridian.journal import file as file_backend
-from meridian.limits import DSQL, S
+from meridian.limits import DSQL, STANDARD, S
 from meridian.wire import frames
 from meridian.wire.frames import COMMIT_HAS_SCHEMA
 from meridian.wire.ops import Big, Create, Delete, Drop, Put, decode_chunk, encode_chunk
@@ -108,6 +109,28 @@ def test_failed_checkpoint_keeps_the_last(tmp_path: Path, monkeypatch: pytest.Mo
         shutil.rmtree(tmp_path / "storage")
         async with running(tmp_path) as node:
             assert await value(node, SID, 1) == 1
+
+    run(work())
+
+
+def test_another_boot_distrusts_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage does not sync: what a machine's crash left of it is rebuilt (design section 8)."""
+
+    async def work() -> None:
+        node = Node(tmp_path, profile="standard", limits=STANDARD)
+        await node.start()
+        await table(node)
+        await commit(node, [put(SID, {1: 1})])
+        # The machine goes down: nothing is closed.
+        node.closing = True
+        node.owner.stop()
+        node.engine.abandon()
+        node._lock.release()
+        monkeypatch.setattr("meridian.dataplane.node.boot_id", lambda: "another boot")
+        said: list[str] = []
+        async with running(tmp_path, report=said.append) as again:
+            assert again.engine.positions[0] >= 3
+            assert await value(again, SID, 1) == 1
 
     run(work())
 

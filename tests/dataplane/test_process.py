@@ -159,10 +159,55 @@ class Worker(threading.Thread):
         self.acknowledged = low
 
 
+class LargeWorker(threading.Thread):
+    """Rewrites 1,500 rows in three chunks, again and again, all with the same new value."""
+
+    ROWS = range(10**6, 10**6 + 1500)
+
+    def __init__(self, plane: Plane, sid: int, number: int) -> None:
+        super().__init__(daemon=True)
+        self.plane, self.sid = plane, sid
+        self.acknowledged = number
+        self.in_doubt: tuple[bytes, int, int] | None = None
+
+    def run(self) -> None:
+        try:
+            client = self.plane.client()
+            amount = self.acknowledged
+            while True:
+                amount += 1
+                txid, tau = secrets.token_bytes(16), client.begin()
+                self.in_doubt = (txid, tau, amount)
+                for seq in range(3):
+                    rows = dict.fromkeys(self.ROWS[seq * 500:seq * 500 + 500], amount)
+                    chunk = encode_chunk([put(self.sid, rows, pad=20)])
+                    if seq < 2:
+                        client.send(frames.PART, txid, seq, chunk, tau)
+                flags = frames.COMMIT_HAS_PARTS
+                client.call(frames.COMMIT, 0, tau, txid, flags, len(self.ROWS), chunk)
+                self.in_doubt = None
+                self.acknowledged = amount
+        except OSError:
+            return
+
+    def check(self, client: Client) -> None:
+        found = contents(client, self.sid)
+        values = {found.get(number, 0) for number in self.ROWS}
+        assert len(values) == 1, "a large transaction is there by parts"
+        value = values.pop()
+        assert value >= self.acknowledged, "an acknowledged large commit is gone"
+        if self.in_doubt is not None:
+            txid, tau, amount = self.in_doubt
+            outcome, _ = client.status(txid, tau)
+            assert (outcome == frames.OUTCOME_COMMITTED) == (value == amount)
+        self.acknowledged = value
+
+
 def kill_loop(plane: Plane, rounds: int, seed: int) -> None:
     rng = random.Random(seed)
     sid = new_table(plane.client())
     workers = [Worker(plane, sid, number) for number in range(4)]
+    large: LargeWorker | None = None
     for number in range(rounds):
         fresh = []
         for worker in workers:
@@ -171,9 +216,11 @@ def kill_loop(plane: Plane, rounds: int, seed: int) -> None:
             fresh.append(again)
             again.start()
         workers = fresh
+        large = LargeWorker(plane, sid, large.acknowledged if large else 0)
+        large.start()
         time.sleep(rng.uniform(0.05, 0.5))
         plane.kill()
-        for worker in workers:
+        for worker in (*workers, large):
             worker.join(10)
         if rng.random() < 0.3:
             shutil.rmtree(plane.directory / "storage")
@@ -188,11 +235,12 @@ def kill_loop(plane: Plane, rounds: int, seed: int) -> None:
             process.wait()
         plane.start()
         client = plane.client()
-        for worker in workers:
+        for worker in (*workers, large):
             worker.check(client)
         report = client.admin("verify")
         assert report["damage"] == [], number
         client.close()
+    assert large is not None and large.acknowledged
     assert all(worker.acknowledged for worker in workers)
 
 

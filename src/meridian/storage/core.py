@@ -23,8 +23,6 @@ from meridian.limits import GC_HORIZON_NS, S
 GROUP_COMMITS = 256
 GROUP_BYTES = 64 * 1024
 """Small commits that share one SQLite transaction."""
-VOID = b""
-"""A waiting chunk of a dropped transaction (a real chunk is never empty)."""
 READS_WAITING_MAX = 100_000
 FLOOR_STEP_NS = 5 * S
 """The floor rises in steps: each one is a write."""
@@ -190,13 +188,18 @@ class Core:
         self.positions = dict(positions)
         """Everything through these records was delivered and is in, but for chunks that wait."""
         self.backlog_bytes = 0
-        self._commits: deque[Committed | Dropped | Delivered] = deque()
-        self._chunks: deque[Chunk] = deque()
+        self._commits: deque[Committed | Delivered] = deque()
+        self._chunks: deque[Chunk | Dropped] = deque()
+        self._newest: dict[bytes, int] = {}
+        """The arrival of each open transaction's newest chunk."""
         self._arrived = 0
         self._staged = 0
         self._needs: deque[int] = deque()
-        """Per large outcome in the lane: how many chunks must be staged before it."""
-        self._working: list[Committed | Dropped | Delivered] | Chunk | None = None
+        """Per large commit in the lane: the arrival of its last chunk, which comes before it.
+
+        Chunks of others that arrived later may name relations that a commit behind it creates.
+        """
+        self._working: list[Committed | Delivered] | Chunk | Dropped | None = None
         self._reads: list[tuple[int, int]] = []
         self._waiting: dict[int, Read] = {}
         self._deadlines: list[tuple[int, int]] = []
@@ -208,7 +211,7 @@ class Core:
         effects: list[Effect] = []
         match event:
             case Delivered():
-                self._deliver(event, effects)
+                self._deliver(event)
             case Performed():
                 self._performed(effects)
             case Read():
@@ -239,36 +242,26 @@ class Core:
 
     # Work
 
-    def _deliver(self, event: Delivered, effects: list[Effect]) -> None:
+    def _deliver(self, event: Delivered) -> None:
         for item in event.items:
-            if isinstance(item, Chunk):
+            if isinstance(item, Committed):
+                newest = self._newest.pop(item.txid, 0)
+                if item.bodies:
+                    self._needs.append(newest)
+                self._commits.append(item)
+            else:
+                # An end without a commit follows its chunks and holds up no commit.
                 self._chunks.append(item)
                 self._arrived += 1
-            else:
-                if isinstance(item, Dropped):
-                    # It needs none of its chunks, nor the relations that they name.
-                    self._void_chunks(item.txid, effects)
-                    self._needs.append(0)
-                elif item.bodies:
-                    self._needs.append(self._arrived)
-                self._commits.append(item)
+                if isinstance(item, Chunk):
+                    self._newest[item.txid] = self._arrived
+                else:
+                    self._newest.pop(item.txid, None)
             self.backlog_bytes += _size_bytes(item)
         self._commits.append(Delivered((), event.tau, event.positions))
 
-    def _void_chunks(self, txid: bytes, effects: list[Effect]) -> None:
-        """Waiting chunks of a dropped transaction keep their place but are not written."""
-        size_bytes = 0
-        for at, chunk in enumerate(self._chunks):
-            if chunk.txid == txid:
-                size_bytes += len(chunk.chunk)
-                self._chunks[at] = msgspec.structs.replace(chunk, chunk=VOID)
-        self._took(size_bytes, effects)
-
     def _next(self, effects: list[Effect]) -> None:
-        """The next piece of work, if there is one; markers and void chunks need none."""
-        while self._chunks and self._chunks[0].chunk == VOID:
-            self._chunks.popleft()
-            self._staged += 1
+        """The next piece of work, if there is one; markers need none."""
         group = self._take_group()
         while group:
             commits = [item for item in group if isinstance(item, Committed)]
@@ -285,28 +278,29 @@ class Core:
             assert not isinstance(item, Delivered)
             self._working = [item]
             held = self._file_positions([])
-            if isinstance(item, Dropped):
-                effects.append(Discard(item.txid, held))
-            else:
-                effects.append(Resolve(item.txid, item.bodies, item.chunk, item.tau, held))
+            effects.append(Resolve(item.txid, item.bodies, item.chunk, item.tau, held))
         elif self._chunks:
             chunk = self._chunks.popleft()
             self._working = chunk
-            effects.append(Stage(chunk.txid, chunk.seq, chunk.chunk, self._file_positions([])))
+            held = self._file_positions([])
+            if isinstance(chunk, Dropped):
+                effects.append(Discard(chunk.txid, held))
+            else:
+                effects.append(Stage(chunk.txid, chunk.seq, chunk.chunk, held))
 
-    def _take_group(self) -> list[Committed | Dropped | Delivered]:
+    def _take_group(self) -> list[Committed | Delivered]:
         """Small commits and markers from the head of the lane."""
-        group: list[Committed | Dropped | Delivered] = []
+        group: list[Committed | Delivered] = []
         size_bytes = 0
         while self._commits and len(group) < GROUP_COMMITS and size_bytes < GROUP_BYTES:
             head = self._commits[0]
-            if isinstance(head, Dropped) or (isinstance(head, Committed) and head.bodies):
+            if isinstance(head, Committed) and head.bodies:
                 break
             size_bytes += 0 if isinstance(head, Delivered) else len(head.chunk)
             group.append(self._commits.popleft())
         return group
 
-    def _file_positions(self, group: list[Committed | Dropped | Delivered]) -> Positions:
+    def _file_positions(self, group: list[Committed | Delivered]) -> Positions:
         """What the file holds once this group is in: markers passed, minus chunks that wait.
 
         A chunk arrives before commits of smaller n that wait for other journals, so only the
@@ -324,13 +318,13 @@ class Core:
     def _performed(self, effects: list[Effect]) -> None:
         working, self._working = self._working, None
         assert working is not None, "Performed without work"
-        if isinstance(working, Chunk):
+        if isinstance(working, Chunk | Dropped):
             self._staged += 1
-            self._took(len(working.chunk), effects)
+            self._took(_size_bytes(working), effects)
         else:
             self._finish(working, effects)
 
-    def _finish(self, items: list[Committed | Dropped | Delivered], effects: list[Effect]) -> None:
+    def _finish(self, items: list[Committed | Delivered], effects: list[Effect]) -> None:
         """These are in the file: account for them, move completeness."""
         size_bytes = 0
         for item in items:
