@@ -66,7 +66,7 @@ am_rescan(IndexScanDesc scan, ScanKey keys, int nkeys, ScanKey orderbys, int nor
 	MemoryContextReset(so->range_cxt);
 	old = MemoryContextSwitchTo(so->range_cxt);
 	mer_index_ranges(&so->ranges, scan->indexRelation, scan->keyData, scan->numberOfKeys);
-	if (so->by_row && so->ranges.points && so->ranges.n > 1)
+	if (so->ranges.points && so->ranges.n > 1)
 	{
 		so->points = palloc(so->ranges.n * sizeof(MerBytes));
 		for (int i = 0; i < so->ranges.n; i++)

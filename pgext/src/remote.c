@@ -119,6 +119,22 @@ mer_page_free(MerPage *page)
 	pfree(page);
 }
 
+/* Merging relies on the order: a page that breaks it must not be believed. */
+static void
+check_order(MerPage *page, MerRowRef *ref)
+{
+	MerRowRef  *prev = ref - 1;
+	int			c;
+
+	if (page->nparsed == 0)
+		return;
+	c = mer_key_cmp(prev->key, prev->klen, ref->key, ref->klen);
+	if (page->reversed ? c <= 0 : c >= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("gateway answered rows out of order")));
+}
+
 static void
 parse_next(MerPage *page)
 {
@@ -138,11 +154,14 @@ parse_next(MerPage *page)
 		}
 		r->p = prev->end;
 	}
+	if (page->nparsed == page->nrows)
+		elog(ERROR, "meridian: row beyond the end of a page");
 	if (mp_get_array(r) != page->nvalues + (page->joined ? 2 : 1))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("row of an answer has the wrong number of values")));
 	ref->key = mp_get_bytes(r, &ref->klen);
+	check_order(page, ref);
 	if (page->joined)
 		ref->rowkey = mp_get_bytes(r, &ref->rowklen);
 	else

@@ -503,6 +503,24 @@ take_local(MerScan *scan, MerEntry *e, MerVersion *v)
 	return true;
 }
 
+/* One whole key that was read before, with its row: known without asking. */
+static bool
+take_known(MerScan *scan)
+{
+	MerVersion *v;
+
+	if (!scan->spec.point || scan->index || scan->page || scan->where == AT_ROW)
+		return false;
+	v = mer_tid_find_stored(scan->sid, scan->spec.lo, scan->spec.lo_len);
+	if (v == NULL)
+		return false;
+	scan->version = v;
+	scan->where = AT_ROW;
+	scan->pos = v->key;
+	scan->poslen = v->klen;
+	return true;
+}
+
 static bool
 advance_range(MerScan *scan, bool forward)
 {
@@ -514,6 +532,8 @@ advance_range(MerScan *scan, bool forward)
 		int			c;
 
 		mer_scan_clear_row(scan);
+		if (e == NULL && take_known(scan))
+			return true;
 		/* One whole key that is ours needs no round trip. */
 		ref = scan->spec.point && e ? NULL : stored_next(scan, forward);
 		scan->last_direction = forward ? ForwardScanDirection : BackwardScanDirection;
@@ -550,6 +570,62 @@ advance_range(MerScan *scan, bool forward)
 
 /* ---------- many whole keys ---------- */
 
+/*
+ * Entries of a unique index, then their rows: one page in the order of the
+ * entries.  Both answers are of one tau_start, so every entry has its row.
+ */
+static MerPage *
+fetch_joined_points(MerScan *scan, const MerBytes *points, int n)
+{
+	AttrNumber	rowkey_col = 0;
+	MerPage    *entries = mer_page_wait(mer_send_get(scan->sid, &rowkey_col, 1, points, n),
+										1, false, false);
+	MerBytes   *keys = palloc(Max(entries->nrows, 1) * sizeof(MerBytes));
+	MerBytes   *sorted = palloc(Max(entries->nrows, 1) * sizeof(MerBytes));
+	MerRowRef  *refs = palloc(Max(entries->nrows, 1) * sizeof(MerRowRef));
+	MerPage    *rows;
+
+	for (uint32 i = 0; i < entries->nrows; i++)
+	{
+		MpReader	r;
+
+		refs[i] = *mer_page_row(entries, i);
+		r.p = refs[i].values;
+		r.end = entries->reply.body.end;
+		keys[i].data = mp_get_bytes(&r, &keys[i].len);
+	}
+	memcpy(sorted, keys, entries->nrows * sizeof(MerBytes));
+	qsort(sorted, entries->nrows, sizeof(MerBytes), mer_bytes_cmp);
+	if (entries->nrows == 0)
+		return entries;
+	rows = mer_page_wait(mer_send_get(scan->table->sid, scan->row_cols, scan->nrow_cols,
+									  sorted, entries->nrows),
+						 scan->nrow_cols, false, false);
+	if (rows->nrows != entries->nrows)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("index entries and rows do not agree")));
+	for (uint32 i = 0; i < entries->nrows; i++)
+	{
+		MerBytes   *at = bsearch(&keys[i], sorted, entries->nrows, sizeof(MerBytes),
+								 mer_bytes_cmp);
+		MerRowRef  *row = mer_page_row(rows, at - sorted);
+
+		if (mer_key_cmp(row->key, row->klen, keys[i].data, keys[i].len) != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("index entries and rows do not agree")));
+		refs[i].rowkey = keys[i].data;
+		refs[i].rowklen = keys[i].len;
+		refs[i].values = row->values;
+		refs[i].end = NULL;
+	}
+	rows->rows = refs;
+	rows->joined = true;
+	rows->nparsed = rows->nrows;
+	return rows;
+}
+
 static void
 fetch_points(MerScan *scan, int from, int to)
 {
@@ -560,9 +636,12 @@ fetch_points(MerScan *scan, int from, int to)
 	scan->ref = NULL;
 	MemoryContextReset(scan->page_cxt);
 	mer_checks_flush();
-	scan->page = mer_page_wait(mer_send_get(scan->sid, scan->cols, scan->ncols,
-											points + from, to - from),
-							   scan->ncols, false, false);
+	if (scan->joined)
+		scan->page = fetch_joined_points(scan, points + from, to - from);
+	else
+		scan->page = mer_page_wait(mer_send_get(scan->sid, scan->cols, scan->ncols,
+												points + from, to - from),
+								   scan->ncols, false, false);
 	scan->batch_from = from;
 	scan->batch_to = to;
 	MemoryContextSwitchTo(old);
@@ -592,10 +671,7 @@ point_stored(MerScan *scan, bool forward)
 		MerRowRef  *ref = mer_page_row(scan->page, scan->gap);
 
 		if (mer_key_cmp(ref->key, ref->klen, key.data, key.len) == 0)
-		{
-			scan->ref = ref;
-			return true;
-		}
+			return row_of_stored_entry(scan, ref);
 	}
 	return false;
 }
@@ -620,12 +696,12 @@ advance_points(MerScan *scan, bool forward)
 		key = scan->spec.points[scan->point];
 		e = scan->local ? mer_entry_find(scan->local, key.data, key.len) : NULL;
 		v = e ? mer_entry_visible(e, scan->cid_limit) : NULL;
-		if (v && !v->tombstone)
+		if (v == NULL)
 		{
-			scan->version = v;
-			return true;
+			if (point_stored(scan, forward))
+				return true;
 		}
-		if (v == NULL && point_stored(scan, forward))
+		else if (!v->tombstone && take_local(scan, e, v))
 			return true;
 	}
 }

@@ -185,6 +185,22 @@ mer_tid_stored(int64 sid, const char *key, uint32 klen, const char *row,
 	return v;
 }
 
+/*
+ * A stored version that was read before, with its row; NULL if there is none.
+ * As of one tau_start it is what storage would answer again.
+ */
+MerVersion *
+mer_tid_find_stored(int64 sid, const char *key, uint32 klen)
+{
+	StoredKey	probe = {sid, key, klen};
+	StoredEntry *entry;
+
+	if (stored == NULL)
+		return NULL;
+	entry = hash_search(stored, &probe, HASH_FIND, NULL);
+	return entry && entry->version->row ? entry->version : NULL;
+}
+
 bool
 mer_tids_full(void)
 {

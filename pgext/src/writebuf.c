@@ -313,7 +313,7 @@ void
 mer_buf_pop(MerVersion *version)
 {
 	if (version->entry->newest != version)
-		elog(PANIC, "meridian: write buffer undone out of order");
+		elog(FATAL, "meridian: write buffer undone out of order");
 	version->entry->newest = version->older;
 	version->dead = true;
 }
