@@ -149,9 +149,7 @@ class Adjudicator:
         self._replayed_bodies.clear()
         # No promise or commit of an earlier epoch lies beyond this (6.6, 4.4).
         lease_old = max(position.lease, position.tau)
-        effects = self.ledger.begin(
-            now, event.epoch, position.n, lease_old, marked=marked
-        )
+        effects = self.ledger.begin(now, event.epoch, position.n, lease_old, marked=marked)
         self._seal_n = self.ledger.n
         return effects
 
@@ -354,10 +352,13 @@ class Adjudicator:
         return self._abort_large(now, txid, large, Code.RESOLVED)
 
     def _work(self, now: Interval) -> list[Effect]:
+        """One slice for one of the large transactions, in turn; others run in between."""
         effects: list[Effect] = []
-        for txid, large in list(self._large.items()):
+        waiting = [item for item in self._large.items() if not item[1].draft.ready]
+        for txid, large in waiting[:1]:
+            self._large[txid] = self._large.pop(txid)
             effects += self._progress(now, txid, large)
-        if self.window.tidy():
+        if len(waiting) > 1 or self.window.tidy():
             effects.append(SetTimer(WORK_TIMER, 0))
         return effects
 
