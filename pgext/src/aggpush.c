@@ -3,7 +3,7 @@
  *	  "Meridian Aggregate": planning of grouping and aggregation done by
  *	  storage.
  *
- * A grouping over one of our tables qualifies when its whole WHERE can be
+ * A grouping (or SELECT DISTINCT) over one of our tables qualifies when its whole WHERE can be
  * evaluated by storage, its GROUP BY columns are bare columns of the classes
  * integer and bytes, and each aggregate is one whose result can be had exactly.
  * The ordinary plan stays as the node's child: it runs when this transaction
@@ -53,6 +53,7 @@ typedef struct AggQuery
 	PlannerInfo *root;
 	RelOptInfo *input;
 	RangeTblEntry *rte;
+	Path	   *child;			/* the ordinary plan */
 	List	   *groups;			/* of Var */
 	List	   *aggrefs;		/* of Aggref */
 	List	   *having;			/* of Expr */
@@ -198,9 +199,9 @@ group_column_ok(Var *var, SortGroupClause *sgc)
 }
 
 static bool
-find_groups(AggQuery *q)
+find_groups(AggQuery *q, List *clauses)
 {
-	foreach_node(SortGroupClause, sgc, q->root->parse->groupClause)
+	foreach_node(SortGroupClause, sgc, clauses)
 	{
 		TargetEntry *tle = get_sortgroupclause_tle(sgc, q->root->processed_tlist);
 
@@ -216,9 +217,9 @@ find_groups(AggQuery *q)
 
 /* Every column outside an aggregate must be a group column. */
 static bool
-find_aggregates(AggQuery *q, RelOptInfo *output)
+find_aggregates(AggQuery *q)
 {
-	List	   *exprs = list_concat_copy(output->reltarget->exprs, q->having);
+	List	   *exprs = list_concat_copy(q->child->pathtarget->exprs, q->having);
 	List	   *leaves;
 
 	if (contain_subplans((Node *) exprs))
@@ -265,8 +266,7 @@ query_qualifies(AggQuery *q)
 {
 	Query	   *parse = q->root->parse;
 
-	return (parse->hasAggs || parse->groupClause != NIL) &&
-		parse->groupingSets == NIL && !parse->hasTargetSRFs &&
+	return parse->groupingSets == NIL && !parse->hasTargetSRFs &&
 		q->input->reloptkind == RELOPT_BASEREL && q->input->lateral_relids == NULL &&
 		!IS_DUMMY_REL(q->input) && !q->root->hasPseudoConstantQuals &&
 		mer_rte_is_ours(q->rte);
@@ -274,7 +274,7 @@ query_qualifies(AggQuery *q)
 
 /* ---------- paths ---------- */
 
-/* The ordinary plan that stands by: the cheapest Agg or Group. */
+/* The ordinary plan that stands by: the cheapest of those that group. */
 static Path *
 find_child(RelOptInfo *output)
 {
@@ -282,7 +282,8 @@ find_child(RelOptInfo *output)
 
 	foreach_ptr(Path, path, output->pathlist)
 	{
-		if (path->param_info != NULL || (!IsA(path, AggPath) && !IsA(path, GroupPath)))
+		if (path->param_info != NULL || (!IsA(path, AggPath) && !IsA(path, GroupPath) &&
+										 !IsA(path, UpperUniquePath)))
 			continue;
 		if (best == NULL || path->total_cost < best->total_cost)
 			best = path;
@@ -291,21 +292,22 @@ find_child(RelOptInfo *output)
 }
 
 static CustomPath *
-make_path(AggQuery *q, RelOptInfo *output, Path *child)
+make_path(AggQuery *q, RelOptInfo *output)
 {
 	CustomPath *path = makeNode(CustomPath);
-	Cost		tuple_cost = cpu_tuple_cost + output->reltarget->cost.per_tuple;
+	PathTarget *target = q->child->pathtarget;
+	Cost		tuple_cost = cpu_tuple_cost + target->cost.per_tuple;
 
 	path->path.pathtype = T_CustomScan;
 	path->path.parent = output;
-	path->path.pathtarget = output->reltarget;
-	path->path.rows = child->rows;
-	path->path.startup_cost = output->reltarget->cost.startup +
-		mer_scan_cost(mer_rows_in_range(q->root, q->input), q->ngroups, output->reltarget->width) +
+	path->path.pathtarget = target;
+	path->path.rows = q->child->rows;
+	path->path.startup_cost = target->cost.startup +
+		mer_scan_cost(mer_rows_in_range(q->root, q->input), q->ngroups, target->width) +
 		q->input->rows * list_length(q->aggrefs) * AGGREGATE_ROW_COST;
-	path->path.total_cost = path->path.startup_cost + child->rows * tuple_cost;
+	path->path.total_cost = path->path.startup_cost + q->child->rows * tuple_cost;
 	path->flags = CUSTOMPATH_SUPPORT_PROJECTION;
-	path->custom_paths = list_make1(child);
+	path->custom_paths = list_make1(q->child);
 	path->custom_private = list_make4(q->groups, q->aggrefs, q->filter, q->having);
 	path->methods = &path_methods;
 	return path;
@@ -326,26 +328,42 @@ add_agg_path(RelOptInfo *output, CustomPath *path)
 	output->pathlist = kept;
 }
 
+static void
+consider(AggQuery *q, RelOptInfo *output, List *group_clauses)
+{
+	PlannerInfo *root = q->root;
+
+	if (q->input->relid == 0 || !bms_equal(root->all_baserels, q->input->relids))
+		return;
+	q->rte = planner_rt_fetch(q->input->relid, root);
+	q->child = find_child(output);
+	if (q->child == NULL || !query_qualifies(q) || !find_groups(q, group_clauses) ||
+		!find_aggregates(q) || !find_filter(q))
+		return;
+	q->ngroups = q->groups == NIL ? 1 :
+		estimate_num_groups(root, q->groups, q->input->rows, NULL, NULL);
+	if (q->ngroups <= MAX_GROUPS_PLANNED)
+		add_agg_path(output, make_path(q, output));
+}
+
 void
 mer_agg_paths(PlannerInfo *root, RelOptInfo *input, RelOptInfo *output, void *extra)
 {
 	AggQuery	q = {.root = root, .input = input};
-	Path	   *child;
 
-	if (input->relid == 0 || !bms_equal(root->all_baserels, input->relids))
-		return;
-	q.rte = planner_rt_fetch(input->relid, root);
 	q.having = (List *) ((GroupPathExtraData *) extra)->havingQual;
-	if (!query_qualifies(&q) || !find_groups(&q) || !find_aggregates(&q, output) ||
-		!find_filter(&q))
-		return;
-	child = find_child(output);
-	if (child == NULL)
-		return;
-	q.ngroups = q.groups == NIL ? 1 :
-		estimate_num_groups(root, q.groups, input->rows, NULL, NULL);
-	if (q.ngroups <= MAX_GROUPS_PLANNED)
-		add_agg_path(output, make_path(&q, output, child));
+	consider(&q, output, root->parse->groupClause);
+}
+
+void
+mer_distinct_paths(PlannerInfo *root, RelOptInfo *input, RelOptInfo *output)
+{
+	AggQuery	q = {.root = root, .input = input};
+	Query	   *parse = root->parse;
+
+	if (!parse->hasDistinctOn && !parse->hasAggs && parse->groupClause == NIL &&
+		!parse->hasWindowFuncs)
+		consider(&q, output, parse->distinctClause);
 }
 
 /* ---------- plan ---------- */

@@ -66,8 +66,12 @@ upper_paths(PlannerInfo *root, UpperRelationKind stage, RelOptInfo *input,
 {
 	if (next_upper_paths)
 		next_upper_paths(root, stage, input, output, extra);
-	if (stage == UPPERREL_GROUP_AGG && mer_enable_pushdown)
+	if (!mer_enable_pushdown)
+		return;
+	if (stage == UPPERREL_GROUP_AGG)
 		mer_agg_paths(root, input, output, extra);
+	else if (stage == UPPERREL_DISTINCT)
+		mer_distinct_paths(root, input, output);
 }
 
 static void

@@ -124,5 +124,6 @@ extern void mer_index_hint_init(void);
 extern void mer_aggpush_init(void);
 extern void mer_agg_paths(PlannerInfo *root, RelOptInfo *input, RelOptInfo *output,
 						  void *extra);
+extern void mer_distinct_paths(PlannerInfo *root, RelOptInfo *input, RelOptInfo *output);
 
 #endif							/* MERIDIAN_PUSH_H */

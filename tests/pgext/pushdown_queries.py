@@ -145,6 +145,8 @@ class Queries:
         rng = self.rng
         keys = rng.sample(self.of(INTEGER + BYTES), rng.choice([0, 1, 1, 2]))
         names = [c.name for c in keys]
+        if names and rng.random() < 0.2:
+            return f"SELECT DISTINCT {', '.join(names)} FROM t WHERE {self.predicate()}"
         cells = [*names, *(self.aggregate() for _ in range(rng.randint(1, 3)))]
         sql = f"SELECT {', '.join(cells)} FROM t"
         if rng.random() < 0.7:
