@@ -9,6 +9,7 @@ later COMMIT fails with SQLSTATE 40001, and the whole transaction is run again: 
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import threading
@@ -81,7 +82,8 @@ def run_desk(dsn: str, desk: int, counts: dict[str, int], lock: threading.Lock) 
             products = chance.sample(range(1, PRODUCTS + 1), 2)
             basket = {product: chance.randint(1, 3) for product in products}
             try:
-                _, retries = retrying(connection, lambda: place_order(connection, desk, basket))
+                work = functools.partial(place_order, connection, desk, basket)
+                _, retries = retrying(connection, work)
                 outcome = "placed"
             except OutOfStock:
                 outcome, retries = "out of stock", 0

@@ -77,7 +77,11 @@ class Kind(Enum):
     )
     TAU_IN_FUTURE = ErrorSpec(24, "22023", "tau_start lies in the future", False)
     SNAPSHOT_TOO_OLD = ErrorSpec(
-        25, "40001", "snapshot is too old: its versions are gone", True, hint="Retry the transaction."
+        25,
+        "40001",
+        "snapshot is too old: its versions are gone",
+        True,
+        hint="Retry the transaction.",
     )
     TXN_ROW_LIMIT = ErrorSpec(
         26,

@@ -137,7 +137,7 @@ CONFLICT_WINDOW_NS = 310 * S
 CONFLICT_KEYS = 4_000_000
 """Keys in one adjudicator's window; beyond it the oldest are forgotten and the floor rises."""
 LEASE_NS = 1 * S
-"""Length of one journal lease (design 6.6): after a restart acknowledgements may wait for its rest."""
+"""Length of one journal lease (design 6.6): acknowledgements after a restart may wait for it."""
 GC_HORIZON_NS = 310 * S
 """Versions that ended longer ago than this may go (C6)."""
 

@@ -61,7 +61,8 @@ def test_write_skew_is_allowed() -> None:
 
 
 def test_real_time_stale_read() -> None:
-    assert _names(_t("a", 0, 1, [("w", "x")], 1), _t("b", 2, 3, [("r", "x", None)])) == ["real-time"]
+    stale = _t("b", 2, 3, [("r", "x", None)])
+    assert _names(_t("a", 0, 1, [("w", "x")], 1), stale) == ["real-time"]
 
 
 def test_overlapping_stale_read_is_allowed() -> None:
@@ -79,7 +80,8 @@ def test_future_read() -> None:
 def test_unknown_counts_when_read() -> None:
     unknown = _t("a", 0, None, [("w", "x")], 1, "unknown")
     assert _names(unknown, _t("b", 2, 3, [("r", "x", None)])) == []
-    assert _names(unknown, _t("b", 2, 3, [("r", "x", "a")]), _t("c", 4, 5, [("r", "x", None)])) != []
+    gone = _t("c", 4, 5, [("r", "x", None)])
+    assert _names(unknown, _t("b", 2, 3, [("r", "x", "a")]), gone) != []
 
 
 @pytest.mark.parametrize("lines", [

@@ -22,7 +22,7 @@ class Customer(Base):
     __tablename__ = "customer"
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
     email: orm.Mapped[str] = orm.mapped_column(sa.String(80), unique=True)
-    orders: orm.Mapped[list["Order"]] = orm.relationship(
+    orders: orm.Mapped[list[Order]] = orm.relationship(
         back_populates="customer", cascade="all, delete-orphan")
 
 
@@ -74,7 +74,8 @@ def test_reflection(engine) -> None:
     Base.metadata.create_all(engine)
     inspector = sa.inspect(engine)
     assert inspector.get_pk_constraint("customer")["constrained_columns"] == ["id"]
-    assert [f["referred_table"] for f in inspector.get_foreign_keys("customer_order")] == ["customer"]
+    keys = inspector.get_foreign_keys("customer_order")
+    assert [key["referred_table"] for key in keys] == ["customer"]
     assert {i["name"] for i in inspector.get_indexes("customer_order")} >= {"order_open"}
     reflected = sa.Table("customer", sa.MetaData(), autoload_with=engine)
     assert list(reflected.columns.keys()) == ["id", "email"]

@@ -92,7 +92,8 @@ def check(dsn: str, clients: list[Client]) -> int:
         found = {(c, s) for c, s in connection.execute("SELECT client, seq FROM entry")}
         total = connection.execute("SELECT sum(balance) FROM account").fetchone()
         moved = connection.execute("""
-            SELECT a.id, a.balance, %s - coalesce((SELECT sum(amount) FROM entry WHERE source = a.id), 0)
+            SELECT a.id, a.balance, %s
+              - coalesce((SELECT sum(amount) FROM entry WHERE source = a.id), 0)
               + coalesce((SELECT sum(amount) FROM entry WHERE target = a.id), 0)
             FROM account a ORDER BY id""", (BALANCE,)).fetchall()
         notes = connection.execute("SELECT count(DISTINCT note) FROM entry").fetchone()

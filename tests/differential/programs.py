@@ -154,7 +154,8 @@ class Program:
         if roll < 0.46 and column.type_name in {"text", "varchar(12)"}:
             return f"{dot}{name} LIKE {rng.choice(['$$a%$$', '$$%b$$', '$$_$$'])}"
         if roll < 0.52 and column.type_name in NUMBER_TYPES:
-            return f"{dot}{name} % 3 = 1" if "numeric" not in column.type_name else f"{dot}{name} > 1.5"
+            fraction = "numeric" in column.type_name
+            return f"{dot}{name} > 1.5" if fraction else f"{dot}{name} % 3 = 1"
         operator = rng.choice(["=", "=", "=", "<", "<=", ">", ">=", "<>"])
         cast = "" if "numeric" in column.type_name else f"::{column.type_name}"
         return f"{dot}{name} {operator} {literal(rng, column.type_name, 0.03)}{cast}"
@@ -260,7 +261,8 @@ class Program:
         self._emit(
             f"MERGE INTO {table.name} t USING (VALUES ({self._id_value()}), (77)) s(id) "
             f"ON t.id = s.id WHEN MATCHED THEN UPDATE SET {column.name} = "
-            f"{literal(self.rng, column.type_name)} WHEN NOT MATCHED THEN INSERT (id) VALUES (s.id)")
+            f"{literal(self.rng, column.type_name)} "
+            "WHEN NOT MATCHED THEN INSERT (id) VALUES (s.id)")
 
     def _truncate(self) -> None:
         table = self.rng.choice(self.tables)

@@ -65,8 +65,8 @@ class Replayed(msgspec.Struct, frozen=True):
     """At start: the journal was read to its end, where the reader stands at `position`.
 
     `epoch` is the new epoch: its number exceeds every marker's.  Where several may write one
-    journal (a stream), the shell has appended the marker itself, with n 0, and `position` stands behind it:
-    its epoch is the new one.
+    journal (a stream), the shell has appended the marker itself, with n 0, and `position` stands
+    behind it: its epoch is the new one.
     """
 
     position: Position

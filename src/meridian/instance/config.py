@@ -68,8 +68,6 @@ def postgresql_conf(settings: Settings, extension: Extension) -> str:
         "max_parallel_maintenance_workers": "0",
         "max_locks_per_transaction": "256",
         "jit": "off",
-        # After a crash the supervisor starts it, and brings the catalog up to date before clients.
-        "restart_after_crash": "off",
         "fsync": "off" if settings.ephemeral else "on",
         "synchronous_commit": "on",
         "wal_level": "minimal",
