@@ -156,11 +156,33 @@ pushable_clauses(IndexScan *plan)
 	return pushed;
 }
 
+/* The statement's memory goes, and its hints with it. */
+static void
+forget_hints(void *estate)
+{
+	for (MerIndexHint **link = &hints; *link;)
+	{
+		if ((*link)->node->state == estate)
+			*link = (*link)->next;
+		else
+			link = &(*link)->next;
+	}
+}
+
 static MerIndexHint *
 add_hint(PlanState *node, ExecProcNodeMtd replacement)
 {
 	MerIndexHint *hint = palloc0(sizeof(MerIndexHint));
 
+	/* Before the first hint of a statement is linked: what follows may fail. */
+	if (hints == NULL || hints->node->state != node->state)
+	{
+		MemoryContextCallback *callback = palloc0(sizeof(MemoryContextCallback));
+
+		callback->func = forget_hints;
+		callback->arg = node->state;
+		MemoryContextRegisterResetCallback(node->state->es_query_cxt, callback);
+	}
 	hint->node = node;
 	hint->run = node->ExecProcNodeReal;
 	hint->next = hints;
@@ -196,7 +218,6 @@ describe_walker(PlanState *node, void *context)
 			describe_index_scan(node);
 		else
 			(void) add_hint(node, counted_call);
-		*(bool *) context = true;
 	}
 	return planstate_tree_walker(node, describe_walker, context);
 }
@@ -219,25 +240,10 @@ explain_node(PlanState *node, List *ancestors, const char *relationship,
 	mer_explain_counters(&hint->counters, es);
 }
 
-/* The statement's memory goes, and its hints with it. */
-static void
-forget_hints(void *estate)
-{
-	for (MerIndexHint **link = &hints; *link;)
-	{
-		if ((*link)->node->state == estate)
-			*link = (*link)->next;
-		else
-			link = &(*link)->next;
-	}
-}
-
 static void
 start_statement(QueryDesc *desc, int eflags)
 {
-	EState	   *estate;
 	MemoryContext old;
-	bool		any = false;
 
 	if (next_start)
 		next_start(desc, eflags);
@@ -245,17 +251,8 @@ start_statement(QueryDesc *desc, int eflags)
 		standard_ExecutorStart(desc, eflags);
 	if (!mer_enable_pushdown)
 		return;
-	estate = desc->estate;
-	old = MemoryContextSwitchTo(estate->es_query_cxt);
-	describe_walker(desc->planstate, &any);
-	if (any)
-	{
-		MemoryContextCallback *callback = palloc0(sizeof(MemoryContextCallback));
-
-		callback->func = forget_hints;
-		callback->arg = estate;
-		MemoryContextRegisterResetCallback(CurrentMemoryContext, callback);
-	}
+	old = MemoryContextSwitchTo(desc->estate->es_query_cxt);
+	describe_walker(desc->planstate, NULL);
 	MemoryContextSwitchTo(old);
 }
 
