@@ -141,7 +141,11 @@ mer_index_build(Relation heap, Relation index, IndexInfo *info)
 	if (can_organise(heap, index))
 		mer_relmap_organise(heap, index);
 	if (mer_rel(index)->primary_of_organised)
+	{
+		/* It may have had entries while the table's rows had hidden ids. */
+		mer_relmap_drop(RelationGetRelid(index));
 		return result;
+	}
 	(void) mer_relmap_recreate(index);
 	if (!mer_txn_created(mer_rel(heap)->sid))
 		mer_txn_lock_relation(heap);
