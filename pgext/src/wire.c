@@ -26,6 +26,8 @@
 #include "utils/wait_event.h"
 
 #define CONNECT_TIMEOUT_MS 10000
+#define CONNECT_TRIES 200
+#define CONNECT_PAUSE_US 10000
 #define LIMITS_MAX 64
 #define LIMIT_NAME_BYTES 64
 
@@ -94,6 +96,28 @@ make_wait_set(void)
 	return true;
 }
 
+/*
+ * A Unix socket connects at once, unless the listener's backlog is full: after
+ * a restart of the gateway all backends come together.
+ */
+static bool
+connect_patiently(const struct sockaddr_un *address)
+{
+	int			tries;
+
+	for (tries = 0; tries < CONNECT_TRIES; tries++)
+	{
+		if (connect(sock.fd, (const struct sockaddr *) address, sizeof(*address)) == 0)
+			return true;
+		if (errno != EAGAIN && errno != EINTR)
+			return false;
+		if (sock.serve_interrupts)
+			CHECK_FOR_INTERRUPTS();
+		pg_usleep(CONNECT_PAUSE_US);
+	}
+	return false;
+}
+
 static bool
 op_connect(void *arg)
 {
@@ -103,6 +127,7 @@ op_connect(void *arg)
 		strlen(mer_gateway_socket) >= sizeof(address.sun_path))
 		return false;
 	strlcpy(address.sun_path, mer_gateway_socket, sizeof(address.sun_path));
+	op_close(NULL);				/* of an attempt that an error ended */
 	if (!AcquireExternalFD())
 		return false;
 	sock.fd = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -111,10 +136,9 @@ op_connect(void *arg)
 		ReleaseExternalFD();
 		return false;
 	}
-	/* A Unix socket connects at once or not at all, unless the backlog is full. */
 	if (fcntl(sock.fd, F_SETFD, FD_CLOEXEC) != 0 ||
 		!pg_set_noblock(sock.fd) ||
-		connect(sock.fd, (struct sockaddr *) &address, sizeof(address)) != 0)
+		!connect_patiently(&address))
 	{
 		op_close(NULL);
 		return false;

@@ -183,6 +183,14 @@ def test_nothing_to_ship(pair: tuple[Connection, Connection]) -> None:
     assert run(origin, ["CREATE TABLE z (a int)", "DROP TABLE z"]) is None
 
 
+def test_without_counters_every_catalog_is_read(pair: tuple[Connection, Connection]) -> None:
+    origin, copy = pair
+    assert not differences(origin, copy)
+    apply(copy, run(origin, ["SET LOCAL track_counts = off",
+                             "CREATE TABLE t (a serial PRIMARY KEY)"]))
+    assert not differences(origin, copy)
+
+
 @pytest.mark.parametrize("statement", ["SELECT lo_create(0)"])
 def test_what_cannot_be_shipped_is_refused(
     pair: tuple[Connection, Connection], statement: str

@@ -23,7 +23,7 @@ LIMITS = {"txn_rows": 3000, "row_size_bytes": 2 << 20}
 class Gateway:
     """Answers LEASE with a counter, unless the test says otherwise."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, listening: bool = True) -> None:
         self.path = path
         self.requests: list[Any] = []
         self.connections = 0
@@ -32,13 +32,17 @@ class Gateway:
         self._next = 100
         self._clients: list[socket.socket] = []
         self.listen()
+        if listening:
+            self.accept()
 
     def listen(self) -> None:
         self.path.unlink(missing_ok=True)
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(self.path))
         self.path.chmod(0o777)
-        self._server.listen(16)
+        self._server.listen(2)
+
+    def accept(self) -> None:
         threading.Thread(target=self._accept, args=(self._server,), daemon=True).start()
 
     def _accept(self, server: socket.socket) -> None:
@@ -189,6 +193,26 @@ def test_a_gateway_restarted_between_transactions(session: Connection, gateway: 
     time.sleep(0.1)
     lease(session)
     assert gateway.connections == 2
+
+
+def test_a_full_backlog_is_waited_out(codec_server: tuple[str, Path]) -> None:
+    """All backends connect at once after a restart of the gateway."""
+    gateway = Gateway(codec_server[1], listening=False)
+    fillers = []
+    try:
+        while True:  # a listener that accepts nobody yet, until its backlog is full
+            filler = socket.socket(socket.AF_UNIX)
+            filler.setblocking(False)
+            fillers.append(filler)
+            filler.connect(str(codec_server[1]))
+    except BlockingIOError:
+        pass
+    threading.Timer(0.3, gateway.accept).start()
+    with psycopg.connect(codec_server[0], autocommit=True) as session:
+        assert lease(session) == 110
+    for filler in fillers:
+        filler.close()
+    gateway.close()
 
 
 def test_a_connection_lost_inside_a_transaction(session: Connection, gateway: Gateway) -> None:
