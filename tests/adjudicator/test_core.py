@@ -342,6 +342,24 @@ def test_two_large_transactions_conflict(driver: Driver) -> None:
     assert outcomes == [Outcome.COMMITTED, Outcome.ABORTED, Outcome.COMMITTED]
 
 
+def test_a_conflict_found_while_the_last_keys_are_compared_is_told(driver: Driver) -> None:
+    driver.core.window.work_keys = 1
+    start = driver.now
+    driver.commit(7, put("x"), start)
+    driver.step(WantHeartbeat(driver.now))
+    driver.sync()
+    parts(driver, 1, start, put("a"), put("b"))
+    driver.step(TimerFired("work"))
+    large = driver.ask(1, put("c"), start, parts=2)
+    assert not driver.core._large[txid(1)].draft.ready
+    small = driver.ask(2, put("a"), start)
+    driver.step(TimerFired("work"))
+    assert driver.records[-1].kind == RecordKind.ABORT
+    driver.settle()
+    assert driver.outcome(small) is Outcome.COMMITTED
+    assert driver.answers[large].code is Code.CONFLICT
+
+
 def test_missing_parts_abort_for_good(driver: Driver) -> None:
     start = driver.now
     driver.step(Part(txid(1), start, 0, put("a")))

@@ -354,11 +354,16 @@ class Adjudicator:
     def _work(self, now: Interval) -> list[Effect]:
         """One slice for one of the large transactions, in turn; others run in between."""
         effects: list[Effect] = []
-        waiting = [item for item in self._large.items() if not item[1].draft.ready]
-        for txid, large in waiting[:1]:
-            self._large[txid] = self._large.pop(txid)
-            effects += self._progress(now, txid, large)
-        if len(waiting) > 1 or self.window.tidy():
+        waiting = 0
+        for txid, large in list(self._large.items()):
+            busy = not large.draft.ready
+            waiting += busy
+            if busy and waiting == 1:
+                self._large[txid] = self._large.pop(txid)
+            # A ready one costs nothing: a later commit may have made it an abort meanwhile.
+            if waiting == 1 or not busy:
+                effects += self._progress(now, txid, large)
+        if waiting > 1 or self.window.tidy():
             effects.append(SetTimer(WORK_TIMER, 0))
         return effects
 

@@ -192,6 +192,7 @@ class Window:
     def __init__(self, floor: int, keys_max: int = CONFLICT_KEYS) -> None:
         self.floor = floor
         self._keys_max = keys_max
+        self.work_keys = WORK_KEYS
         self._closed: deque[Span] = deque()
         self._closed_count = 0
         self._open = Generation(floor)
@@ -240,7 +241,7 @@ class Window:
 
     def work(self, draft: Draft) -> None:
         """A few milliseconds of inserting and comparing the keys of a draft."""
-        draft.work((*self._closed, self._open))
+        draft.work((*self._closed, self._open), self.work_keys)
 
     def publish(self, draft: Draft, tau: int) -> None:
         """The large transaction commits at `tau`: its keys become a layer, in O(1)."""

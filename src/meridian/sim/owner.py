@@ -47,6 +47,7 @@ class Owner(Node):
 
     def _replay(self, start: Position, records: list[Record]) -> Reader:
         self._core = self.parts.adjudicator(self.number, start, self.world.swarm.window_keys)
+        self._core.window.work_keys = self.world.swarm.work_keys
         reader = self.parts.reader(start)
         for record in records:
             payload = reader.accept(record)
@@ -115,7 +116,9 @@ class Owner(Node):
             del self._timers[name]
             self._step(ev.TimerFired(name))
 
-        self.after(max(at - self.clock.now().earliest, 1_000) if at else 0, fire)
+        # "Right after other waiting work" may take a while on a busy loop.
+        soon = self._random.choice((0, self._random.randint(0, 5 * MS)))
+        self.after(max(at - self.clock.now().earliest, 1_000) if at else soon, fire)
 
     # The disk
 

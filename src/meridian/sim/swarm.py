@@ -42,6 +42,8 @@ class Swarm(msgspec.Struct, frozen=True):
     checkpoints: int
     window_keys: int
     """Keys that the conflict window holds; few make the floor rise."""
+    work_keys: int
+    """Keys compared in one go; few make large transactions take many steps."""
     keys: int
     weights: tuple[int, ...]
     """Kinds of transactions, in the order of client.KINDS."""
@@ -82,6 +84,7 @@ def choose(seed: int) -> Swarm:
         clock_steps=random.choice((0, 0, 5, 20)),
         checkpoints=random.choice((0, 0, 1, 4)),
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
+        work_keys=random.choice((1 << 16, 1)),
         keys=random.choice((3, 6, 20)),
         weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(8)),
     )
