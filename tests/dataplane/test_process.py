@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import os
 import random
 import resource
 import secrets
@@ -82,6 +84,7 @@ def test_socket_is_private(plane: Plane) -> None:
     assert plane.socket.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_socket_owner(tmp_path: Path) -> None:
     with Plane(tmp_path, "--socket-owner", "65534:65534", "--socket-mode", "660") as plane:
         found = plane.socket.stat()
@@ -252,7 +255,7 @@ def test_kill_loop(plane: Plane) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(3))
 def test_kill_loop_nightly(plane: Plane, seed: int) -> None:
-    kill_loop(plane, rounds=40, seed=100 + seed)
+    kill_loop(plane, rounds=20, seed=100 + seed)
 
 
 def send_parts(client: Client, sid: int, chunks: int, per_chunk: int) -> tuple[bytes, int, bytes]:
