@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 from meridian.bench import servers
 from meridian.bench.workloads import WORKLOADS, Context, Workload
+
+REST_S = 10.0
+"""Between set-up and the first round: both do work in the background after a load."""
 
 
 def compare(
@@ -25,6 +29,8 @@ def compare(
         for title, context in (("Meridian", ours), ("stock", stock)):
             report(f"{name}: setting up {title}")
             workload.set_up(context)
+        report(f"{name}: {REST_S:.0f} s of rest for both")
+        time.sleep(REST_S)
         pairs = [_round(workload, ours, stock, n, report) for n in range(rounds)]
     return summary(name, workload.unit, pairs)
 
