@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import random
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
 from meridian.check.history import HistoryError, Transaction, check, parse
+from meridian.cli.main import main
 
 
 def _t(txn, begin, end, ops, commit=None, status="committed"):
@@ -132,3 +135,16 @@ def test_documented_line_parses() -> None:
     line = {"txn": "t1", "begin": 10, "end": 20, "commit": 15, "status": "committed",
             "ops": [["w", "x"], ["r", "z", None]]}
     assert check(parse([json.dumps(line)])) == []
+
+
+def test_command_line(tmp_path) -> None:
+    file = tmp_path / "history.jsonl"
+    stale = [_t("a", 0, 1, [("w", "x")], 1), _t("b", 2, 3, [("r", "x", None)])]
+    runner = CliRunner()
+    file.write_bytes(msgspec.json.encode(stale[0]) + b"\n")
+    assert runner.invoke(main, ["check", "history", str(file)]).exit_code == 0
+    file.write_bytes(b"\n".join(msgspec.json.encode(t) for t in stale))
+    found = runner.invoke(main, ["check", "history", str(file)])
+    assert found.exit_code == 1 and "real-time" in found.output
+    file.write_bytes(b"nonsense")
+    assert runner.invoke(main, ["check", "history", str(file)]).exit_code == 2

@@ -7,7 +7,7 @@ import sys
 import click
 
 from meridian import __version__
-from meridian.cli import bench, dev, doctor, psql, sim, status, verify
+from meridian.cli import bench, check, dev, doctor, psql, sim, status, verify
 from meridian.instance.errors import SetupError
 
 
@@ -37,5 +37,6 @@ for command in (
     doctor.doctor,
     bench.bench,
     sim.sim,
+    check.check,
 ):
     main.add_command(command)
