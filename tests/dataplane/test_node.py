@@ -113,6 +113,27 @@ def test_failed_checkpoint_keeps_the_last(tmp_path: Path, monkeypatch: pytest.Mo
     run(work())
 
 
+def test_chunk_read_again_after_its_end(tmp_path: Path) -> None:
+    """The position lags behind; the transaction was discarded and settled meanwhile."""
+
+    async def work() -> None:
+        async with running(tmp_path) as node:
+            await table(node)
+            engine, txid = node.engine, b"t" * 16
+            for seq in range(2):
+                engine.stage(txid, seq, [put(SID, {seq: seq})], {})
+            engine.discard(txid, {})
+            while engine.settle():
+                pass
+            engine.stage(txid, 1, [put(SID, {1: 1})], {})
+            assert engine.unresolved() == []
+            with pytest.raises(MeridianError):
+                engine.resolve(txid, 2, node.clock.now_ns() + S, {})
+            assert await value(node, SID, 1) is None
+
+    run(work())
+
+
 def test_another_boot_distrusts_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage does not sync: what a machine's crash left of it is rebuilt (design section 8)."""
 

@@ -201,8 +201,9 @@ class _Replay:
         """The rest; the crossbar then stands where the reader stands."""
         self._flush()
         for txid in self.replica.engine.unresolved():
-            # Its epoch is over: bodies and commit record must share one (6.3).
-            self.replica.engine.discard(txid, {})
+            # Its epoch is over: bodies and commit record must share one (6.3). Everything that
+            # was read is in, so the position moves past its chunks with it.
+            self.replica.engine.discard(txid, {JOURNAL: self.reader.n})
 
 
 class _Progress:

@@ -45,6 +45,10 @@ def stage(applier: Applier, state: State, txid: bytes, seq: int, chunk: Sequence
     found = fetch(db, "SELECT number, tau, chunks FROM staged WHERE txid = ?", (txid,))
     if found:
         number, tau, chunks = found[0]
+    elif seq > 0:
+        # Read again after its outcome was applied and settled: chunks come in order, so its row
+        # was here. A chunk that is really missing shows when the transaction is resolved.
+        return
     else:
         number, tau, chunks = PROVISIONAL + state.next_number, None, 0
         state.next_number += 1
