@@ -26,6 +26,9 @@
 
 #define MAX_CACHED_STATS 4096
 
+/* What every full scan costs, however small the table. */
+#define FIXED_PAGES (MER_FULL_SCAN_PAGES + mer_round_trip_cost)
+
 /* Rows of one answer, in bytes, for counting round trips. */
 #define PAGE_BYTES_ASSUMED (256.0 * 1024)
 
@@ -198,7 +201,8 @@ static BlockNumber
 pages_of(double rows, double bytes)
 {
 	double		width = rows > 0 ? bytes / rows : 0;
-	double		pages = MER_FULL_SCAN_PAGES + mer_scan_cost(rows, rows, width);
+	double		pages = FIXED_PAGES + mer_rows_cost(rows, width) + rows * EXAMINE_ROW_COST +
+		mer_round_trip_cost * (mer_round_trips(rows, width) - 1);
 
 	return (BlockNumber) Min(ceil(pages), (double) MaxBlockNumber);
 }
@@ -228,6 +232,8 @@ index_info_from_stats(IndexOptInfo *info, int64 sid, double table_rows)
 	info->tuples = info->indpred ? Min(Max(rows, 1), table_rows) : table_rows;
 	info->pages = (BlockNumber) clamp_row_est(Min(rows / 100, (double) MaxBlockNumber));
 	info->tree_height = 1;
+	/* Asked for by mer_scan_pathlist only where it pays. */
+	info->amhasgetbitmap = false;
 }
 
 void
@@ -457,13 +463,15 @@ mer_index_cost(PlannerInfo *root, IndexPath *path, double loop_count,
 	 * takes more than one.  Rows are joined to their entries in storage, so
 	 * that a secondary index costs a lookup there but no round trip.  Core
 	 * adds the rows' share of the table's pages on top, except for index-only
-	 * scans.
+	 * scans; the fixed part of those pages is no cost of this scan.
 	 */
 	trips = bounds.point && by_row ? ceil(bounds.ranges / KEYS_PER_TRIP) : bounds.ranges;
 	*startup_cost = mer_round_trip_cost;
 	*total_cost = (trips - 1) * mer_round_trip_cost +
 		mer_scan_cost(entries, only ? entries : 0, width) +
 		entries * (cpu_index_tuple_cost + list_length(all_quals) * cpu_operator_cost);
+	if (!only && loop_count == 1)
+		*total_cost -= *selectivity * FIXED_PAGES;
 	if (bounds.quals == NIL)
 		*total_cost += MER_FULL_SCAN_PAGES * seq_page_cost;
 	if (!only && !by_row)

@@ -115,6 +115,51 @@ cost_scan_path(PlannerInfo *root, RelOptInfo *rel, Path *path)
 	path->disabled_nodes = enable_seqscan ? 0 : 1;
 }
 
+static bool
+has_or_clause(List *clauses)
+{
+	foreach_node(RestrictInfo, rinfo, clauses)
+		if (restriction_is_or_clause(rinfo))
+			return true;
+	return false;
+}
+
+static void
+set_bitmaps(RelOptInfo *rel, bool on)
+{
+	foreach_node(IndexOptInfo, info, rel->indexlist)
+		info->amhasgetbitmap = on;
+}
+
+/*
+ * An index scan brings its rows along, a bitmap scan asks for them once more;
+ * at core's prices the two look alike.  So the planner has not considered
+ * bitmaps (mer_relation_info).  Where conditions are ORed, unions of indexes
+ * are made up for here, at our price.
+ */
+static void
+add_bitmap_paths(PlannerInfo *root, RelOptInfo *rel)
+{
+	List	   *kept = rel->pathlist;
+	List	   *found;
+
+	rel->pathlist = NIL;
+	set_bitmaps(rel, true);
+	create_index_paths(root, rel);
+	set_bitmaps(rel, false);
+	found = rel->pathlist;
+	rel->pathlist = kept;
+	foreach_ptr(Path, path, found)
+	{
+		if (!IsA(path, BitmapHeapPath) || IsA(((BitmapHeapPath *) path)->bitmapqual, IndexPath))
+			continue;
+		path->startup_cost += mer_round_trip_cost;
+		path->total_cost += mer_round_trip_cost +
+			mer_rows_cost(path->rows, rel->reltarget->width);
+		add_path(rel, path);
+	}
+}
+
 void
 mer_scan_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 {
@@ -132,6 +177,9 @@ mer_scan_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *
 	}
 	/* No sequential scan left: an index path dominated it at heap prices. */
 	rel->partial_pathlist = NIL;
+	if (rel->indexlist != NIL &&
+		(has_or_clause(rel->baserestrictinfo) || has_or_clause(rel->joininfo)))
+		add_bitmap_paths(root, rel);
 
 	path = makeNode(CustomPath);
 	path->path.pathtype = T_CustomScan;

@@ -135,6 +135,9 @@ needed_columns(IndexScan *plan)
 	pull_varattnos((Node *) plan->scan.plan.qual, varno, &attrs);
 	pull_varattnos((Node *) plan->indexqualorig, varno, &attrs);
 	pull_varattnos((Node *) plan->indexorderbyorig, varno, &attrs);
+	/* Rows to be updated or locked are needed whole. */
+	if (bms_is_member(SelfItemPointerAttributeNumber - FirstLowInvalidHeapAttributeNumber, attrs))
+		return NULL;
 	/* Never empty, which would mean all. */
 	return bms_add_member(attrs, TableOidAttributeNumber -
 						  FirstLowInvalidHeapAttributeNumber);

@@ -177,7 +177,7 @@ def test_key_lookup_is_never_a_full_scan(connection) -> None:
     connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
                        " CREATE TABLE t (id int PRIMARY KEY, a int, b text);"
                        " CREATE INDEX t_a ON t (a)")
-    for rows in (0, 1, 30, 3000):
+    for rows in (0, 1, 2, 30, 3000):
         connection.execute(
             "INSERT INTO t SELECT i, i, 'x' FROM generate_series((SELECT coalesce(max(id), 0) + 1"
             f" FROM t), {rows}) i")
@@ -186,6 +186,14 @@ def test_key_lookup_is_never_a_full_scan(connection) -> None:
             for sql in (f"SELECT * FROM t WHERE {condition}", f"DELETE FROM t WHERE {condition}"):
                 plan = "\n".join(r[0] for r in connection.execute(f"EXPLAIN {sql}").fetchall())
                 assert "Index" in plan, f"{rows} rows, {condition}:\n{plan}"
+        if rows == 2:
+            connection.execute("ANALYZE t")
+    connection.execute("ANALYZE t")
+    either = "\n".join(r[0] for r in connection.execute(
+        "EXPLAIN ANALYZE SELECT * FROM t WHERE id = 7 OR a = 9").fetchall())
+    assert "BitmapOr" in either and "rows=2.00" in either
+    assert "Bitmap" not in str(connection.execute(
+        "EXPLAIN SELECT * FROM t WHERE a = 9 AND b = 'x'").fetchall())
     connection.execute("SET plan_cache_mode = force_generic_plan;"
                        " CREATE TABLE e (id int PRIMARY KEY, a int); CREATE INDEX ON e (a);"
                        " CREATE TABLE h (id int, a int); CREATE UNIQUE INDEX ON h (id)")
