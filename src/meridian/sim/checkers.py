@@ -160,12 +160,14 @@ def _foreign_keys(truth: Truth) -> None:
 
 
 def _real_time(truth: Truth, log: list[Txn]) -> None:
-    """Who begins after another has ended sees at least what that one saw or wrote."""
+    """Who begins after a commit was told, or a read was answered, sees at least as much (4.5)."""
     ended: list[tuple[int, int]] = []
     for txn in log:
         if txn.end is not None and txn.status == "committed":
+            ended.append((txn.end, txn.tau))
+        if txn.seen:
             read = (truth.store.get(key, txn.tau_start)[1] for key in txn.seen)
-            ended.append((txn.end, max(txn.tau, *read, 0)))
+            ended.append((txn.read_at, max(read)))
     ended.sort()
     at, newest = 0, 0
     for txn in sorted(log, key=lambda t: t.begin):

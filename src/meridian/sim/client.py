@@ -31,6 +31,7 @@ class Txn:
         self.seen: dict[Key, bytes | None] = {}
         self.writes = WriteSet()
         self.status = "unknown"
+        self.read_at = 0
         self.unknown_answers = 0
         self.abandoned = False
         """Its query processor died: nobody waits for the outcome."""
@@ -158,6 +159,7 @@ class Client(Node):
             self.world.send(self.name, replica, get)
             got = yield self._random.randint(100 * MS, 400 * MS), self._request
             if got is not None:
+                txn.read_at = self.world.now
                 txn.seen = dict(zip(plan.reads, got.values, strict=True))
                 return True
         return False

@@ -341,7 +341,7 @@ MUTANTS = (
     Mutant(
         "large: forgets earlier ones", "5.1", 100, _adjudicator(window=_drafts(_ForgetfulDraft))
     ),
-    Mutant("large: blind to large ones", "5.1", 200, _adjudicator(window=_drafts(_LonelyDraft))),
+    Mutant("large: blind to large ones", "5.1", 400, _adjudicator(window=_drafts(_LonelyDraft))),
     Mutant("acknowledges before durable", "3", 20, _adjudicator(base=_AcksEarly)),
     Mutant("tells aborts before durable", "5.6", 50, _adjudicator(base=_AbortsEarly)),
     Mutant("acknowledges before tau has passed", "4.4", 50, _adjudicator(ledger=_AcksBeforeTau)),
@@ -363,7 +363,7 @@ MUTANTS = (
     Mutant("merges without waiting", "7", 20, Parts(crossbar=_NoMergeWait)),
     Mutant("accepts records of a deposed owner", "6.1", 150, Parts(reader=_NoFence)),
     Mutant("takes commits without their bodies", "6.3", 20, Parts(reader=_SkipsBodies)),
-    Mutant("reads leave before their commits", "4.5", 200, Parts(storage=_ReadsLeave)),
+    Mutant("reads leave before their commits", "4.5", 400, Parts(storage=_ReadsLeave)),
     Mutant("reads before completeness", "4.7", 10, Parts(storage=_ReadsIncomplete)),
     Mutant("tau_start is the lower edge", "4.3", 50, Parts(tau_start_latest=False)),
 )

@@ -19,7 +19,7 @@ CATALOG: Key = (SID_VERSION, b"v")
 """The row that holds the catalog version; the catalog log is sid 1."""
 PARENTS = 2
 CHILDREN = 2
-HOT_CHANCE = 0.3
+HOT_CHANCE = 0.45
 
 ConflictKey = tuple[int, int, bytes]
 """(storage id, ROW or IDENTITY, key)"""
