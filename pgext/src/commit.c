@@ -157,6 +157,11 @@ take_answer(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("the write set does not fit the gateway's frames")));
+	if (status == MER_UNSENT)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("lost the connection to the gateway before COMMIT was sent"),
+				 errhint("The transaction has no effect; retry it.")));
 	if (status != MER_OK)
 		resolve();
 	else if (answer.type == MER_ERROR)

@@ -106,6 +106,7 @@ extern void mer_wire_send(StringInfo buf);
  * ereport(ERROR) with their SQLSTATE, message, detail and hint.
  */
 extern MerReply mer_wire_wait(uint32 id);
+extern void mer_wire_forget(uint32 id);	/* instead of waiting */
 extern MerReply mer_wire_call(StringInfo buf, uint32 id);	/* send + wait */
 extern bool mer_wire_connected(void);
 extern const char *mer_profile(void);	/* "standard" or "dsql", from WELCOME */

@@ -115,7 +115,8 @@ typedef enum MerStatus
 	MER_TIMEOUT,
 	MER_VIOLATION,				/* what arrived is not the protocol; the socket is closed */
 	MER_TOO_MANY,				/* more requests under way than MER_PENDING_MAX */
-	MER_TOO_LARGE				/* a request above MER_FRAME_SIZE_BYTES; nothing was sent */
+	MER_TOO_LARGE,				/* a request above MER_FRAME_SIZE_BYTES; nothing was sent */
+	MER_UNSENT					/* the request did not get out whole: it has no effect */
 } MerStatus;
 
 /*

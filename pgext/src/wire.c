@@ -390,16 +390,30 @@ raise_status(MerStatus status)
 			 errhint("Retry the transaction.")));
 }
 
-/*
- * Be connected.  A socket that ended while nothing was under way is replaced
- * before a transaction's first request; later that transaction cannot go on.
- */
 static void
-ensure_connected(void)
+connect_now(void)
 {
 	MerReply	reply;
 	MerStatus	status;
 
+	sock.serve_interrupts = true;
+	status = connect_and_greet(CONNECT_TIMEOUT_MS, &reply);
+	if (status != MER_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+				 errmsg("cannot reach the gateway at \"%s\"",
+						mer_gateway_socket ? mer_gateway_socket : "")));
+	if (reply.type == MER_ERROR)
+		mer_wire_raise(&reply);
+	if (!proto->connected)
+		raise_status(MER_VIOLATION);
+	pfree(reply.frame);
+}
+
+/* Be connected.  A transaction that has used a socket cannot go on with another. */
+static void
+ensure_connected(void)
+{
 	ensure_proto();
 	if (sock.used)
 	{
@@ -409,22 +423,8 @@ ensure_connected(void)
 			raise_status(MER_LOST);
 		return;
 	}
-	if (!proto->connected || !mer_proto_alive(proto))
-	{
-		sock.serve_interrupts = true;
-		status = connect_and_greet(CONNECT_TIMEOUT_MS, &reply);
-		if (status != MER_OK)
-			ereport(ERROR,
-					(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
-					 errmsg("cannot reach the gateway at \"%s\"",
-							mer_gateway_socket ? mer_gateway_socket : "")));
-		if (reply.type == MER_ERROR)
-			mer_wire_raise(&reply);
-		if (!proto->connected)
-			raise_status(MER_VIOLATION);
-		pfree(reply.frame);
-	}
-	sock.used = true;
+	if (!proto->connected)
+		connect_now();
 }
 
 /* ---------- for readers ---------- */
@@ -459,17 +459,37 @@ raise_refused(void)
 	pfree(reply.frame);
 }
 
+/*
+ * A socket that ended while nothing was under way refuses a transaction's
+ * first request and is replaced; that costs no look at it beforehand.
+ */
 void
 mer_wire_send(StringInfo buf)
 {
+	bool		first = !sock.used;
 	MerStatus	status;
 
 	ensure_connected();
-	raise_refused();
+	sock.used = true;
+	if (!first)
+		raise_refused();
 	sock.serve_interrupts = true;
 	status = mer_proto_send(proto, buf, MER_NO_DEADLINE);
+	if (status == MER_LOST && first)
+	{
+		connect_now();
+		status = mer_proto_send(proto, buf, MER_NO_DEADLINE);
+	}
 	if (status != MER_OK)
 		raise_status(status);
+}
+
+/* Nobody will wait for this answer. */
+void
+mer_wire_forget(uint32 id)
+{
+	if (proto != NULL)
+		mer_proto_forget(proto, id);
 }
 
 MerReply
@@ -517,10 +537,20 @@ deadline(int timeout_ms)
 MerStatus
 mer_wire_try_send(StringInfo buf, int timeout_ms)
 {
-	if (proto == NULL || !proto->connected)
-		return MER_LOST;
+	bool		first = !sock.used;
+	MerStatus	status;
+
+	ensure_proto();
+	sock.used = true;
 	sock.serve_interrupts = false;
-	return mer_proto_send(proto, buf, deadline(timeout_ms));
+	status = mer_proto_send(proto, buf, deadline(timeout_ms));
+	if (status == MER_LOST && first)
+	{
+		status = mer_wire_try_reconnect(CONNECT_TIMEOUT_MS);
+		if (status == MER_OK)
+			status = mer_proto_send(proto, buf, deadline(timeout_ms));
+	}
+	return status == MER_LOST || status == MER_TIMEOUT ? MER_UNSENT : status;
 }
 
 MerStatus
@@ -549,13 +579,25 @@ mer_wire_try_call(StringInfo buf, uint32 id, int timeout_ms, MerReply *reply)
 MerStatus
 mer_wire_try_reconnect(int timeout_ms)
 {
+	MemoryContext context = CurrentMemoryContext;
 	MerReply	reply;
-	MerStatus	status;
+	volatile MerStatus status;
 
 	ensure_proto();
 	sock.serve_interrupts = false;
 	sock.used = true;
-	status = connect_and_greet(timeout_ms, &reply);
+	PG_TRY();
+	{
+		status = connect_and_greet(timeout_ms, &reply);
+	}
+	PG_CATCH();
+	{
+		/* A malformed WELCOME: the caller decides what no answer means. */
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		status = MER_VIOLATION;
+	}
+	PG_END_TRY();
 	if (status != MER_OK)
 		return status;
 	pfree(reply.frame);

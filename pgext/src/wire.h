@@ -13,7 +13,8 @@
 /*
  * Send and wait without throwing: no interrupts are served (the caller holds
  * them), an ERROR answer is returned as any other, a lost socket as MER_LOST.
- * Only the postmaster's death and lack of memory leave otherwise.
+ * Only the postmaster's death and lack of memory leave otherwise.  A request
+ * that could not be sent whole is MER_UNSENT: nobody has acted on it.
  */
 extern MerStatus mer_wire_try_call(StringInfo buf, uint32 id, int timeout_ms, MerReply *reply);
 extern MerStatus mer_wire_try_send(StringInfo buf, int timeout_ms);

@@ -227,3 +227,24 @@ def test_an_instance_behind_its_journal_repairs_itself(cluster: Embedded) -> Non
     with connect(cluster) as connection:
         connection.execute("CREATE TABLE b (x int)")
         connection.execute("INSERT INTO b VALUES (1)")
+
+
+def test_a_blind_insert_after_a_restart_of_the_gateway(cluster: Embedded) -> None:
+    """Its COMMIT is the transaction's first request, on a socket that ended meanwhile."""
+    with connect(cluster) as connection:
+        connection.execute("CREATE TABLE log (line text)")
+        connection.execute("INSERT INTO log VALUES ('one')")
+        cluster.kill("data-plane")
+        time.sleep(3)
+        connection.execute("INSERT INTO log VALUES ('two')")
+        started = time.monotonic()
+        with pytest.raises(psycopg.errors.ConnectionFailure):
+            with connection.transaction():
+                connection.execute("SELECT FROM log")
+                connection.execute("INSERT INTO log VALUES ('three')")
+                cluster.kill("data-plane")
+                time.sleep(0.5)
+        assert time.monotonic() - started < 15
+        time.sleep(3)
+        lines = connection.execute("SELECT line FROM log ORDER BY line").fetchall()
+        assert lines == [("one",), ("two",)]
