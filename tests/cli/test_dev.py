@@ -142,6 +142,21 @@ def test_a_killed_supervisor_leaves_nothing_that_blocks(embedded: Embedded) -> N
         assert connection.execute("SELECT count(*) FROM kept").fetchone() == (1,)
 
 
+def test_the_port_is_free_again_after_a_kill(embedded: Embedded, tmp_path: Path) -> None:
+    """Processes that are about to end still hold it: they are waited for."""
+    embedded.stop()
+    port = embedded.dsn.rpartition(":")[2].partition("/")[0]
+    again = Embedded(embedded.directory)
+    for _ in range(3):
+        process = dev("--dir", str(embedded.directory), "--port", port, "--json")
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline(), process.stderr.read()
+        process.kill()
+        process.communicate()
+    again.start()
+    again.stop()
+
+
 @pytest.mark.parametrize("role", ["data-plane", "postmaster", "backend"])
 def test_what_dies_comes_back(embedded: Embedded, role: str) -> None:
     connection = psycopg.connect(embedded.dsn, autocommit=True)

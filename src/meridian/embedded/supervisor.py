@@ -28,6 +28,7 @@ from meridian.instance.instance import Instance
 from meridian.instance.users import die_with_parent, pg_user
 
 POSTGRES_STOP_S = 2.0
+LEFTOVERS_STOP_S = 0.3
 DATA_PLANE_STOP_S = 2.0
 CATALOG_LOCK_TIMEOUT_MS = 2000
 CATALOG_VERSIONS_AT_ONCE = 100
@@ -60,9 +61,9 @@ class Supervisor:
         self._reported: set[str] = set()
 
     async def run(self, on_ready: Callable[[Running], None]) -> None:
-        """Until SIGINT or SIGTERM. Raises SetupError when the cluster cannot be started or kept."""
+        """Until told to stop. Raises SetupError when the cluster cannot be started or kept."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stopping.set)
         identity = self.directory.open(self.options.profile)
         try:
@@ -87,15 +88,16 @@ class Supervisor:
             task.result()
             return
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError, SetupError):
             await task
 
     # ---------- start ----------
 
     async def _start(self, identity: Identity) -> None:
         self.identity = identity
-        self.port = places.choose_port(self.options.host, self.options.port)
         self.user = pg_user()
+        await asyncio.to_thread(self._clear)
+        self.port = places.choose_port(self.options.host, self.options.port)
         self.password = self.directory.password()
         self._sockets = self.sockets = places.runtime_directory(identity.cluster, self.user)
         self.gateway = self.sockets / "gateway"
@@ -103,16 +105,18 @@ class Supervisor:
             name: RotatingLog(self.directory.log / name)
             for name in ("data-plane.out", "postgres.log")
         }
-        await asyncio.to_thread(data_plane.kill_leftovers, self.directory)
-        self.instance = await asyncio.to_thread(self._make_instance)
+        self.instance = await asyncio.to_thread(Instance, self._place, self.report, self.user)
         await asyncio.gather(
             self._start_data_plane(), asyncio.to_thread(self.instance.prepare, self.password)
         )
         await self._start_postgres()
 
-    def _make_instance(self) -> Instance:
+    def _clear(self) -> None:
+        """End what a killed supervisor left; it may still hold the port."""
         where = places.postgres_directory(self.directory.path, self.identity.cluster, self.user)
-        return Instance(where / "1", self.report, self.user)
+        self._place = where / "1"
+        processes.kill_leftovers(self._place)
+        data_plane.kill_leftovers(self.directory)
 
     async def _start_data_plane(self) -> None:
         ready = asyncio.get_running_loop().create_future()
@@ -227,10 +231,10 @@ class Supervisor:
             await self._start_data_plane()
             try:
                 await self._apply_catalog()
-            except SetupError:
-                if self._postgres is not None:  # its keeper starts it again, behind closed doors
+            except SetupError as error:  # its keeper starts PostgreSQL again, behind closed doors
+                self.report(str(error))
+                if self._postgres is not None:
                     await self._postgres.end(signal.SIGQUIT, POSTGRES_STOP_S)
-                raise
 
         await self._keep("the data plane", "data-plane.out", lambda: self._data_plane, start)
 
@@ -272,7 +276,7 @@ class Supervisor:
         work.abort()
         if self._postgres is not None:
             await self._postgres.end(signal.SIGINT, POSTGRES_STOP_S)
-            await asyncio.to_thread(processes.kill_leftovers, self.instance.data)
+            await asyncio.to_thread(processes.kill_leftovers, self.instance.data, LEFTOVERS_STOP_S)
         if self._data_plane is not None:
             await self._data_plane.end(signal.SIGTERM, DATA_PLANE_STOP_S)
         if self._sockets is not None:

@@ -57,7 +57,7 @@ def running(arguments: list[str]) -> list[int]:
     return _processes(runs_it)
 
 
-def kill_leftovers(data: Path) -> int:
+def kill_leftovers(data: Path, patience_s: float = STOP_TIMEOUT_S) -> int:
     """End PostgreSQL processes that an earlier run left on `data`; the number found.
 
     The directory must be ours by its lock. First politely (immediate shutdown), then by force;
@@ -65,14 +65,16 @@ def kill_leftovers(data: Path) -> int:
     a process survives even that.
     """
     data = Path(os.path.realpath(data))
-    found = end_all(lambda: processes_of(data), signal.SIGQUIT)
+    found = end_all(lambda: processes_of(data), signal.SIGQUIT, patience_s)
     with contextlib.suppress(OSError):
         (data / "postmaster.pid").unlink()
     return found
 
 
-def end_all(find: Callable[[], list[int]], polite: signal.Signals) -> int:
-    """Signal what `find` finds until it finds nothing; by force after 3 s. The number at first.
+def end_all(
+    find: Callable[[], list[int]], polite: signal.Signals, patience_s: float = STOP_TIMEOUT_S
+) -> int:
+    """Signal what `find` finds and wait; after `patience_s`, by force. The number at first.
 
     Raises SetupError when a process survives even that.
     """
@@ -84,7 +86,7 @@ def end_all(find: Callable[[], list[int]], polite: signal.Signals) -> int:
         waited = time.monotonic() - started
         if waited > GIVE_UP_S:
             raise SetupError(f"processes {left} of an earlier run cannot be ended")
-        if waited > STOP_TIMEOUT_S:
+        if waited > patience_s:
             _signal(left, signal.SIGKILL)
         time.sleep(POLL_S * 4)
         left = find()
