@@ -30,7 +30,7 @@ def run(work: Any) -> Any:
 
 async def status(node: Any, txid: bytes, tau: int) -> int:
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    node.commits.status(txid, tau, lambda outcome, _: future.set_result(outcome))
+    node.commits.asker.status(txid, tau, lambda outcome, _: future.set_result(outcome))
     return await future
 
 
@@ -105,7 +105,7 @@ def test_failed_sync_is_resolved_by_reading(tmp_path: Path, landed: bool) -> Non
 
 def test_disk_that_stays_dead_is_unknown(tmp_path: Path, monkeypatch: Any) -> None:
     """08007 when nobody can find out in time; never "failed"."""
-    monkeypatch.setattr("meridian.dataplane.commits.COMMIT_WAIT_MS", 300)
+    monkeypatch.setattr("meridian.dataplane.asker.COMMIT_WAIT_MS", 300)
 
     async def work() -> None:
         files = FaultyFiles()

@@ -61,7 +61,7 @@ class Housekeeping:
         now = time.monotonic()
         if now >= self._expire_at:
             self._expire_at = now + _EXPIRE_S
-            self.node.commits.expire()
+            self.node.commits.large.expire()
         return engine.collect(_SLICE_ROWS)
 
     # Checkpoints

@@ -181,8 +181,8 @@ class Node:
             merge=recovered.merge,
             reader=recovered.reader,
             replica=self.replica,
-            answered=self.commits.answered,
-            refused=self.commits.refused,
+            answered=self.commits.asker.answered,
+            refused=self.commits.large.refused,
             lost=self._lost,
         )
         owner.writer = self.journal.open_writer(
@@ -217,10 +217,12 @@ class Node:
             return
         integers = [(COLUMN_LAST, CLASS_INTEGER), (COLUMN_IS_CALLED, CLASS_INTEGER)]
         catalog = [(1, CLASS_OPAQUE), (2, CLASS_BYTES)]
-        chunk = encode_chunk([
-            Create(SID_CATALOG, KIND_TABLE, catalog, 0),
-            Create(SID_SEQUENCES, KIND_TABLE, integers, 0),
-        ])
+        chunk = encode_chunk(
+            [
+                Create(SID_CATALOG, KIND_TABLE, catalog, 0),
+                Create(SID_SEQUENCES, KIND_TABLE, integers, 0),
+            ]
+        )
         loop = asyncio.get_running_loop()
         done: asyncio.Future[int | MeridianError] = loop.create_future()
         txid = secrets.token_bytes(16)
@@ -363,9 +365,9 @@ class Node:
 
     def _advanced(self) -> None:
         """Storage has got further: answers commits, lets chunks of large ones in."""
-        self.commits.applied()
-        if self.commits.waiting:
-            self.commits.pump()
+        self.commits.asker.applied()
+        if self.commits.large.waiting:
+            self.commits.large.pump()
 
     async def admin(self, command: str, arguments: dict[str, Any]) -> Any:
         """An ADMIN request. Raises NOT_SUPPORTED for unknown commands."""

@@ -230,4 +230,3 @@ class _Progress:
     def end(self) -> None:
         seconds = time.monotonic() - self.started
         log.info("journal read", extra={"records": self.records, "seconds": round(seconds, 3)})
-

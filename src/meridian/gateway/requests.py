@@ -84,7 +84,7 @@ class Requests:
         """Large commits of the connection that never got their COMMIT are discarded."""
         self.connections.discard(connection)
         for txid in sorted(connection.staged):
-            self.node.commits.discard(txid)
+            self.node.commits.large.discard(txid)
         connection.staged.clear()
 
     def log_cut(self, connection: Connection, why: str) -> None:
@@ -312,7 +312,7 @@ class Requests:
             self.node.commits.commit(txid, tau, catver, flags, row_count, chunk, done)
         except BaseException:
             connection.running.pop(request_id, None)
-            self.node.commits.discard(txid)
+            self.node.commits.large.discard(txid)
             raise
 
     def _committed(
@@ -334,7 +334,7 @@ class Requests:
         connection.hold()
         done = partial(self._part_taken, connection, request_id, txid)
         try:
-            self.node.commits.part(txid, seq, chunk, tau, done)
+            self.node.commits.large.part(txid, seq, chunk, tau, done)
         except BaseException:
             connection.release()
             raise
@@ -356,7 +356,7 @@ class Requests:
             connection.finish(request_id, frames.frame(answer))
 
         try:
-            self.node.commits.status(txid, tau, done)
+            self.node.commits.asker.status(txid, tau, done)
         except BaseException:
             connection.running.pop(request_id, None)
             raise
