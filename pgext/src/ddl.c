@@ -36,6 +36,7 @@
 
 typedef struct AddedColumn
 {
+	SubTransactionId subxact;
 	Oid			relid;
 	AttrNumber	attnum;
 	int64		sid;
@@ -145,6 +146,7 @@ note_added(Oid relid, AttrNumber attnum)
 		return;
 	old = MemoryContextSwitchTo(TopTransactionContext);
 	column = palloc(sizeof(AddedColumn));
+	column->subxact = GetCurrentSubTransactionId();
 	column->relid = relid;
 	column->attnum = attnum;
 	column->sid = sid;
@@ -315,11 +317,21 @@ at_xact(XactEvent event, void *arg)
 		forget();
 }
 
+/*
+ * A function that the statement calls may abort a subtransaction of its own: only
+ * what that one, or one below it, noted is void.
+ */
 static void
 at_subxact(SubXactEvent event, SubTransactionId subid, SubTransactionId parent, void *arg)
 {
-	if (event == SUBXACT_EVENT_ABORT_SUB)
-		forget();
+	if (event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	foreach_ptr(AddedColumn, column, added_columns)
+	{
+		if (column->subxact >= subid)
+			added_columns = foreach_delete_current(added_columns, column);
+	}
+	mer_check_forget_subxact(subid);
 }
 
 void

@@ -39,9 +39,16 @@ static List *new_indexes = NIL;
 static List *lost_keys = NIL;
 static List *rewritten = NIL;
 
+typedef struct Note
+{
+	SubTransactionId subxact;
+	Oid			oid;
+} Note;
+
 /* The primary key by which a table's rows are keyed, as it was before it was dropped. */
 typedef struct LostKey
 {
+	SubTransactionId subxact;	/* first, as in Note */
 	Oid			table;
 	int			n;
 	MerKeyColumn columns[FLEXIBLE_ARRAY_MEMBER];
@@ -50,9 +57,22 @@ typedef struct LostKey
 static void
 note(List **list, Oid oid)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	MemoryContext old;
+	Note	   *made;
 
-	*list = list_append_unique_oid(*list, oid);
+	foreach_ptr(Note, present, *list)
+	{
+		if (present->oid == oid)
+		{
+			present->subxact = Min(present->subxact, GetCurrentSubTransactionId());
+			return;
+		}
+	}
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	made = palloc(sizeof(Note));
+	made->subxact = GetCurrentSubTransactionId();
+	made->oid = oid;
+	*list = lappend(*list, made);
 	MemoryContextSwitchTo(old);
 }
 
@@ -98,6 +118,7 @@ mer_check_note_drop(Oid relid)
 	mr = mer_rel(table);
 	old = MemoryContextSwitchTo(TopTransactionContext);
 	lost = palloc(offsetof(LostKey, columns) + mr->nkeys * sizeof(MerKeyColumn));
+	lost->subxact = GetCurrentSubTransactionId();
 	lost->table = table_oid;
 	lost->n = mr->nkeys;
 	memcpy(lost->columns, mr->keys, mr->nkeys * sizeof(MerKeyColumn));
@@ -119,6 +140,26 @@ mer_check_forget(void)
 	new_indexes = NIL;
 	lost_keys = NIL;
 	rewritten = NIL;
+}
+
+static List *
+without_subxact(List *notes, SubTransactionId subxact)
+{
+	foreach_ptr(Note, made, notes)
+	{
+		if (made->subxact >= subxact)
+			notes = foreach_delete_current(notes, made);
+	}
+	return notes;
+}
+
+void
+mer_check_forget_subxact(SubTransactionId subxact)
+{
+	constraints = without_subxact(constraints, subxact);
+	new_indexes = without_subxact(new_indexes, subxact);
+	lost_keys = without_subxact(lost_keys, subxact);
+	rewritten = without_subxact(rewritten, subxact);
 }
 
 /* Rows that others wrote after tau_start, or write from now on, conflict. */
@@ -295,13 +336,13 @@ mer_check_flush(void)
 		return;
 	mer_check_forget();
 	CommandCounterIncrement();
-	foreach_oid(constraint, validated)
-		lock_validated(constraint);
-	foreach_oid(index, indexes)
-		build_if_bare(index);
+	foreach_ptr(Note, constraint, validated)
+		lock_validated(constraint->oid);
+	foreach_ptr(Note, index, indexes)
+		build_if_bare(index->oid);
 	foreach_ptr(LostKey, lost, keys)
 		check_key(lost);
-	foreach_oid(relid, swapped)
-		clear_frozen(relid);
+	foreach_ptr(Note, relation, swapped)
+		clear_frozen(relation->oid);
 	CommandCounterIncrement();
 }

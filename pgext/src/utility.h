@@ -96,6 +96,7 @@ extern void mer_check_note_rewrite(Oid relid);
 extern void mer_check_attach(AlterTableStmt *stmt);
 extern void mer_check_flush(void);
 extern void mer_check_forget(void);
+extern void mer_check_forget_subxact(SubTransactionId subxact);
 
 /* ---------- rewrite.c ---------- */
 

@@ -23,9 +23,18 @@ def answer(session: psycopg.Connection, sql: str) -> Answer:
 
 
 def script(text: str) -> list[str]:
-    """Statements, each ended by a semicolon at a line's end."""
-    parts = [part.strip() for part in (text.strip() + "\n").split(";\n")]
-    return [part for part in parts if part]
+    """Statements, each ended by a semicolon at a line's end that no quote encloses."""
+    statements: list[str] = []
+    current = ""
+    for part in (text.strip() + "\n").split(";\n"):
+        current += part
+        if current.count("'") % 2:
+            current += ";\n"
+            continue
+        if current.strip():
+            statements.append(current.strip())
+        current = ""
+    return statements
 
 
 def run(server: Server, statements: list[str], schema: str = "compared") -> list[Answer]:

@@ -179,6 +179,18 @@ SCRIPTS = {
         INSERT INTO from_temp SELECT * FROM tmp;
         SELECT indexdef FROM pg_indexes WHERE tablename = 'from_temp' ORDER BY indexname;
     """,
+    "subtransactions that fail inside a statement": FILLED
+    + """
+        CREATE FUNCTION risky(int) RETURNS bool LANGUAGE plpgsql IMMUTABLE AS 'BEGIN
+            BEGIN PERFORM 1 / ($1 - $1); EXCEPTION WHEN division_by_zero THEN RETURN true; END
+            ; RETURN false; END';
+        ALTER TABLE t ADD COLUMN y int DEFAULT 4, ADD CHECK (risky(a));
+        INSERT INTO t (a, y) VALUES (40, 5);
+        SELECT y, count(*) FROM t GROUP BY y ORDER BY y;
+        CREATE INDEX t_risky ON t (a) WHERE risky(a);
+        ALTER TABLE t ADD COLUMN z text DEFAULT 'z', ALTER c TYPE text USING c || risky(a)::text;
+        SELECT c, y, z FROM t WHERE a = 3;
+    """,
     "drop and rename": FILLED
     + """
         CREATE INDEX t_c ON t (c);
