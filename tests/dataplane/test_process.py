@@ -516,3 +516,14 @@ def test_bad_frames(plane: Plane) -> None:
             while raw.recv(4096):
                 pass
     assert plane.client().begin() > 0
+
+
+def test_thread_that_started_it_may_end(tmp_path: Path) -> None:
+    plane = Plane(tmp_path)
+    thread = threading.Thread(target=plane.start)
+    thread.start()
+    thread.join()
+    with plane.client() as client:
+        time.sleep(0.3)
+        assert client.begin() > 0
+    assert plane.stop() == 0

@@ -64,9 +64,9 @@ def say(line: str) -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """The kernel kills this process when its parent ends."""
+    """The kernel signals this process when its parent, or the thread that started it, ends."""
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGUSR2, 0, 0, 0)
     if os.getppid() != parent_pid:
         sys.exit("the parent process is gone")
 
@@ -77,8 +77,14 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def end_if_orphaned(parent_pid: int, gone: asyncio.Event) -> None:
+    """The kernel's signal follows the thread that started us: ask whether the process is gone."""
+    if parent_pid not in (0, os.getppid()):
+        gone.set()
+
+
 async def watch_parent(parent_pid: int, gone: asyncio.Event) -> None:
-    """PR_SET_PDEATHSIG follows the thread that started us; this follows the process."""
+    """Also where the kernel's signal was lost or meant a thread only."""
     while parent_pid in (0, os.getppid()):  # noqa: ASYNC110 - nobody sets an event for this
         await asyncio.sleep(_PARENT_CHECK_S)
     gone.set()
@@ -99,6 +105,7 @@ async def serve(options: argparse.Namespace) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGUSR2, end_if_orphaned, options.parent_pid, stop)
     watching = loop.create_task(watch_parent(options.parent_pid, stop))
     starting = loop.create_task(node.start())
     stopping = asyncio.ensure_future(stop.wait())
