@@ -42,6 +42,12 @@ typedef struct AddedColumn
 	int64		sid;
 } AddedColumn;
 
+typedef struct Truncated
+{
+	SubTransactionId subxact;
+	Oid			relid;
+} Truncated;
+
 static object_access_hook_type prev_object_access = NULL;
 
 /* Of the running statement; allocated in TopTransactionContext. */
@@ -158,8 +164,11 @@ static void
 note_truncated(Oid relid)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	Truncated  *table = palloc(sizeof(Truncated));
 
-	truncated = lappend_oid(truncated, relid);
+	table->subxact = GetCurrentSubTransactionId();
+	table->relid = relid;
+	truncated = lappend(truncated, table);
 	MemoryContextSwitchTo(old);
 }
 
@@ -292,13 +301,21 @@ mer_ddl_pending_natts(int64 sid, int natts)
 	return natts;
 }
 
-List *
-mer_ddl_take_truncated(void)
+int
+mer_ddl_truncated_mark(void)
 {
-	List	   *result = truncated;
+	return list_length(truncated);
+}
 
-	truncated = NIL;
-	return result;
+List *
+mer_ddl_take_truncated(int mark)
+{
+	List	   *relids = NIL;
+
+	for (int i = mark; i < list_length(truncated); i++)
+		relids = lappend_oid(relids, ((Truncated *) list_nth(truncated, i))->relid);
+	truncated = list_truncate(truncated, mark);
+	return relids;
 }
 
 static void
@@ -330,6 +347,11 @@ at_subxact(SubXactEvent event, SubTransactionId subid, SubTransactionId parent, 
 	{
 		if (column->subxact >= subid)
 			added_columns = foreach_delete_current(added_columns, column);
+	}
+	foreach_ptr(Truncated, table, truncated)
+	{
+		if (table->subxact >= subid)
+			truncated = foreach_delete_current(truncated, table);
 	}
 	mer_check_forget_subxact(subid);
 }

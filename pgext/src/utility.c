@@ -56,13 +56,13 @@ before(Node *stmt)
 		mer_sequence_before_alter((AlterSeqStmt *) stmt);
 	else if (IsA(stmt, AlterTableStmt))
 		mer_rewrite_before_alter((AlterTableStmt *) stmt);
-	else if (IsA(stmt, TruncateStmt))
-		list_free(mer_ddl_take_truncated());
 }
 
 static void
-after(Node *stmt)
+after(Node *stmt, int truncated_mark)
 {
+	List	   *truncated = mer_ddl_take_truncated(truncated_mark);
+
 	switch (nodeTag(stmt))
 	{
 		case T_CreateSeqStmt:
@@ -73,7 +73,7 @@ after(Node *stmt)
 			break;
 		case T_TruncateStmt:
 			if (((TruncateStmt *) stmt)->restart_seqs)
-				mer_sequence_restart_owned(mer_ddl_take_truncated());
+				mer_sequence_restart_owned(truncated);
 			break;
 		case T_AlterTableStmt:
 			mer_sequence_adopt_local(((AlterTableStmt *) stmt)->relation);
@@ -87,6 +87,7 @@ after(Node *stmt)
 		default:
 			break;
 	}
+	list_free(truncated);
 }
 
 /* COPY into an identity column's default is run here, not by PostgreSQL. */
@@ -118,6 +119,7 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 		.top_level = context == PROCESS_UTILITY_TOPLEVEL,
 		.query_string = query_string,
 	};
+	int			truncated_mark;
 
 	/* Guards edit the statement, which may belong to a cached plan. */
 	if (read_only_tree && !IsA(pstmt->utilityStmt, TransactionStmt))
@@ -128,6 +130,7 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	if (!mer_maintenance() && !classify(pstmt->utilityStmt, &guard_context))
 		return;
 
+	truncated_mark = mer_ddl_truncated_mark();
 	before(pstmt->utilityStmt);
 	if (!copy(pstmt, query_string, env, qc))
 	{
@@ -136,7 +139,7 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 		else
 			standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
 	}
-	after(pstmt->utilityStmt);
+	after(pstmt->utilityStmt, truncated_mark);
 
 	/* Parts of a statement leave what is pending to the whole. */
 	if (context != PROCESS_UTILITY_SUBCOMMAND)

@@ -84,8 +84,9 @@ extern void mer_ddl_init(void);
 /* Ship the ADD ops of columns that the statement just run has added. */
 extern void mer_ddl_flush(void);
 
-/* Relations truncated since the last call, oldest first; NIL if none. */
-extern List *mer_ddl_take_truncated(void);
+/* Relations truncated since the mark was taken; a trigger may truncate others. */
+extern int	mer_ddl_truncated_mark(void);
+extern List *mer_ddl_take_truncated(int mark);
 
 /* ---------- ddlcheck.c ---------- */
 

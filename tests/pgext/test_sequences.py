@@ -135,6 +135,25 @@ SCRIPTS = {
         DROP TABLE t;
         SELECT count(*) FROM pg_sequences WHERE schemaname = 'compared';
     """,
+    "restart with a trigger that truncates": """
+        CREATE TABLE t (a serial, b int);
+        CREATE TABLE kept (a serial, b int);
+        CREATE TABLE other (a serial, b int);
+        INSERT INTO t (b) VALUES (1), (2);
+        INSERT INTO kept (b) VALUES (1), (2);
+        INSERT INTO other (b) VALUES (1), (2);
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN TRUNCATE kept; BEGIN TRUNCATE other RESTART IDENTITY; PERFORM 1 / 0;
+             EXCEPTION WHEN division_by_zero THEN NULL; END; RETURN NULL; END';
+        CREATE TRIGGER tr BEFORE TRUNCATE ON t EXECUTE FUNCTION f();
+        BEGIN;
+        TRUNCATE other;
+        TRUNCATE t RESTART IDENTITY;
+        COMMIT;
+        INSERT INTO t (b) VALUES (3) RETURNING *;
+        INSERT INTO kept (b) VALUES (3) RETURNING *;
+        INSERT INTO other (b) VALUES (3) RETURNING *;
+    """,
     "identity added to rows": """
         CREATE TABLE t (a int PRIMARY KEY);
         INSERT INTO t SELECT generate_series(1, 5);
