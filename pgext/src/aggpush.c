@@ -291,6 +291,21 @@ find_child(RelOptInfo *output)
 	return best;
 }
 
+/*
+ * The planner offers the same paths to the next upper relation, where add_path
+ * frees those it finds dominated: ours keeps its own copy of the node.
+ */
+static Path *
+copy_path(Path *path)
+{
+	Size		size = IsA(path, AggPath) ? sizeof(AggPath) :
+		IsA(path, GroupPath) ? sizeof(GroupPath) : sizeof(UpperUniquePath);
+	Path	   *copy = palloc(size);
+
+	memcpy(copy, path, size);
+	return copy;
+}
+
 static CustomPath *
 make_path(AggQuery *q, RelOptInfo *output)
 {
@@ -307,7 +322,7 @@ make_path(AggQuery *q, RelOptInfo *output)
 		q->input->rows * list_length(q->aggrefs) * AGGREGATE_ROW_COST;
 	path->path.total_cost = path->path.startup_cost + q->child->rows * tuple_cost;
 	path->flags = CUSTOMPATH_SUPPORT_PROJECTION;
-	path->custom_paths = list_make1(q->child);
+	path->custom_paths = list_make1(copy_path(q->child));
 	path->custom_private = list_make4(q->groups, q->aggrefs, q->filter, q->having);
 	path->methods = &path_methods;
 	return path;
