@@ -28,6 +28,8 @@ typedef struct MerRelBox
 	MemoryContext cxt;
 } MerRelBox;
 
+#define MAX_DESCRIPTIONS 4096
+
 static uint64 generation = 1;
 
 /*
@@ -235,6 +237,21 @@ retire(CurrentEntry *entry)
 	entry->rel = NULL;
 }
 
+/* Relations that are gone leave their descriptions behind: start over at times. */
+static void
+retire_all(void)
+{
+	HASH_SEQ_STATUS seq;
+	CurrentEntry *entry;
+
+	hash_seq_init(&seq, current);
+	while ((entry = hash_seq_search(&seq)) != NULL)
+		retire(entry);
+	hash_destroy(current);
+	current = NULL;
+	mer_reldesc_invalidate();
+}
+
 MerRel *
 mer_rel(Relation rel)
 {
@@ -262,6 +279,8 @@ mer_rel(Relation rel)
 	PG_END_TRY();
 	MemoryContextSwitchTo(old);
 
+	if (current && hash_get_num_entries(current) >= MAX_DESCRIPTIONS)
+		retire_all();
 	entry = current_entry(RelationGetRelid(rel));
 	retire(entry);
 	entry->cxt = cxt;

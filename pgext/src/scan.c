@@ -22,6 +22,7 @@
 #define MAX_BATCH 262144
 #define PAGE_BYTES (1024 * 1024)
 #define POINT_BATCH 1024
+#define AHEAD_BATCH 16384		/* from the page after the fourth on */
 
 /* ---------- begin ---------- */
 
@@ -146,10 +147,28 @@ set_spec(MerScan *scan, const MerScanSpec *spec)
 }
 
 static void
-reset_position(MerScan *scan)
+drop_ahead(void *arg)
 {
+	MerScan    *scan = arg;
+
+	if (scan->ahead)
+		mer_wire_forget(scan->ahead);
+	scan->ahead = 0;
+}
+
+void
+mer_scan_drop_page(MerScan *scan)
+{
+	drop_ahead(scan);
 	MemoryContextReset(scan->page_cxt);
 	scan->page = NULL;
+	scan->ref = NULL;
+}
+
+static void
+reset_position(MerScan *scan)
+{
+	mer_scan_drop_page(scan);
 	scan->extra = NULL;
 	scan->gap = 0;
 	scan->more_before = scan->more_after = false;
@@ -163,7 +182,6 @@ reset_position(MerScan *scan)
 	scan->point = scan->where == AT_START ? -1 : scan->spec.npoints;
 	scan->batch_from = scan->batch_to = 0;
 	scan->version = NULL;
-	scan->ref = NULL;
 	scan->entry = NULL;
 }
 
@@ -183,6 +201,10 @@ mer_scan_begin(const MerScanSpec *spec, Snapshot snapshot)
 	initStringInfo(&scan->pos_copy);
 	initStringInfo(&scan->mark);
 	MemoryContextSwitchTo(old);
+	/* However the scan ends, errors included. */
+	scan->at_end.func = drop_ahead;
+	scan->at_end.arg = scan;
+	MemoryContextRegisterResetCallback(cxt, &scan->at_end);
 	scan->heap = spec->table;
 	scan->cid_limit = mer_cid_limit(snapshot);
 	set_spec(scan, spec);
@@ -255,8 +277,9 @@ fetch_point(MerScan *scan)
 	scan->more_before = scan->more_after = false;
 }
 
-static void
-fetch_range(MerScan *scan, bool forward)
+/* Ask for a page: from the end of the range, or from a key on. */
+static uint32
+send_range(MerScan *scan, bool forward, const MerBytes *from)
 {
 	MerScanSpec *spec = &scan->spec;
 	MerRequest	req = {.sid = scan->sid,.row_sid = scan->joined ? scan->table->sid : 0,
@@ -265,24 +288,51 @@ fetch_range(MerScan *scan, bool forward)
 		.row_cols = scan->row_cols,.nrow_cols = scan->nrow_cols,
 		.filter = spec->filter,.filter_len = spec->filter_len,
 	.limit = scan->batch,.page_bytes = PAGE_BYTES};
-	bool		continued = scan->where == AT_ROW;
-	uint32		id;
 
 	/* A row that we have changed may match although its stored version does not. */
 	if (scan->index && scan->local_rows)
 		req.filter = NULL;
-	if (continued && forward)
+	if (from && forward)
 	{
-		req.lo = scan->pos;
-		req.lo_len = scan->poslen;
+		req.lo = from->data;
+		req.lo_len = from->len;
 		req.lo_exclusive = true;
 	}
-	else if (continued)
+	else if (from)
 	{
-		req.hi = scan->pos;
-		req.hi_len = scan->poslen;
+		req.hi = from->data;
+		req.hi_len = from->len;
 	}
-	id = mer_send_scan(&req);
+	scan->batch = Min(scan->batch * BATCH_GROWTH, MAX_BATCH);
+	return mer_send_scan(&req);
+}
+
+/* Whoever has read this much will read on: storage works while we do. */
+static void
+send_ahead(MerScan *scan)
+{
+	MerRowRef  *last;
+	MerBytes	from;
+
+	if (!scan->more_after || scan->batch < AHEAD_BATCH)
+		return;
+	last = mer_page_row(scan->page, scan->page->nrows - 1);
+	from.data = last->key;
+	from.len = last->klen;
+	scan->ahead = send_range(scan, true, &from);
+}
+
+static void
+fetch_range(MerScan *scan, bool forward)
+{
+	MerBytes	from = {scan->pos, scan->poslen};
+	bool		continued = scan->where == AT_ROW;
+	uint32		id = scan->ahead;
+
+	/* What was asked for ahead goes on from the edge of the page, as we do. */
+	scan->ahead = 0;
+	if (id == 0)
+		id = send_range(scan, forward, continued ? &from : NULL);
 	scan->page = mer_page_wait(id, scan->ncols + scan->nrow_cols, scan->joined, !forward);
 	if (scan->page->more && scan->page->nrows == 0)
 		ereport(ERROR,
@@ -290,7 +340,8 @@ fetch_range(MerScan *scan, bool forward)
 				 errmsg("gateway answered an empty page and promised more rows")));
 	scan->more_before = forward ? continued : scan->page->more;
 	scan->more_after = forward ? scan->page->more : continued;
-	scan->batch = Min(scan->batch * BATCH_GROWTH, MAX_BATCH);
+	if (forward)
+		send_ahead(scan);
 }
 
 /*
@@ -306,6 +357,7 @@ fetch_page(MerScan *scan, bool forward)
 	Where		where;
 	StringInfoData edge;
 	MemoryContext old;
+	uint32		ahead;
 
 	old = MemoryContextSwitchTo(scan->cxt);
 	keep_position(scan);
@@ -324,9 +376,11 @@ fetch_page(MerScan *scan, bool forward)
 	}
 	else
 		edge.data = NULL;
-	scan->page = NULL;
-	scan->ref = NULL;
-	MemoryContextReset(scan->page_cxt);
+	ahead = forward ? scan->ahead : 0;
+	if (ahead)
+		scan->ahead = 0;		/* not to be dropped with the page */
+	mer_scan_drop_page(scan);
+	scan->ahead = ahead;
 	MemoryContextSwitchTo(scan->page_cxt);
 	if (scan->spec.point && !scan->joined && !scan->index)
 		fetch_point(scan);
@@ -632,9 +686,7 @@ fetch_points(MerScan *scan, int from, int to)
 	MemoryContext old = MemoryContextSwitchTo(scan->page_cxt);
 	const MerBytes *points = scan->spec.points;
 
-	scan->page = NULL;
-	scan->ref = NULL;
-	MemoryContextReset(scan->page_cxt);
+	mer_scan_drop_page(scan);
 	mer_checks_flush();
 	if (scan->joined)
 		scan->page = fetch_joined_points(scan, points + from, to - from);

@@ -45,6 +45,8 @@ struct MerScan
 	bool		more_before;
 	bool		more_after;
 	uint64		batch;
+	uint32		ahead;			/* request for the page after this one, 0 = none */
+	MemoryContextCallback at_end;
 	ScanDirection last_direction;
 
 	Where		where;
@@ -68,5 +70,6 @@ struct MerScan
 /* The row key that a local index entry points to. */
 extern MerBytes mer_entry_rowkey(MerVersion *entry);
 extern void mer_scan_clear_row(MerScan *scan);
+extern void mer_scan_drop_page(MerScan *scan);
 
 #endif							/* MERIDIAN_SCAN_H */

@@ -242,10 +242,7 @@ mer_scan_restore(MerScan *scan)
 	scan->pos = scan->pos_copy.data;
 	scan->poslen = scan->mark.len;
 	if (!page_covers(scan))
-	{
-		scan->page = NULL;
-		MemoryContextReset(scan->page_cxt);
-	}
+		mer_scan_drop_page(scan);
 	scan->last_direction = NoMovementScanDirection;
 }
 
