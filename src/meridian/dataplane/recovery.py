@@ -35,6 +35,10 @@ log = logging.getLogger("meridian.recovery")
 JOURNAL = 0
 SUBSCRIBER = 1
 _BATCH_BYTES = 4 << 20
+_TAIL_BYTES = 8 << 20
+"""Records read between two looks at which of them are proven durable."""
+_RECORD_BYTES = 200
+"""About what a record takes in memory beside its payload."""
 _PROGRESS_S = 1.0
 TRIM_KEY = f"trim/{JOURNAL}"
 """Metadata: where the journal begins."""
@@ -115,6 +119,7 @@ async def read_journal(
     replay = _Replay(replica, merge, reader)
     segments = journal.read(start.n + 1 if start.n else 0)
     tail: list[Record] = []
+    tail_bytes = 0
     boundaries: list[Position] = []
     progress = _Progress(report)
     now = clock.now()
@@ -123,8 +128,10 @@ async def read_journal(
             if record.n in segments.firsts and reader.open_n() is None:
                 boundaries.append(reader.position())
             tail.append(record)
-            if len(tail) > 4096 and tail[0].n <= segments.durable_n:
+            tail_bytes += len(record.payload) + _RECORD_BYTES
+            if tail_bytes > _TAIL_BYTES:
                 tail = [one for one in tail if one.n > segments.durable_n]
+                tail_bytes = 0
             payload = reader.accept(record)
             if payload is not None:
                 adjudicator.step(now, Replay(record, payload))
