@@ -30,6 +30,7 @@
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "varatt.h"
 
 #include "store.h"
@@ -221,10 +222,13 @@ ship(void)
 	StringInfoData delta;
 	bool		secret;
 
+	/* Values out of line need a snapshot to be read under, and no statement runs now. */
+	PushActiveSnapshot(GetLatestSnapshot());
 	initStringInfo(&delta);
 	if (mer_catalog_capture(&delta, &secret))
 		put_delta(&delta, secret);
 	pfree(delta.data);
+	PopActiveSnapshot();
 }
 
 /*

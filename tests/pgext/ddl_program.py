@@ -1,5 +1,10 @@
 """Transactions of every kind of DDL, in an order in which each finds what it needs."""
 
+from random import Random
+
+INCOMPRESSIBLE = Random(1).randbytes(60_000).hex()
+"""Stored out of line in its catalog row."""
+
 PROGRAM: list[list[str]] = [
     ["CREATE SCHEMA s", "CREATE TABLE s.t (a int PRIMARY KEY, b text NOT NULL, c numeric(9,2))"],
     ["CREATE TABLE u (id serial PRIMARY KEY, t_a int REFERENCES s.t, note text DEFAULT 'x')",
@@ -36,7 +41,7 @@ PROGRAM: list[list[str]] = [
      "CREATE FUNCTION trg() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$",
      "CREATE TRIGGER tr BEFORE UPDATE ON u FOR EACH ROW EXECUTE FUNCTION trg()",
      "CREATE AGGREGATE total(int) (SFUNC = int4pl, STYPE = int, INITCOND = '0')"],
-    ["CREATE FUNCTION long() RETURNS text LANGUAGE sql AS $$ SELECT '" + "x1y2z3" * 9000 + "' $$"],
+    ["CREATE FUNCTION long() RETURNS text LANGUAGE sql AS $$ SELECT '" + INCOMPRESSIBLE + "' $$"],
     ["ALTER TABLE u ENABLE ROW LEVEL SECURITY",
      "CREATE POLICY mine ON u FOR SELECT TO r1 USING (id = 1)"],
     ["CREATE TABLE child (extra int) INHERITS (s.t)"],
