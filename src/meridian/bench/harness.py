@@ -10,10 +10,6 @@ from typing import Any
 from meridian.bench import servers
 from meridian.bench.workloads import WORKLOADS, Context, Workload
 
-REST_S = 10.0
-"""Between set-up and the first round: both do work in the background after a load."""
-
-
 def compare(
     name: str, rounds: int, seconds: float, report: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -29,8 +25,8 @@ def compare(
         for title, context in (("Meridian", ours), ("stock", stock)):
             report(f"{name}: setting up {title}")
             workload.set_up(context)
-        report(f"{name}: {REST_S:.0f} s of rest for both")
-        time.sleep(REST_S)
+        report(f"{name}: {workload.rest_s:.0f} s of rest for both")
+        time.sleep(workload.rest_s)
         pairs = [_round(workload, ours, stock, n, report) for n in range(rounds)]
     return summary(name, workload.unit, pairs)
 
