@@ -131,7 +131,9 @@ class Replica(Node):
 
     def checkpoint(self) -> None:
         """A copy of the file to the object store; the journals are trimmed behind it."""
-        if self.alive:
+        last = self.object_store[-1].positions if self.object_store else {}
+        ahead = all(self.store.positions.get(number, 0) >= n for number, n in last.items())
+        if self.alive and ahead:
             self.object_store.append(self.store.copy())
             for owner in self.owners:
                 owner.trim(self.store.positions.get(owner.number, 0))
