@@ -211,7 +211,14 @@ mer_row_encode(StringInfo buf, MerRel *rel, TupleTableSlot *slot, bool *has_big)
 			continue;
 		before = buf->len;
 		mer_value_put(buf, &rel->cols[i], slot->tts_values[i], slot->tts_isnull[i]);
-		*has_big |= buf->len - before > MER_BIG_BYTES;
+		if (likely(buf->len - before <= MER_BIG_BYTES))
+			continue;
+		*has_big = true;
+		/* The value's own header does not count. */
+		if (buf->len - before - 5 > mer_limit("column_size_bytes"))
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("maximum column size exceeded")));
 	}
 	if (buf->len > mer_limit("row_size_bytes"))
 		ereport(ERROR,

@@ -139,3 +139,18 @@ def test_rolled_back_writes_are_not_shipped(sessions) -> None:
     a.execute("rollback to s")
     b.execute("update parent set v = 2 where id = 8")
     assert commit(b) == "ok" and commit(a) == "ok"
+
+
+def test_values_at_the_limit(cluster: Server) -> None:
+    """8 MiB is the largest column of `standard`; INCLUDE columns may be big, too."""
+    with psycopg.connect(cluster.dsn, autocommit=True) as session:
+        session.execute("create table big (id int primary key, a int, v text)")
+        session.execute("create index on big (a) include (v)")
+        with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="column size"):
+            session.execute("insert into big values (1, 1, repeat('x', 8 * 1024 * 1024 + 1))")
+        session.execute("insert into big values (1, 1, repeat('y', 5000))")
+        session.execute("set enable_seqscan = off")
+        assert session.execute("select length(v) from big where a = 1").fetchone() == (5000,)
+        session.execute("update big set v = v || 'z', id = 2")
+        assert session.execute("select id, right(v, 2) from big").fetchall() == [(2, "yz")]
+        session.execute("drop table big")
