@@ -329,16 +329,22 @@ make_path(AggQuery *q, RelOptInfo *output)
 }
 
 /*
- * add_path would free the paths it finds dominated, the child among them, so
- * the list is built by hand: ours and whatever is cheaper than ours.
+ * add_path frees the paths it finds dominated, here and again in the rels
+ * above.  The child must not be freed under our path, so the list is built by
+ * hand and never holds both: ours and what is cheaper than ours, or neither
+ * changed where the child itself is cheaper.
  */
 static void
 add_agg_path(RelOptInfo *output, CustomPath *path)
 {
+	Path	   *child = linitial(path->custom_paths);
 	List	   *kept = list_make1(path);
 
+	if (child->disabled_nodes <= path->path.disabled_nodes &&
+		child->total_cost <= path->path.total_cost)
+		return;
 	foreach_ptr(Path, other, output->pathlist)
-		if (other->total_cost < path->path.total_cost)
+		if (other != child && other->total_cost < path->path.total_cost)
 			kept = lappend(kept, other);
 	output->pathlist = kept;
 }

@@ -18,8 +18,9 @@ SEEDS_NIGHTLY = 1_000
 BATCH = 10
 ROWS = 60
 QUERIES = 25
-METHODS = [f"enable_{name}" for name in ("hashjoin", "mergejoin", "nestloop", "indexscan",
-                                         "indexonlyscan", "bitmapscan", "hashagg", "material")]
+METHODS = [f"enable_{name}" for name in (
+    "hashjoin", "mergejoin", "nestloop", "indexscan", "seqscan", "indexonlyscan", "bitmapscan",
+    "hashagg", "material")]
 
 Answer = tuple[str, list[tuple[bytes | None, ...]]]
 
@@ -48,7 +49,7 @@ def ask(connection: psycopg.Connection, sql: str) -> Answer:
 
 
 def setup(connection: psycopg.Connection, queries: Queries) -> None:
-    """The same rows in a table of ours (pushdown.t) and in a heap table (pg_temp.t)."""
+    """The same rows in a table of ours with an index (pushdown.t) and in a heap (pg_temp.t)."""
     connection.execute("DROP SCHEMA IF EXISTS pushdown CASCADE")
     connection.execute("DROP TABLE IF EXISTS pg_temp.t")
     connection.execute("CREATE SCHEMA pushdown")
@@ -56,6 +57,7 @@ def setup(connection: psycopg.Connection, queries: Queries) -> None:
     for create, name in (("TABLE", "pushdown.t"), ("TEMP TABLE", "pg_temp.t")):
         connection.execute(f"CREATE {create} {name} ({queries.schema()})")
         connection.execute(f"INSERT INTO {name} VALUES {values}")
+    connection.execute(f"CREATE INDEX ON pushdown.t ({queries.columns[1].name}, id)")
     kind = ("SELECT a.amname FROM pg_am a JOIN pg_class c ON c.relam = a.oid"
             " WHERE c.oid = %s::regclass")
     assert connection.execute(kind, ["pg_temp.t"]).fetchone() == ("heap",)
