@@ -10,6 +10,7 @@ from typing import Any
 from meridian.bench import servers
 from meridian.bench.workloads import WORKLOADS, Context, Workload
 
+
 def compare(
     name: str, rounds: int, seconds: float, report: Callable[[str], None]
 ) -> dict[str, Any]:
