@@ -89,11 +89,15 @@ BEGIN
 	WHERE o.opfmethod = 403;
 
 	-- name_ops stores cstring in PostgreSQL's btree; keys of ours have no storage type.
+	-- Keys are ordered by bytes, so the pattern classes belong to the plain families:
+	-- PostgreSQL finds ranges for LIKE there, but knows families for patterns by number.
 	INSERT INTO pg_catalog.pg_opclass
 		(oid, opcmethod, opcname, opcnamespace, opcowner, opcfamily, opcintype, opcdefault, opckeytype)
 	SELECT pg_nextoid('pg_opclass', 'oid', 'pg_opclass_oid_index'), mine, opcname, opcnamespace, opcowner,
-		m.new, opcintype, opcdefault, 0
-	FROM pg_catalog.pg_opclass c JOIN family_map m ON m.old = c.opcfamily
+		n.oid, opcintype, opcdefault, 0
+	FROM pg_catalog.pg_opclass c JOIN pg_catalog.pg_opfamily o ON o.oid = c.opcfamily
+		JOIN pg_catalog.pg_opfamily n ON n.opfmethod = mine AND n.opfnamespace = o.opfnamespace
+			AND n.opfname = replace(o.opfname, '_pattern_ops', '_ops')
 	WHERE opcmethod = 403 ORDER BY c.oid;
 
 	INSERT INTO pg_catalog.pg_amop

@@ -780,3 +780,20 @@ def test_rewritten_tables_hold_back_no_transaction_numbers(cluster: Server) -> N
         row = session.execute("SELECT relfrozenxid, relminmxid FROM pg_class WHERE relname = 'fx'")
         assert row.fetchone() == ("0", "0")
         session.execute("DROP TABLE fx")
+
+
+@pytest.mark.parametrize("column", ["v varchar(20)", "v text", "v char(8)"])
+def test_pattern_indexes_serve_like(cluster: Server, column: str) -> None:
+    """As Django makes them beside each unique text column."""
+    kind = column.split()[1].split("(")[0].replace("char", "bpchar").replace("varbpchar", "varchar")
+    with psycopg.connect(cluster.dsn) as session:
+        session.execute(f"CREATE TABLE pat (a int PRIMARY KEY, {column})".encode())
+        session.execute(f"CREATE INDEX pat_like ON pat (v {kind}_pattern_ops)".encode())
+        session.execute("INSERT INTO pat SELECT i, 'n' || i FROM generate_series(1, 2000) i")
+        session.execute("ANALYZE pat")
+        plan = session.execute("EXPLAIN SELECT * FROM pat WHERE v LIKE 'n19%'").fetchall()
+        assert any("pat_like" in line for (line,) in plan), plan
+        found = session.execute("SELECT count(*) FROM pat WHERE v LIKE 'n19%'").fetchone()
+        assert found == (111,)
+        assert session.execute("SELECT a FROM pat WHERE v = 'n77'").fetchall() == [(77,)]
+        session.rollback()
