@@ -280,6 +280,19 @@ create_scan_state(CustomScan *cscan)
 	return (Node *) state;
 }
 
+/* Conditions that name ctid want it before they are looked at. */
+static bool
+tids_can_wait(CustomScan *cscan)
+{
+	Bitmapset  *attrs = NULL;
+
+	if (cscan->scan.plan.qual == NIL)
+		return false;
+	pull_varattnos((Node *) cscan->scan.plan.qual, cscan->scan.scanrelid, &attrs);
+	return !bms_is_member(SelfItemPointerAttributeNumber - FirstLowInvalidHeapAttributeNumber,
+						  attrs);
+}
+
 static void
 begin_scan(CustomScanState *node, EState *estate, int eflags)
 {
@@ -294,6 +307,7 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 	initStringInfo(&state->filter_buf);
 	state->spec.table = node->ss.ss_currentRelation;
 	state->spec.direction = ForwardScanDirection;
+	state->spec.late_tids = tids_can_wait(cscan);
 	foreach_int(attnum, columns)
 		state->spec.attrs = bms_add_member(state->spec.attrs,
 										   attnum - FirstLowInvalidHeapAttributeNumber);
@@ -366,9 +380,42 @@ recheck_row(ScanState *ss, TupleTableSlot *slot)
 	return true;				/* ExecScan evaluates all quals anyway */
 }
 
+/*
+ * What ExecScan does, but a row gets its TID, and with it a place in this
+ * transaction's memory, only once it has passed the conditions.
+ */
+static TupleTableSlot *
+exec_late(ScanPlanState *state)
+{
+	ScanState  *ss = &state->css.ss;
+	ExprContext *econtext = ss->ps.ps_ExprContext;
+	ProjectionInfo *projection = ss->ps.ps_ProjInfo;
+
+	for (;;)
+	{
+		TupleTableSlot *slot;
+
+		ResetExprContext(econtext);
+		slot = next_row(ss);
+		if (TupIsNull(slot))
+			return projection ? ExecClearTuple(projection->pi_state.resultslot) : slot;
+		econtext->ecxt_scantuple = slot;
+		if (ExecQual(ss->ps.qual, econtext))
+		{
+			mer_scan_keep(state->scan, slot);
+			return projection ? ExecProject(projection) : slot;
+		}
+		InstrCountFiltered1(ss, 1);
+	}
+}
+
 static TupleTableSlot *
 exec_scan(CustomScanState *node)
 {
+	ScanPlanState *state = (ScanPlanState *) node;
+
+	if (state->spec.late_tids)
+		return exec_late(state);
 	return ExecScan(&node->ss, next_row, recheck_row);
 }
 

@@ -188,6 +188,7 @@ typedef struct MerScanSpec
 	uint32		filter_len;
 	uint64		limit;			/* expected rows, 0 = unknown */
 	bool		want_tids;		/* register a TID per row (UPDATE, FOR UPDATE, bitmap) */
+	bool		late_tids;		/* the caller says which rows need one: mer_scan_keep */
 	bool		no_tids;		/* nobody looks at TIDs (index builds, aggregates) */
 	bool		index_only;		/* no rows, only entries of the index */
 	bool		point;			/* lo is one whole key (hi is not looked at) */
@@ -203,6 +204,9 @@ extern MerScan *mer_scan_begin(const MerScanSpec *spec, Snapshot snapshot);
 extern bool mer_scan_next(MerScan *scan, ScanDirection direction, TupleTableSlot *slot);
 extern void mer_scan_rescan(MerScan *scan, const MerScanSpec *spec);
 extern void mer_scan_end(MerScan *scan);
+
+/* With late_tids: the row last returned passed the caller's conditions. */
+extern void mer_scan_keep(MerScan *scan, TupleTableSlot *slot);
 
 /* Fetch rows by row key; slots in key order; used by index lookups and batched joins. */
 extern bool mer_fetch_row(Relation table, const char *key, uint32 len, Snapshot snapshot,

@@ -52,8 +52,11 @@ stored_tid(MerScan *scan, ItemPointer tid)
 
 		r.p = scan->ref->values;
 		r.end = page->reply.body.end;
-		for (uint32 i = 0; i < page->nvalues; i++)
-			mp_skip(&r);
+		if (scan->ref->end)
+			r.p = scan->ref->end;
+		else
+			for (uint32 i = 0; i < page->nvalues; i++)
+				mp_skip(&r);
 		scan->ref->end = r.p;
 		initStringInfo(&row);
 		mp_put_array(&row, scan->shape->n);
@@ -136,7 +139,10 @@ mer_scan_row(MerScan *scan, TupleTableSlot *slot)
 	ExecClearTuple(slot);
 	MemoryContextReset(scan->row_cxt);
 	old = MemoryContextSwitchTo(scan->row_cxt);
-	mer_scan_tid(scan, &tid);
+	if (scan->spec.late_tids)
+		mer_tid_none(&tid);
+	else
+		mer_scan_tid(scan, &tid);
 	if (scan->version)
 	{
 		r.p = scan->version->row;
@@ -158,6 +164,12 @@ mer_scan_row(MerScan *scan, TupleTableSlot *slot)
 		scan->ref->end = r.p;
 	mer_slot_finish(slot, scan->heap, &tid);
 	MemoryContextSwitchTo(old);
+}
+
+void
+mer_scan_keep(MerScan *scan, TupleTableSlot *slot)
+{
+	mer_scan_tid(scan, &slot->tts_tid);
 }
 
 bool
