@@ -6,7 +6,7 @@ More seeds: `MERIDIAN_ENGINE_SEEDS=0:2000 pytest tests/pgext/test_engine.py -k r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -70,8 +70,11 @@ def test_script(cluster: Server, stock: Server, script: Path) -> None:
     same(cluster, stock, f"script_{script.stem}", statements)
 
 
+Sessions = Callable[[], psycopg.Connection]
+
+
 @pytest.fixture
-def sessions(cluster: Server) -> Callable[[], psycopg.Connection]:
+def sessions(cluster: Server) -> Iterator[Sessions]:
     opened: list[psycopg.Connection] = []
 
     def connect() -> psycopg.Connection:
@@ -118,7 +121,7 @@ CONFLICTS = [
 
 
 @pytest.mark.parametrize(("first", "second", "outcome"), CONFLICTS)
-def test_conflict(sessions, first: str, second: str, outcome: str) -> None:
+def test_conflict(sessions: Sessions, first: str, second: str, outcome: str) -> None:
     """Both transactions start before either commits; the second to commit gets `outcome`."""
     a, b = sessions(), sessions()
     b.execute("select count(*) from plain")
@@ -132,7 +135,7 @@ def test_conflict(sessions, first: str, second: str, outcome: str) -> None:
     assert commit(b) == outcome
 
 
-def test_rolled_back_writes_are_not_shipped(sessions) -> None:
+def test_rolled_back_writes_are_not_shipped(sessions: Sessions) -> None:
     a, b = sessions(), sessions()
     a.execute("savepoint s")
     a.execute("update parent set v = 1 where id = 8")
