@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -140,3 +141,14 @@ def _alive(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a Linux feature")
+def test_backends_do_not_push_aside_who_wakes_them() -> None:
+    ask = users.die_with_parent(signal.SIGKILL, batch=True)
+    process = subprocess.Popen(["sleep", "30"], preexec_fn=ask)
+    try:
+        assert os.sched_getscheduler(process.pid) == os.SCHED_BATCH
+    finally:
+        process.kill()
+        process.wait()

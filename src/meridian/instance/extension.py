@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from meridian.instance import cache, work
+from meridian.instance import cache, sanitizer, work
 from meridian.instance.binaries import PgInstall
 from meridian.instance.errors import SetupError
+from meridian.instance.users import clean_environment
 
 FLAGS = (
     "-std=gnu11 -O2 -g -fPIC -fvisibility=hidden -fwrapv -fno-strict-aliasing "
@@ -63,7 +64,8 @@ def compiled(install: PgInstall, report: Callable[[str], None]) -> Extension:
 
 def _key(sources: Path, install: PgInstall) -> str:
     digest = hashlib.sha256()
-    for fact in (install.version, platform.machine(), " ".join(FLAGS)):
+    sanitize = sanitizer.FLAGS if sanitizer.reports() else []
+    for fact in (install.version, platform.machine(), " ".join([*FLAGS, *sanitize])):
         digest.update(fact.encode() + b"\0")
     for path in sorted((*sources.glob("src/*.[ch]"), *sources.glob("sql/*"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -82,7 +84,7 @@ def _compile(sources: Path, install: PgInstall, target: Path) -> None:
         shutil.copy(script, extension_directory)
     shutil.copy(sources / "sql" / "bootstrap.sql", target / "share")
     files = _files(sources)
-    include = ["-I", str(install.includedir_server), "-D_GNU_SOURCE"]
+    include = ["-I", str(install.includedir_server), "-D_GNU_SOURCE", *sanitizer.flags(sources)]
     objects = [target / "objects" / f"{path.stem}.o" for path in files]
     commands = [
         [*program, *FLAGS, *include, "-c", str(path), "-o", str(made)]
@@ -91,7 +93,8 @@ def _compile(sources: Path, install: PgInstall, target: Path) -> None:
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         list(pool.map(_run, commands))
     output = target / "lib" / LIBRARY
-    _run([*program, *_link_flags(install), *map(str, objects), "-o", str(output)])
+    link = [*_link_flags(install), *(sanitizer.FLAGS if sanitizer.reports() else [])]
+    _run([*program, *link, *map(str, objects), "-o", str(output)])
     shutil.rmtree(target / "objects")
     subprocess.run(["chmod", "-R", "a+rX", str(target)], check=True)
 
@@ -122,6 +125,12 @@ def compiler() -> list[str]:
         "no C compiler was found; Meridian's PostgreSQL extension is compiled at first start",
         "Install one. Debian and Ubuntu: apt install gcc libc6-dev. Fedora: dnf install gcc.",
     )
+
+
+def environment() -> dict[str, str]:
+    """The environment of PostgreSQL processes that load the extension. Raises SetupError."""
+    extra = sanitizer.environment(compiler()) if sanitizer.reports() else {}
+    return {**clean_environment(), **extra}
 
 
 def _run(command: list[str]) -> None:

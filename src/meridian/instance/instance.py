@@ -69,10 +69,10 @@ class Instance:
         return {
             **self.user.popen_options(),
             "cwd": "/",
-            "env": clean_environment(),
+            "env": extension.environment(),
             "stdin": subprocess.DEVNULL,
             "start_new_session": True,
-            "preexec_fn": die_with_parent(signal.SIGQUIT),
+            "preexec_fn": die_with_parent(signal.SIGQUIT, batch=True),
         }
 
     def start(self, log: IO[Any]) -> subprocess.Popen[bytes]:

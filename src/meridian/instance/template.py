@@ -9,7 +9,7 @@ from pathlib import Path
 from meridian.instance import cache, work
 from meridian.instance.binaries import PgInstall
 from meridian.instance.errors import SetupError
-from meridian.instance.extension import Extension
+from meridian.instance.extension import Extension, environment
 from meridian.instance.users import PgUser, clean_environment
 
 SUPERUSER = "meridian_root"
@@ -67,7 +67,7 @@ def single_user(
     settings = [word for option in options for word in ("-c", option)]
     command = [str(install.program("postgres")), "--single", "-j", "-F", "-D", str(data)]
     command += ["-c", "exit_on_error=true", "-c", "log_min_messages=warning", *settings]
-    _run([*command, "postgres"], user, "setting up the database", script)
+    _run([*command, "postgres"], user, "setting up the database", script, environment())
 
 
 def copy(template: Path, data: Path, user: PgUser) -> None:
@@ -75,8 +75,15 @@ def copy(template: Path, data: Path, user: PgUser) -> None:
     _run(["cp", "-R", str(template), str(data)], user, "copying the template")
 
 
-def _run(command: list[str], user: PgUser, what: str, text: str = "") -> None:
-    done = work.run(command, text, cwd="/", env=clean_environment(), **user.popen_options())
+def _run(
+    command: list[str],
+    user: PgUser,
+    what: str,
+    text: str = "",
+    env: dict[str, str] | None = None,
+) -> None:
+    env = clean_environment() if env is None else env
+    done = work.run(command, text, cwd="/", env=env, **user.popen_options())
     if done.returncode != 0:
         output = (done.stderr.strip() or done.stdout.strip())[-4000:]
         raise SetupError(f"{what} failed (exit status {done.returncode}):\n{output}")
