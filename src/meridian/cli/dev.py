@@ -43,6 +43,11 @@ from meridian.instance.errors import SetupError
     help="SQL dialect and limits, fixed when the cluster is made.  [default: standard]",
 )
 @click.option("--trust", is_flag=True, help="No passwords (loopback only).")
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="First delete storage and PostgreSQL's directories; the journal makes them anew.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
 def dev(
     directory: Path | None,
@@ -51,11 +56,14 @@ def dev(
     ephemeral: bool,
     profile: str | None,
     trust: bool,
+    rebuild: bool,
     as_json: bool,
 ) -> None:
     """Run an embedded cluster until Ctrl-C."""
     if ephemeral and directory is not None:
         raise click.UsageError("--ephemeral makes its own directory; leave out --dir")
+    if ephemeral and rebuild:
+        raise click.UsageError("--ephemeral keeps nothing that could be rebuilt")
     if trust and listen not in ("127.0.0.1", "::1", "localhost"):
         raise click.UsageError("--trust lets everybody in, so it needs a loopback address")
     options = Options(
@@ -65,6 +73,7 @@ def dev(
         ephemeral=ephemeral,
         profile=profile,
         trust=trust,
+        rebuild=rebuild,
     )
     if ephemeral:
         with_temporary_directory(options, as_json)

@@ -58,20 +58,25 @@ def remove_sockets(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def elsewhere(cluster: str) -> Path:
+    """The place outside DIR that root uses when PostgreSQL's user cannot reach DIR."""
+    return Path(os.environ.get("MERIDIAN_STATE_DIR", "/var/lib/meridian")) / cluster
+
+
 def postgres_directory(directory: Path, cluster: str, user: PgUser) -> Path:
     """Where `user` may make data directories, one per instance: DIR/postgres.
 
     Below /var/lib/meridian (MERIDIAN_STATE_DIR) when that user cannot reach DIR. Raises SetupError.
     """
-    elsewhere = Path(os.environ.get("MERIDIAN_STATE_DIR", "/var/lib/meridian")) / cluster
+    outside = elsewhere(cluster)
     if user.can_reach(directory):
         chosen = directory / "postgres"
-        if elsewhere.is_dir() and not user.is_self:
-            shutil.rmtree(elsewhere, ignore_errors=True)
+        if outside.is_dir() and not user.is_self:
+            shutil.rmtree(outside, ignore_errors=True)
     elif os.geteuid() == 0:
-        chosen = elsewhere / "postgres"
-        elsewhere.mkdir(mode=0o711, parents=True, exist_ok=True)
-        elsewhere.parent.chmod(0o711)
+        chosen = outside / "postgres"
+        outside.mkdir(mode=0o711, parents=True, exist_ok=True)
+        outside.parent.chmod(0o711)
     else:
         raise SetupError(f"{directory} cannot be entered by user {user.name}")
     chosen.mkdir(mode=0o700, exist_ok=True)

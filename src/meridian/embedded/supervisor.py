@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from meridian.embedded import data_plane, places
+from meridian.embedded import data_plane, places, rebuild
 from meridian.embedded.child import Backoff, Child
 from meridian.embedded.directory import ClusterDirectory, Identity, Running
 from meridian.embedded.logs import RotatingLog
@@ -45,6 +45,8 @@ class Options:
     ephemeral: bool = False
     profile: str | None = None
     trust: bool = False
+    rebuild: bool = False
+    """Throw the caches away first (see `embedded.rebuild`)."""
 
 
 class Supervisor:
@@ -65,10 +67,19 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stopping.set)
+        if self.options.rebuild and self.directory.identity() is None:
+            raise SetupError(
+                f"there is no cluster in {self.directory.path} to rebuild", "Name it with --dir."
+            )
         identity = self.directory.open(self.options.profile)
         try:
+            began = time.monotonic()
+            if self.options.rebuild:
+                await self._discard(identity)
             await self._until_stopped(self._start(identity))
             if not self._stopping.is_set():
+                if self.options.rebuild:
+                    self.report(f"rebuilt in {time.monotonic() - began:.1f} s")
                 running = self._describe()
                 self.directory.announce(running)
                 on_ready(running)
@@ -90,6 +101,12 @@ class Supervisor:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, SetupError):
             await task
+
+    async def _discard(self, identity: Identity) -> None:
+        """Not dropped half-way by a stop signal: the lock is held until it has ended."""
+        arguments = (self.directory, identity, self.report, self._stopping.is_set)
+        with contextlib.suppress(InterruptedError):
+            await asyncio.to_thread(rebuild.discard, *arguments)
 
     # ---------- start ----------
 
@@ -200,8 +217,11 @@ class Supervisor:
             f"SET lock_timeout = {CATALOG_LOCK_TIMEOUT_MS};"
             f"SELECT meridian.apply_pending_catalog({CATALOG_VERSIONS_AT_ONCE});"
         )
-        while int(await asyncio.to_thread(self.instance.sql, self._settings(""), script)) > 0:
-            pass
+        total = 0
+        while count := int(await asyncio.to_thread(self.instance.sql, self._settings(""), script)):
+            total += count
+            if self.options.rebuild:
+                self.report(f"catalog: {total} schema changes applied")
 
     def _last_words(self, who: str, log: str, status: int) -> str:
         tail = [line for line in self.logs[log].tail if line not in self._reported][-12:]

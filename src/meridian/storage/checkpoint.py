@@ -119,6 +119,35 @@ def read_manifest(checkpoint_dir: Path) -> CheckpointInfo:
     return info
 
 
+def check(checkpoint_dir: Path) -> CheckpointInfo:
+    """`read_manifest`, and the file is what it says, with a sound structure. Raises RebuildNeeded.
+
+    Reads all pages; changes nothing.
+    """
+    info = read_manifest(checkpoint_dir)
+    path = checkpoint_dir / STORAGE_NAME
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    try:
+        db = apsw.Connection(f"{path.absolute().as_uri()}?immutable=1", flags=flags)
+        try:
+            state = schema.load_state(db)
+            generation = fetch(db, "SELECT generation FROM file")[0][0]
+            faults = [str(row[0]) for row in fetch(db, "PRAGMA quick_check(1)")]
+        finally:
+            db.close(True)
+    except (apsw.Error, IndexError, msgspec.MsgspecError) as error:
+        raise RebuildNeeded(f"checkpoint {checkpoint_dir.name} is damaged: {error}") from error
+    if faults != ["ok"]:
+        raise RebuildNeeded(f"checkpoint {checkpoint_dir.name} is damaged: {faults[0]}")
+    if (state.positions, state.applied_tau, generation) != (
+        info.positions,
+        info.applied_tau,
+        info.generation,
+    ):
+        raise RebuildNeeded(f"checkpoint {checkpoint_dir.name} is not the one of its manifest")
+    return info
+
+
 def restore(checkpoint_dir: Path, path: Path) -> CheckpointInfo:
     """Copy a checkpoint to `path`, replacing what is there. Raises RebuildNeeded, Failed."""
     info = read_manifest(checkpoint_dir)
