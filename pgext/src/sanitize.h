@@ -16,6 +16,7 @@
 
 #include "utils/memutils.h"
 
+#include <dlfcn.h>
 #include <sanitizer/asan_interface.h>
 
 /* Of the runtime; gcc does not install the header that declares it. */
@@ -25,6 +26,23 @@ extern size_t __sanitizer_get_current_allocated_bytes(void);
 #define MER_OWN_BLOCK_BYTES 8256
 /* With more than this allocated, chunks are ordinary ones again. */
 #define MER_EXACT_LIMIT_BYTES ((size_t) 512 << 20)
+
+/*
+ * libubsan takes its log_path to a function that libasan has too and answers
+ * first, so its own reports would go to standard error.
+ */
+static void __attribute__((constructor))
+mer_ubsan_report_path(void)
+{
+	const char *path = getenv("MERIDIAN_SANITIZE_REPORTS");
+	void	   *ubsan = dlopen("libubsan.so.1", RTLD_NOLOAD | RTLD_LAZY);
+	void		(*set) (const char *) = NULL;
+
+	if (ubsan != NULL)
+		set = (void (*) (const char *)) dlsym(ubsan, "__sanitizer_set_report_path");
+	if (path != NULL && set != NULL)
+		set(path);
+}
 
 static inline bool
 mer_exact_in(MemoryContext context)

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from meridian.bench import servers
-from meridian.instance import binaries, extension
+from meridian.instance import binaries, extension, sanitizer
 from meridian.instance.users import pg_user
 
 CODEC_FILES = ["module", "msgpack", "orderbytes", "rowcodec", "keyenc", "proto", "wire", "debug",
@@ -19,11 +19,12 @@ CODEC_FILES = ["module", "msgpack", "orderbytes", "rowcodec", "keyenc", "proto",
 
 
 def build_library(target: Path, names: list[str]) -> None:
-    """Some of the extension's files as a loadable `meridian.so` in `target`."""
+    """Some of the extension's files as a loadable `meridian.so` in `target`; sanitized if asked."""
     install = binaries.for_user(binaries.find(), pg_user())
     sources = extension.source_directory() / "src"
     files = [str(sources / f"{name}.c") for name in names]
-    include = ["-I", str(install.includedir_server), "-D_GNU_SOURCE"]
+    include = ["-I", str(install.includedir_server), "-D_GNU_SOURCE",
+               *sanitizer.flags(sources.parent)]
     output = target / extension.LIBRARY
     subprocess.run(
         [*extension.compiler(), *extension.FLAGS, *include, "-shared", *files, "-lm",
@@ -46,7 +47,7 @@ def codec_only() -> Iterator[tuple[str, Path]]:
             "fsync": "off",
             "timezone": "UTC",
         }
-        with servers.stock(directory, settings) as dsn:
+        with servers.stock(directory, settings, extension.environment()) as dsn:
             script = extension.source_directory() / "sql" / "meridian_debug.sql"
             with psycopg.connect(dsn) as connection:
                 connection.execute(script.read_text())

@@ -54,10 +54,14 @@ def ours(directory: Path, *options: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def stock(directory: Path, settings: dict[str, str] | None = None) -> Iterator[str]:
+def stock(
+    directory: Path,
+    settings: dict[str, str] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Iterator[str]:
     """The DSN of a stock PostgreSQL 18 in `directory`: heap tables, defaults, fsync on.
 
-    `settings` are more of postgresql.conf. Raises SetupError.
+    `settings` are more of postgresql.conf, `environment` replaces the clean one. Raises SetupError.
     """
     user = pg_user()
     install = binaries.for_user(binaries.find(), user)
@@ -77,7 +81,7 @@ def stock(directory: Path, settings: dict[str, str] | None = None) -> Iterator[s
             stdout=log,
             stderr=log,
             cwd="/",
-            env=clean_environment(),
+            env=environment or clean_environment(),
             start_new_session=True,
             preexec_fn=die_with_parent(signal.SIGQUIT),
             **user.popen_options(),

@@ -44,11 +44,13 @@ def environment(compiler: list[str]) -> dict[str, str]:
     directory = reports()
     if directory is None:
         return {}
-    common = f"log_path={directory}/report:print_stacktrace=1"
+    path = f"{directory}/report"
+    common = f"log_path={path}:print_stacktrace=1"
     return {
         "LD_PRELOAD": " ".join(_runtime(compiler, name) for name in _RUNTIMES),
         "ASAN_OPTIONS": f"{common}:detect_leaks=0:abort_on_error=1:disable_coredump=1",
         "UBSAN_OPTIONS": common,
+        "MERIDIAN_SANITIZE_REPORTS": path,
     }
 
 
