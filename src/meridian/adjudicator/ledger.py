@@ -221,8 +221,9 @@ class Ledger:
         if wanted <= self.beat:
             # The reader may have lost it: any later n with the same tau is as true.
             return [Heartbeat(self.epoch, self.n_durable, self.beat)]
-        # A little more than asked, so that not every read asks; commits lead by as much anyway.
-        self.promised = max(self.promised, wanted, now.latest + HEARTBEAT_AHEAD_NS)
+        # More than asked, so that few reads ask; commits lead by as much anyway.
+        ahead = max(HEARTBEAT_AHEAD_NS, self.lead)
+        self.promised = max(self.promised, wanted, now.latest + ahead)
         # Renewed at half, so that readers seldom wait for the disk.
         effects = self.renew(now, max(self.promised, now.latest + LEASE_NS // 2))
         return effects + self.heartbeat()

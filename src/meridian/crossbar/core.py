@@ -202,7 +202,8 @@ class Crossbar:
             case Beat():
                 self._beat(event)
             case Credit():
-                self._credit(event)
+                if not self._credit(event):
+                    return []
             case AddJournal():
                 self._add_journal(event)
             case Subscribe():
@@ -331,10 +332,13 @@ class Crossbar:
         self._subscribers[event.subscriber] = one
         return []
 
-    def _credit(self, event: Credit) -> None:
+    def _credit(self, event: Credit) -> bool:
+        """Whether something waits for this credit."""
         one = self._subscribers.get(event.subscriber)
-        if one is not None:
-            one.unused = min(one.unused + event.size_bytes, one.credit)
+        if one is None:
+            return False
+        one.unused = min(one.unused + event.size_bytes, one.credit)
+        return one.cursor < self._first + len(self._items)
 
     def _flush(self) -> list[Effect]:
         effects: list[Effect] = []

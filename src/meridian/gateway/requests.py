@@ -154,7 +154,13 @@ class Requests:
         """Runs `read` once storage is complete through tau."""
         if self.node.ready(tau):
             read()
-            return
+        else:
+            self._wait(connection, request_id, tau, read)
+
+    def _wait(
+        self, connection: Connection, request_id: int, tau: int, read: Callable[[], None]
+    ) -> None:
+        """Runs `read` when storage becomes complete through tau, for a bounded time."""
         self.node.counters.reads_waited += 1
 
         def resume(error: MeridianError | None) -> None:
@@ -227,17 +233,15 @@ class Requests:
     def _scan(self, connection: Connection, request: frames.Scan) -> None:
         (_, request_id, _, tau, sid, lo, hi, flags, cols, where, limit, page_bytes) = request[:12]
         row_sid, row_cols, row_filter, group, aggs = request[12:]
-        node = self.node
-        tau = tau or node.tau_start()
+        tau = tau or self.node.tau_start()
         plain = where is None and row_filter is None and group is None and aggs is None
-        if plain and lo and hi is not None and node.ready(tau):
-            shape = (sid, row_sid, flags, tuple(cols), tuple(row_cols))
-            page_bytes = min(page_bytes, SCAN_PAGE_BYTES) if page_bytes > 0 else SCAN_PAGE_BYTES
-            page = node.engine.try_lookup(tau, lo, hi, limit, page_bytes, shape)
-            if page is not None:
-                node.counters.scans += 1
-                connection.send(frames.result_frame(request_id, tau, *page))
-                return
+        if plain and lo and hi is not None:
+            if self.node.ready(tau):
+                self._look_up(connection, request, tau)
+            else:
+                read = partial(self._look_up, connection, request, tau)
+                self._wait(connection, request_id, tau, read)
+            return
         scan = ScanRequest(
             tau=tau,
             sid=sid,
@@ -256,6 +260,33 @@ class Requests:
         )
         read = partial(self._read_range, connection, request_id, scan)
         self._when_ready(connection, request_id, scan.tau, read)
+
+    def _look_up(self, connection: Connection, request: frames.Scan, tau: int) -> None:
+        """A range without filters or aggregates: most are short and of a shape seen before."""
+        (_, request_id, _, _, sid, lo, hi, flags, cols, _, limit, page_bytes) = request[:12]
+        row_sid, row_cols = request[12], request[13]
+        page_bytes = min(page_bytes, SCAN_PAGE_BYTES) if page_bytes > 0 else SCAN_PAGE_BYTES
+        shape = (sid, row_sid, flags, tuple(cols), tuple(row_cols))
+        node = self.node
+        assert hi is not None
+        page = node.engine.try_lookup(tau, lo, hi, limit, page_bytes, shape)
+        if page is not None:
+            node.counters.scans += 1
+            connection.send(frames.result_frame(request_id, tau, *page))
+            return
+        scan = ScanRequest(
+            tau=tau,
+            sid=sid,
+            lo=lo,
+            hi=hi,
+            flags=flags,
+            cols=shape[3],
+            limit=limit,
+            page_bytes=page_bytes,
+            row_sid=row_sid,
+            row_cols=shape[4],
+        )
+        self._read_range(connection, request_id, scan)
 
     def _sample(self, connection: Connection, request: frames.Sample) -> None:
         _, request_id, _, tau, sid, count, cols = request

@@ -397,7 +397,8 @@ class Core:
         at = self._deadlines[0][0] if self._deadlines else 0
         if self._reads and now.earliest < self._reads[0][0] <= self.complete_tau:
             at = min(at, self._reads[0][0])
-        if at and at != self._timer:
+        # One that fires too early asks again: cheaper than a new timer per read.
+        if at and (at < self._timer or not self._timer):
             self._timer = at
             effects.append(SetTimer(at))
 
