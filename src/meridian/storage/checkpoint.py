@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ MANIFEST_VERSION = 1
 STEP_PAGES = 256
 """4 MiB between two looks at `stop`; the GIL is released inside a step."""
 CACHE_BYTES = 8 << 20
+CRC_BLOCK_BYTES = 1 << 20
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True):
@@ -38,6 +40,8 @@ class CheckpointInfo(msgspec.Struct, frozen=True):
     note: bytes
     size_bytes: int
     generation: bytes
+    crc: int | None = None
+    """CRC-32 of the file; None in manifests written before it was kept."""
 
 
 def write(
@@ -100,6 +104,7 @@ def _finish(target: Path) -> CheckpointInfo:
         state.note,
         target.stat().st_size,
         generation,
+        _crc(target),
     )
 
 
@@ -125,6 +130,7 @@ def check(checkpoint_dir: Path) -> CheckpointInfo:
     Reads all pages; changes nothing.
     """
     info = read_manifest(checkpoint_dir)
+    _check_crc(checkpoint_dir, info)
     path = checkpoint_dir / STORAGE_NAME
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     try:
@@ -151,6 +157,7 @@ def check(checkpoint_dir: Path) -> CheckpointInfo:
 def restore(checkpoint_dir: Path, path: Path) -> CheckpointInfo:
     """Copy a checkpoint to `path`, replacing what is there. Raises RebuildNeeded, Failed."""
     info = read_manifest(checkpoint_dir)
+    _check_crc(checkpoint_dir, info)
     schema.remove_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".restoring")
@@ -171,6 +178,22 @@ def _write_durably(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _check_crc(checkpoint_dir: Path, info: CheckpointInfo) -> None:
+    try:
+        if info.crc is not None and _crc(checkpoint_dir / STORAGE_NAME) != info.crc:
+            raise RebuildNeeded(f"checkpoint {checkpoint_dir.name} is damaged: wrong checksum")
+    except OSError as error:
+        raise RebuildNeeded(f"checkpoint {checkpoint_dir.name}: {error}") from error
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(CRC_BLOCK_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def _fsync_file(path: Path) -> None:
