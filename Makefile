@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN_ARGS ?=
 
-.PHONY: run install lint test bench sim nightly clean
+.PHONY: run install lint test bench sim nightly test-nightly sim-nightly spec clean
 
 run: $(STAMP)
 	@"$(BIN)/meridian" dev $(RUN_ARGS)
@@ -30,8 +30,27 @@ lint: $(STAMP)
 test: $(STAMP)
 	"$(BIN)/python" -m pytest -q -m "not nightly"
 
+# One part that fails does not keep the others from running.
 nightly: $(STAMP)
+	@$(MAKE) --no-print-directory --keep-going test-nightly sim-nightly spec
+
+test-nightly: $(STAMP)
 	"$(BIN)/python" -m pytest -q --timeout=3600
+
+# One process per core, each with its own range of seeds.
+SIM_NIGHTLY_SEEDS ?= 20000
+sim-nightly: $(STAMP)
+	@cores=$$(getconf _NPROCESSORS_ONLN); each=$$((($(SIM_NIGHTLY_SEEDS) + cores - 1) / cores)); \
+	pids=; trap 'kill $$pids 2>/dev/null; exit 130' INT TERM; core=0; failed=0; \
+	while [ $$core -lt $$cores ]; do \
+	  "$(BIN)/meridian" sim run --seeds $$each --start $$((core * each)) & \
+	  pids="$$pids $$!"; core=$$((core + 1)); \
+	done; \
+	for pid in $$pids; do wait $$pid || failed=1; done; exit $$failed
+
+spec:
+	@if command -v spin >/dev/null; then spec/check.sh; \
+	else echo "spec: skipped, spin is not installed (Debian and Ubuntu: apt install spin)"; fi
 
 bench: $(STAMP)
 	@for name in point-read update load scan-agg; do "$(BIN)/meridian" bench $$name --json || exit 1; done
