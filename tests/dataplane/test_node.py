@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 import pytest
 
@@ -73,6 +74,33 @@ def test_trim_behind_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert refusal.value.kind is Kind.JOURNAL_TRIMMED
 
     run(work())
+
+
+def test_a_journal_without_files_is_refused_before_storage_is_touched(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with running(tmp_path) as node:
+            await table(node)
+            await commit(node, [put(SID, {1: 1})])
+        before = generation(tmp_path)
+        for segment in (tmp_path / "journal" / "0").glob("*.seg"):
+            segment.unlink()
+        with pytest.raises(MeridianError) as refusal:
+            async with running(tmp_path):
+                pass
+        assert refusal.value.kind is Kind.JOURNAL_DAMAGED
+        assert generation(tmp_path) == before
+
+    run(work())
+
+
+def generation(directory: Path) -> bytes:
+    """Another one means that the storage file was made anew."""
+    path = directory / "storage" / "shard-0.db"
+    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return bytes(db.execute("SELECT generation FROM file").fetchall()[0][0])
+    finally:
+        db.close()
 
 
 def test_checkpoint_when_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,19 +135,24 @@ class Node:
         self.journal.trim(start.n + 1)
         self._open_storage(start, trusted=True)
         recovered = await self._read(start)
+        # Before a replica is discarded: it may be the last copy of what the journal has lost.
+        self._check_whole(start.n, recovered)
         if self.engine.positions.get(JOURNAL, 0) > recovered.reader.n:
             # A replica ahead of the durable journal must be discarded (design section 8).
             self.report("storage is ahead of the journal: it is rebuilt")
             self.engine.abandon()
             self._open_storage(start, trusted=False)
             recovered = await self._read(start)
-        self._check_whole(recovered.reader.n)
         self.clock.observe(recovered.reader.tau)
         return recovered
 
-    def _check_whole(self, last_n: int) -> None:
+    def _check_whole(self, start_n: int, recovered: recovery.Recovered) -> None:
         """Raises JOURNAL_DAMAGED when records are gone that an owner knew to be durable."""
         sealed = int(get_value(self.store, recovery.SEALED_KEY) or 0)
+        last_n = recovered.reader.n
+        if start_n and not recovered.segments.firsts:
+            # Trim keeps the segment that begins after it.
+            sealed = max(sealed, start_n + 1)
         if last_n < sealed:
             raise MeridianError(
                 Kind.JOURNAL_DAMAGED,
