@@ -346,6 +346,22 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
         file.write(data)
 
 
+def test_a_changed_password_comes_back_and_the_file_stays(embedded: Embedded) -> None:
+    with connect(embedded) as session:
+        session.execute("ALTER ROLE admin PASSWORD 'changed'")
+        session.execute("CREATE ROLE other LOGIN PASSWORD 'others'")
+    secret = (embedded.directory / "password").read_text()
+    embedded.stop()
+    rebuild(embedded)
+    assert (embedded.directory / "password").read_text() == secret
+    first = embedded.dsn
+    for user in ("admin:changed", "other:others"):
+        with psycopg.connect(first.replace(f"admin:{secret.strip()}", user)) as session:
+            assert session.execute("SELECT current_user").fetchone() == (user.split(":")[0],)
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(first)
+
+
 def test_options_that_make_no_sense(tmp_path: Path) -> None:
     missing = Embedded(tmp_path / "missing")
     refused = dev(missing, "--rebuild")
