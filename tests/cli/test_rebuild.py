@@ -14,6 +14,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,21 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
+
+
+def test_a_rebuild_that_is_killed_is_finished_by_the_next_start(embedded: Embedded) -> None:
+    workload(embedded, SEED + 3)
+    before = Facts(embedded)
+    embedded.stop()
+    command = [sys.executable, "-m", "meridian", "dev", "--dir", str(embedded.directory),
+               "--port", "0", "--rebuild"]
+    for pause_s in (0.2, 0.35, 0.5, 0.7, 0.9):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(pause_s)
+        process.kill()
+        process.wait()
+    restart(embedded)
+    before.assert_kept(Facts(embedded))
 
 
 def test_a_changed_password_comes_back_and_the_file_stays(embedded: Embedded) -> None:
