@@ -106,3 +106,17 @@ def test_nothing_is_reported(reports: Path, group: str) -> None:
     )
     assert read(reports) == ""
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_random_streams(tmp_path: Path) -> None:
+    """The protocol and msgpack readers on frames with wrong lengths, cut and random ones."""
+    sources = extension.source_directory() / "src"
+    files = [str(sources / f"{name}.c") for name in ("proto", "msgpack", "protolib")]
+    fuzz = tmp_path / "fuzz"
+    flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-fsanitize=address,undefined",
+             "-fno-sanitize-recover=all", "-DMER_PROTO_LIB", "-I", str(sources)]
+    program = str(ROOT / "tests" / "pgext" / "fuzz_proto.c")
+    subprocess.run([*extension.compiler(), *flags, program, *files, "-o", str(fuzz)], check=True)
+    done = subprocess.run([str(fuzz), "0", "100000"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert int(done.stdout.split()[0]) > 50_000, "most streams have answers"
