@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,8 @@ class Owner:
         self.failure: AppendError | None = None
         self.writer: FileWriter | None = None
         self.boundaries: list[Position] = []
+        self._landed: deque[list[Record]] = deque()
+        """Durable batches that the event loop has not looked at, filled by the writer's thread."""
         self._answered = answered
         self._refused = refused
         self._lost = lost
@@ -88,29 +91,36 @@ class Owner:
 
     def durable_in_thread(self, batch: list[Record]) -> None:
         """The writer's callback, in its thread."""
-        self._loop.call_soon_threadsafe(self._durable, batch)
+        self._landed.append(batch)
+        self._loop.call_soon_threadsafe(self._durable)
 
     def failed_in_thread(self, error: AppendError) -> None:
         """The writer's callback, in its thread."""
         self._loop.call_soon_threadsafe(self._failed, error)
 
-    def _durable(self, batch: list[Record]) -> None:
-        if self.dead:
+    def _durable(self) -> None:
+        """All that became durable since the last look, in one go: a busy loop pays once."""
+        if self.dead or not self._landed:
             return
-        self.accept(batch)
-        self.step(ev.Appended(batch[-1].n))
+        accepted: list[tuple[Record, Payload]] = []
+        n = 0
+        while self._landed:
+            batch = self._landed.popleft()
+            self._accept(batch, accepted)
+            n = batch[-1].n
+        # Storage first: who is told of a commit may read it at once.
+        self.cross(crossbar.Accepted(JOURNAL, accepted))
+        self.step(ev.Appended(n))
 
-    def accept(self, batch: list[Record]) -> None:
-        """Durable records go to the crossbar, and on to storage."""
+    def _accept(self, batch: list[Record], accepted: list[tuple[Record, Payload]]) -> None:
+        """Adds the records that count to `accepted`."""
         assert self.writer is not None
         if batch[0].n in self.writer.segment_firsts and self.reader.open_n() is None:
             self.boundaries.append(self.reader.position())
-        accepted: list[tuple[Record, Payload]] = []
         for record in batch:
             payload = self.reader.accept(record)
             if payload is not None:
                 accepted.append((record, payload))
-        self.cross(crossbar.Accepted(JOURNAL, accepted))
 
     def cross(self, event: crossbar.Event) -> None:
         """One event of the crossbar, what it delivers goes to storage."""
