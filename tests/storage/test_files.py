@@ -425,11 +425,6 @@ def test_sample_and_stats(tmp_path: Path) -> None:
     assert 1600 < len(sampled) < 2400 and sampled == sorted(sampled)
     job = engine.readers.submit(SampleRequest(110, T, 100_000))
     assert len(decode(job.future.result(10)[1])) == 20020
-    assert not engine.is_short(SampleRequest(110, T, 5))
-    assert engine.is_short(ScanRequest(110, T, limit=10))
-    assert not engine.is_short(ScanRequest(110, T, limit=10, filter=[4, 1]))
-    assert not engine.is_short(ScanRequest(110, T))
-    assert engine.is_short(ScanRequest(110, X))
     assert engine.try_scan(ScanRequest(110, T)) is None
     never = [6, 1, 3, -1]
     assert engine.try_scan(ScanRequest(110, T, key(0), key(1 << 40), filter=never)) is None

@@ -474,16 +474,6 @@ class Engine:
         """About `count` random rows on the caller's thread."""
         return self.scan(SampleRequest(tau, sid, count, cols))
 
-    def is_short(self, request: ReadRequest) -> bool:
-        """May it run on the caller's thread without stalling others? Else use `readers`."""
-        relation = self._relations.get(request.sid)
-        if relation is None or relation.rows + relation.dead <= SHORT_ROWS:
-            return True
-        if isinstance(request, SampleRequest) or request.grouped:
-            return False
-        few = 0 < request.limit <= SHORT_ROWS
-        return few and request.filter is None and request.row_filter is None
-
     def stats(self, sids: Sequence[int]) -> list[Statistics]:
         """Live rows and bytes of each relation, estimated from maintained counters."""
         return [self._statistics(sid) for sid in sids]
