@@ -138,6 +138,16 @@ CONFLICT_KEYS = 4_000_000
 """Keys in one adjudicator's window; beyond it the oldest are forgotten and the floor rises."""
 LEASE_NS = 1 * S
 """Length of one journal lease (design 6.6): acknowledgements after a restart may wait for it."""
+CATALOG_WAIT_MS = 2_000
+"""Longest wait for other instances to apply a catalog version, and of a session for its own."""
+CATALOG_LOCK_MS = 100
+"""How long applying a delta waits for sessions that use its relations (design section 9)."""
+GATE_HOLD_MS = 2_000
+"""Longest time one commit is held by the gate of a DDL statement; then it gets 40001."""
+GATE_MS = 60_000
+"""Longest gate."""
+GATED_COMMITS = 1_024
+"""Commits held by gates; more are refused."""
 GC_HORIZON_NS = 310 * S
 """Versions that ended longer ago than this may go (C6)."""
 
