@@ -215,6 +215,19 @@ add_hash(StringInfo out, int64 sid, int kind, const char *key, uint32 len)
 	appendBinaryStringInfo(out, &hash, sizeof(hash));
 }
 
+/*
+ * Identity hashes are parallel to the keys, 0 for a key without one, unless
+ * no key has one: so a write set can be cut by key range.
+ */
+void
+mer_pad_hashes(StringInfo out, uint32 n)
+{
+	static const char zero[sizeof(uint64)];
+
+	while (out->len < (int) (n * sizeof(uint64)))
+		appendBinaryStringInfo(out, zero, sizeof(zero));
+}
+
 static void
 add_key(Builder *b, MerEntry *e, bool identity)
 {
@@ -223,7 +236,12 @@ add_key(Builder *b, MerEntry *e, bool identity)
 	{
 		add_hash(&b->w, b->sid, MER_HASH_ROW, e->key, e->klen);
 		if (identity)
+		{
+			mer_pad_hashes(&b->i, b->n);
 			add_hash(&b->i, b->sid, MER_HASH_IDENTITY, e->key, e->klen);
+		}
+		else if (b->i.len > 0)
+			mer_pad_hashes(&b->i, b->n + 1);
 	}
 	b->n++;
 }

@@ -181,7 +181,12 @@ emit_kind(StringInfo out, int bit, void (*op_done) (void *), void *arg)
 				add_hash(&op.rows, lock, MER_HASH_ROW);
 			if (bit == WANT_KEY_SHARE ||
 				(bit == WANT_LOCK && (lock->want & WANT_LOCK_IDENTITY)))
+			{
+				mer_pad_hashes(&op.identities, op.n);
 				add_hash(&op.identities, lock, MER_HASH_IDENTITY);
+			}
+			else if (op.identities.len > 0)
+				mer_pad_hashes(&op.identities, op.n + 1);
 			op.n++;
 		}
 		if (op.n > 0 && (next == NULL || next->sid != lock->sid || op.n >= KEYS_PER_OP))

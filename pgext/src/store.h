@@ -313,6 +313,7 @@ typedef void (*MerChunkSink) (StringInfo chunk, bool last);
 
 extern uint64 mer_encode(MerChunkSink sink);
 extern uint64 mer_encoded_size(void);
+extern void mer_pad_hashes(StringInfo out, uint32 n);
 extern void mer_encode_locks(StringInfo out, void (*op_done) (void *), void *arg);
 
 /* ---------- relmap.c ---------- */

@@ -5,6 +5,7 @@ Rows and keys stay undecoded; a chunk of many rows costs little more than its ha
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import msgspec
@@ -74,6 +75,9 @@ _decode = msgspec.msgpack.Decoder(
 ).decode
 
 
+_ZERO = bytes(8)
+
+
 class BadWriteSet(ValueError):
     """The chunk is no write set; the message is one clause."""
 
@@ -125,9 +129,9 @@ def footprint(chunk: bytes) -> Footprint:
         if isinstance(op, _Big):
             continue
         if isinstance(op, _Share):
-            shares += (op.r, op.i)
+            shares += (_dense(op.r), _dense(op.i))
         else:
-            writes += (op.w, op.i)
+            writes += (op.w, _dense(op.i))
         if op.sid != SID_CATALOG:
             sids[op.sid] = None
         elif isinstance(op, _Put):
@@ -137,6 +141,13 @@ def footprint(chunk: bytes) -> Footprint:
         raise BadWriteSet("a string of hashes is no multiple of 8 bytes long")
     schema = _schema(schema_ops) if schema_ops else NO_SCHEMA
     return Footprint(write_bytes, share_bytes, tuple(sids), schema, catalog_version)
+
+
+def _dense(hashes: bytes) -> bytes:
+    """Hashes without the zeros that keep them parallel to the keys."""
+    if _ZERO not in hashes or len(hashes) % 8:
+        return hashes
+    return array("Q", filter(None, memoryview(hashes).cast("Q"))).tobytes()
 
 
 def _version_of(keys: msgspec.Raw) -> int:

@@ -37,7 +37,7 @@ def slices(ops: Sequence[Op], size_bytes: int) -> list[bytes]:
 def _cut(
     op: Put | Delete | Lock | Share | Big, first: int, following: int
 ) -> Iterator[Put | Delete | Lock | Share | Big]:
-    """Parts of one op: `first` keys, then `following` each. Identity keys go with the first."""
+    """Parts of one op: `first` keys, then `following` each."""
     start, end = 0, first
     while start < len(op.keys) or start == 0:
         yield _part(op, start, end)
@@ -50,8 +50,8 @@ def _part(
     keys = op.keys[start:end]
     if isinstance(op, Big):
         return Big(op.sid, op.attnum, keys, op.values[start:end])
-    identity = op.i if start == 0 else b""
     hashed = slice(start * _HASH_BYTES, end * _HASH_BYTES)
+    identity = op.i[hashed]
     if isinstance(op, Put):
         rows = op.rows[start:end]
         return Put(op.sid, op.flags, op.attnums, keys, op.w[hashed], identity, rows)

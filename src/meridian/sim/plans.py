@@ -79,8 +79,11 @@ class WriteSet:
 
     def _hashes(self, sid: int, keys: list[bytes]) -> tuple[bytes, bytes]:
         written = b"".join(_hash(sid, ROW, key) for key in keys)
-        identity = (key for key in keys if (sid, key) in self.identities)
-        return written, b"".join(_hash(sid, IDENTITY, key) for key in identity)
+        identity = [
+            _hash(sid, IDENTITY, key) if (sid, key) in self.identities else bytes(8)
+            for key in keys
+        ]
+        return written, b"".join(identity) if any(map(any, identity)) else b""
 
     def _locks(self) -> list[wire.Op]:
         ops: list[wire.Op] = []
