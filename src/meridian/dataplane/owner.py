@@ -6,13 +6,11 @@ finished (`lost`) and the node starts another with a higher epoch.
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from meridian.adjudicator import events as ev
+from meridian.adjudicator.shell import Shell
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
 from meridian.dataplane.counters import Counters
@@ -22,14 +20,11 @@ from meridian.journal.core import Payload, Position, Reader
 from meridian.journal.file import AppendError, FileWriter
 from meridian.journal.record import Record
 
-log = logging.getLogger("meridian.owner")
 
-_SPIN_NS = 1_000_000
-"""Shorter timers are polled by the loop: its own timers have a resolution of 1 ms."""
+class Owner(Shell):
+    """An adjudicator whose records go straight to the crossbar and the replica beside it."""
 
-
-class Owner:
-    """Runs on the event loop's thread; only the writer's callbacks come from another."""
+    writer: FileWriter | None
 
     def __init__(
         self,
@@ -44,73 +39,22 @@ class Owner:
         refused: Callable[[ev.Refused], None],
         lost: Callable[[str, AppendError | None], None],
     ) -> None:
-        self.clock = clock
+        super().__init__(
+            clock=clock, adjudicator=adjudicator, answered=answered, refused=refused, lost=lost
+        )
         self.counters = counters
-        self.adjudicator = adjudicator
         self.merge = merge
         self.reader = reader
         self.replica = replica
         replica.took = self._took
         replica.want = self.want
-        self.settled = asyncio.Event()
-        """It serves, or never will (`dead`)."""
-        self.dead = False
-        self.failure: AppendError | None = None
-        self.writer: FileWriter | None = None
         self.boundaries: list[Position] = []
-        self._landed: deque[list[Record]] = deque()
-        """Durable batches that the event loop has not looked at, filled by the writer's thread."""
-        self._answered = answered
-        self._refused = refused
-        self._lost = lost
-        self._loop = asyncio.get_running_loop()
-        self._flushing = False
-        self._timers: dict[str, tuple[int, asyncio.Handle]] = {}
-        self._carry_out: dict[type, Callable[[Any], None]] = {
-            ev.Append: self._append,
-            ev.Answer: self._answered,
-            ev.Refused: self._refused,
-            ev.Heartbeat: self._heartbeat,
-            ev.SetTimer: self._set_timer,
-            ev.Serving: self._serve,
-            ev.Fatal: self._fatal,
-        }
 
-    # Events
-
-    def step(self, event: ev.Event) -> None:
-        """One event, its effects in order."""
-        if self.dead:
-            return
-        for effect in self.adjudicator.step(self.clock.now(), event):
-            self._carry_out[type(effect)](effect)
-
-    def want(self, tau: int) -> None:
-        """A reader waits for `tau`."""
-        self.step(ev.WantHeartbeat(tau))
-
-    def durable_in_thread(self, batch: list[Record]) -> None:
-        """The writer's callback, in its thread."""
-        self._landed.append(batch)
-        self._loop.call_soon_threadsafe(self._durable)
-
-    def failed_in_thread(self, error: AppendError) -> None:
-        """The writer's callback, in its thread."""
-        self._loop.call_soon_threadsafe(self._failed, error)
-
-    def _durable(self) -> None:
-        """All that became durable since the last look, in one go: a busy loop pays once."""
-        if self.dead or not self._landed:
-            return
+    def landed(self, batches: list[list[Record]]) -> None:
         accepted: list[tuple[Record, Payload]] = []
-        n = 0
-        while self._landed:
-            batch = self._landed.popleft()
+        for batch in batches:
             self._accept(batch, accepted)
-            n = batch[-1].n
-        # Storage first: who is told of a commit may read it at once.
         self.cross(crossbar.Accepted(JOURNAL, accepted))
-        self.step(ev.Appended(n))
 
     def _accept(self, batch: list[Record], accepted: list[tuple[Record, Payload]]) -> None:
         """Adds the records that count to `accepted`."""
@@ -134,81 +78,8 @@ class Owner:
     def _took(self, size_bytes: int) -> None:
         self.cross(crossbar.Credit(SUBSCRIBER, size_bytes))
 
-    # Effects
-
-    def _append(self, effect: ev.Append) -> None:
-        assert self.writer is not None
-        self.writer.append(effect.record)
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if self.writer is not None and not self.dead:
-            self.writer.flush()
-
-    def _heartbeat(self, effect: ev.Heartbeat) -> None:
+    def heartbeat(self, effect: ev.Heartbeat) -> None:
         self.cross(crossbar.Beat(JOURNAL, effect.epoch, effect.n, effect.tau))
-
-    def _serve(self, _: ev.Serving) -> None:
-        self.settled.set()
-
-    def _set_timer(self, effect: ev.SetTimer) -> None:
-        known = self._timers.pop(effect.name, None)
-        if known is not None:
-            known[1].cancel()
-        self._arm(effect.name, effect.at)
-
-    def _arm(self, name: str, at: int) -> None:
-        delay_ns = at - self.clock.now().earliest if at else 0
-        if delay_ns < _SPIN_NS:
-            handle: asyncio.Handle = self._loop.call_soon(self._fire, name, at)
-        else:
-            handle = self._loop.call_later(delay_ns / 1e9, self._fire, name, at)
-        self._timers[name] = (at, handle)
-
-    def _fire(self, name: str, at: int) -> None:
-        if self.dead:
-            return
-        if at and self.clock.now().earliest < at:
-            self._arm(name, at)
-            return
-        self._timers.pop(name, None)
-        self.step(ev.TimerFired(name))
-
-    def _fatal(self, effect: ev.Fatal) -> None:
-        log.error("adjudicator ended", extra={"reason": effect.reason})
-        self.stop()
-        self._lost(effect.reason, self.failure)
-
-    def _failed(self, error: AppendError) -> None:
-        """Let the adjudicator give its last answers, then this owner is over."""
-        log.error(
-            "journal write failed",
-            extra={"error": str(error), "nothing_written": error.nothing_written},
-        )
-        self.failure = error
-        self.step(ev.AppendFailed(str(error)))
-        if not self.dead:
-            self.stop()
-            self._lost(str(error), error)
-
-    # End
-
-    def stop(self) -> None:
-        """No more events. What was appended and not yet told stays untold."""
-        self.dead = True
-        self.settled.set()
-        for _, handle in self._timers.values():
-            handle.cancel()
-        self._timers.clear()
-
-    def close(self) -> None:
-        """Writes what waits, then closes the journal. Blocks for one batch."""
-        self.stop()
-        if self.writer is not None:
-            self.writer.close()
 
 
 __all__ = ["JOURNAL", "Owner"]
