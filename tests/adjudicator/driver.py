@@ -56,11 +56,15 @@ class Driver:
     """One core; `records` is what was appended, `durable` how many of them are on disk."""
 
     def __init__(
-        self, records: list[Record] | None = None, now: int = START, start: Position | None = None
+        self,
+        records: list[Record] | None = None,
+        now: int = START,
+        start: Position | None = None,
+        number: int = 1,
     ) -> None:
         self.now = now
         self.error = 0
-        self.core = Adjudicator(1, start)
+        self.core = Adjudicator(number, start)
         self.records = list(records or [])
         self.answers: dict[int, Answer] = {}
         self.beats: list[Heartbeat] = []
@@ -91,7 +95,7 @@ class Driver:
     def sync(self) -> None:
         """Makes everything durable, and again what that led to."""
         last = -1
-        while self.records[-1].n != last:
+        while self.records and self.records[-1].n != last:
             last = self.records[-1].n
             self.step(Appended(last))
 

@@ -244,3 +244,48 @@ def test_skipped_records_tell_the_epoch() -> None:
     bar.step(source.write(journal.Marker(0)))
     bar.step(Beat(0, EPOCH, 1, 70))
     assert bar.tau == 70
+
+
+def test_membership_goes_with_positions() -> None:
+    """Who starts from a delivery's positions knows every journal that they lie behind."""
+    bar, (a,) = crossbar(1, credit=1)
+    bar.step(a.commit(10, b"y" * 10))
+    bar.step(a.write(journal.Add(7), 20))
+    bar.step(AddJournal(7, Position(tau=20)))
+    bar.step(Beat(7, journal.NO_EPOCH, 0, 100))
+    for tau in range(30, 35):
+        bar.step(a.commit(tau))
+    effects = bar.step(Credit(1, 1))
+    assert isinstance(effects[0], Deliver)
+    assert effects[0].positions == ((0, 3), (7, 0))
+
+
+def test_members_of_a_position_hold_back() -> None:
+    bar = Crossbar()
+    bar.step(Subscribe(1, 50, 10**9))
+    bar.step(AddJournal(0, Position(EPOCH, 3, True, tau=50, members=(7,))))
+    bar.step(Beat(0, EPOCH, 3, 90))
+    assert bar.tau == 50
+    bar.step(AddJournal(7, Position(tau=50)))
+    late = Source(7)
+    assert taus(bar.step(late.commit(60))) == [60]
+
+
+def test_an_add_that_is_read_again_holds_back_too() -> None:
+    bar = Crossbar()
+    bar.step(AddJournal(0, Position(EPOCH, 3, True, tau=50)))
+    source = Source(0)
+    source.n = 3
+    bar.step(source.write(journal.Add(7), 40))
+    bar.step(source.commit(60))
+    assert bar.tau == 50
+
+
+def test_close_ends_open_transactions() -> None:
+    bar, (a,) = crossbar(1)
+    txid = bytes(15) + b"z"
+    bar.step(a.write(journal.Body(0, b"chunk"), 0, txid))
+    effects = bar.step(a.write(journal.Close(), 10))
+    assert isinstance(effects[0], Deliver)
+    assert effects[0].items == [Dropped(txid, 0, 1)]
+    assert effects[0].tau == TAU_MAX

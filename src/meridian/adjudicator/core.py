@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from meridian.adjudicator.events import (
+    Added,
+    AddJournal,
     Answer,
     Append,
     Appended,
     AppendFailed,
+    Closed,
+    CloseJournal,
     Code,
     Commit,
     Discard,
@@ -34,7 +38,8 @@ from meridian.adjudicator.events import (
 )
 from meridian.adjudicator.footprint import BadWriteSet, Footprint, footprint
 from meridian.adjudicator.large import Large, without_keys
-from meridian.adjudicator.ledger import ACK_TIMER, Decision, Ledger
+from meridian.adjudicator.ledger import ACK_TIMER, Change, Decision, Ledger
+from meridian.adjudicator.membership import Membership
 from meridian.adjudicator.outcomes import Outcomes
 from meridian.adjudicator.relations import Relations
 from meridian.adjudicator.window import Window, keys_of
@@ -69,7 +74,9 @@ class Adjudicator:
         self.number = number
         self.ledger = Ledger(number)
         self.window = Window(floor, window_keys)
-        self.outcomes = Outcomes(floor)
+        # A journal that begins here, not behind a trim, holds every outcome it ever had.
+        self.outcomes = Outcomes(floor if start and start.n else 0)
+        self.membership = Membership(start or journal.Position())
         self.relations = Relations(start.catalog if start else 0)
         self.serving = False
         self.dead = False
@@ -101,6 +108,10 @@ class Adjudicator:
                 return self._status(now, event)
             case Discard():
                 return self._discard(now, event.txid)
+            case AddJournal():
+                return self._add_journal(now, event.journal)
+            case CloseJournal():
+                return self._close_journal(now)
             case Replay():
                 return self._replay(event)
             case Replayed():
@@ -124,6 +135,8 @@ class Adjudicator:
                 self.outcomes.add(record.txid, payload.tau_start, -payload.code, 0)
             case journal.Commit():
                 self._replay_commit(record.txid, record.tau, payload)
+            case journal.Add() | journal.Close():
+                self.membership.read(payload, record.tau)
             case _:
                 pass
         return []
@@ -145,8 +158,11 @@ class Adjudicator:
         marked = event.epoch == position.epoch
         assert not self.ledger.n and (marked or event.epoch[0] > position.epoch[0])
         assert not (marked and position.sealed), "an epoch is begun once"
-        assert not position.closed, "a closed journal takes no more records"
         self._replayed_bodies.clear()
+        if position.closed:
+            self.ledger.end(position.tau)
+            self.serving = True
+            return [Serving()]
         # No promise or commit of an earlier epoch lies beyond this (6.6, 4.4).
         lease_old = max(position.lease, position.tau)
         effects = self.ledger.begin(now, event.epoch, position.n, lease_old, marked=marked)
@@ -173,6 +189,11 @@ class Adjudicator:
             return [_answer(to, txid, max(value, 0), max(-value, 0))]
         if tau_start < self.outcomes.floor:
             return [Answer(to, txid, Outcome.UNKNOWN)]
+        if self.membership.closing:
+            # Once CLOSE is durable this is final: the journal can never hold it (4.7).
+            if self.membership.closed_tau:
+                return [Answer(to, txid, Outcome.ABORTED, 0, Code.CLOSED)]
+            return [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING)]
         if tau_start > now.latest + TAU_FUTURE_NS:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.CLOCK)]
         if len(self.ledger) + len(self._stalled) >= IN_FLIGHT:
@@ -266,7 +287,7 @@ class Adjudicator:
     # Large transactions
 
     def _part(self, now: Interval, event: Part) -> list[Effect]:
-        if not self.serving or self._waiting(event.txid) is not None:
+        if not self.serving or self._waiting(event.txid) is not None or self.membership.closing:
             return []
         if self.outcomes.find(event.txid, event.tau_start) is not None:
             return []
@@ -394,7 +415,7 @@ class Adjudicator:
         return effects + self.ledger.heartbeat() + self.ledger.ack_timer()
 
     def _retry_stalled(self, now: Interval) -> list[Effect]:
-        effects: list[Effect] = []
+        effects = self._change(now)
         stalled, self._stalled = self._stalled, {}
         for event, waiting in stalled.values():
             effects += self._decide(now, event, waiting)
@@ -406,11 +427,58 @@ class Adjudicator:
     def _tell(self, decisions: list[Decision]) -> list[Effect]:
         effects: list[Effect] = []
         for decision in decisions:
+            if isinstance(decision, Change):
+                effects.append(self._changed(decision))
+                continue
             del self._live[decision.txid]
             effects += [
                 _answer(to, decision.txid, decision.tau, decision.code) for to in decision.waiting
             ]
         return effects
+
+    # Membership (4.7)
+
+    def _add_journal(self, now: Interval, number: int) -> list[Effect]:
+        assert self.number == 0, "journal 0 says which journals exist"
+        if not self.serving:
+            return []
+        tau = self.membership.members.get(number)
+        if tau is not None:
+            return [Added(number, tau)]
+        return self._change(now) if self.membership.ask(number) else []
+
+    def _close_journal(self, now: Interval) -> list[Effect]:
+        """Undecided transactions are told to ask again: then they are aborted for good."""
+        if not self.serving:
+            return []
+        if self.membership.closing:
+            tau = self.membership.closed_tau
+            return [Closed(tau)] if tau else []
+        effects: list[Effect] = []
+        for txid, large in list(self._large.items()):
+            effects += self._abort_large(now, txid, large, Code.CLOSED)
+        stalled, self._stalled = self._stalled, {}
+        for event, waiting in stalled.values():
+            effects += [Answer(to, event.txid, Outcome.RETRY, 0, Code.STARTING) for to in waiting]
+        self.membership.close()
+        return [*effects, *self._change(now)]
+
+    def _change(self, now: Interval) -> list[Effect]:
+        """Appends the changes that wait, unless a lease must become durable first."""
+        waiting = self.membership.waiting
+        effects: list[Effect] = []
+        while waiting:
+            tau = self.ledger.tau_for(now, 0)
+            if tau > self.ledger.lease_durable:
+                return effects + self.ledger.renew(now, tau)
+            effects.append(self.ledger.change(now, Change(waiting.pop(0), tau)))
+        return effects
+
+    def _changed(self, change: Change) -> Effect:
+        self.membership.durable(change)
+        if isinstance(change.payload, journal.Add):
+            return Added(change.payload.journal, change.tau)
+        return Closed(change.tau)
 
     def _timer(self, now: Interval, name: str) -> list[Effect]:
         if name == WORK_TIMER:
@@ -434,7 +502,8 @@ class Adjudicator:
     def check(self) -> None:
         """Invariants too dear for every step; the simulator calls it."""
         self.ledger.check()
-        assert len(self._live) == len(self.ledger.abandoned())
+        told = [one for one in self.ledger.abandoned() if not isinstance(one, Change)]
+        assert len(self._live) == len(told)
         assert not self._live.keys() & self._stalled.keys()
         assert not self._live.keys() & self._large.keys()
 

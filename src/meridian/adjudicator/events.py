@@ -43,6 +43,8 @@ class Code(IntEnum):
     """08P01: the write set cannot be decoded."""
     RESOLVED = 6
     """Somebody asked for the outcome before the commit arrived: it was made an abort."""
+    CLOSED = 7
+    """The journal took its last record without this transaction: it can never commit."""
     STARTING = 20
     """RETRY: this owner does not serve (yet)."""
     BUSY = 21
@@ -115,6 +117,16 @@ class Discard(msgspec.Struct, frozen=True):
     txid: bytes
 
 
+class AddJournal(msgspec.Struct, frozen=True):
+    """The owner of journal 0 shall record that `journal` exists (4.7).  Ask until Added comes."""
+
+    journal: int
+
+
+class CloseJournal(msgspec.Struct, frozen=True):
+    """The own journal shall end (4.7).  Ask until Closed comes."""
+
+
 class Status(msgspec.Struct, frozen=True):
     """The outcome of a transaction whose answer was lost.  An unknown id is aborted for good."""
 
@@ -144,6 +156,8 @@ Event = (
     | Part
     | Discard
     | Status
+    | AddJournal
+    | CloseJournal
     | WantHeartbeat
     | TimerFired
 )
@@ -165,6 +179,19 @@ class Answer(msgspec.Struct, frozen=True):
     outcome: Outcome
     tau: int = 0
     code: Code = Code.NONE
+
+
+class Added(msgspec.Struct, frozen=True):
+    """`journal` exists for every reader: it may be opened, and all its taus must exceed `tau`."""
+
+    journal: int
+    tau: int
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """The own journal has ended, with CLOSE at `tau`; outcomes are still answered."""
+
+    tau: int
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -202,4 +229,4 @@ class Fatal(msgspec.Struct, frozen=True):
     reason: str
 
 
-Effect = Append | Answer | Refused | Heartbeat | SetTimer | Serving | Fatal
+Effect = Append | Answer | Refused | Heartbeat | SetTimer | Serving | Added | Closed | Fatal

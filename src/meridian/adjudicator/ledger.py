@@ -16,7 +16,19 @@ from typing import Final
 
 from meridian.adjudicator.events import Append, Effect, Heartbeat, SetTimer
 from meridian.clock.tau import Interval, next_tau
-from meridian.journal.core import Abort, Body, Commit, EpochId, Lease, Marker, Payload, Seal, make
+from meridian.journal.core import (
+    Abort,
+    Add,
+    Body,
+    Close,
+    Commit,
+    EpochId,
+    Lease,
+    Marker,
+    Payload,
+    Seal,
+    make,
+)
 from meridian.journal.record import NO_TXID
 from meridian.limits import COMMIT_LEAD_MAX_NS, HEARTBEAT_AHEAD_NS, LEASE_NS, TAU_FUTURE_NS
 
@@ -39,6 +51,16 @@ class Decision:
         self.tau = tau
         self.code = code
         self.waiting = waiting
+
+
+class Change(Decision):
+    """A change of membership on its way to the disk: ordered by its tau as a commit is (4.7)."""
+
+    __slots__ = ("payload",)
+
+    def __init__(self, payload: Add | Close, tau: int) -> None:
+        super().__init__(NO_TXID, 0, tau, 0, [])
+        self.payload = payload
 
 
 def _tau_of(decision: Decision) -> int:
@@ -69,6 +91,8 @@ class Ledger:
         self.promised = 0
         self.beat = 0
         self.lead = 0
+        self.closed = False
+        """CLOSE was appended: no record follows, and no promise passes it."""
         self._lead_max = lead_max
         self._pending: deque[_Pending] = deque()
         self._commits: deque[Decision] = deque()
@@ -80,6 +104,12 @@ class Ledger:
         return len(self._pending) + len(self._unacknowledged)
 
     # Records
+
+    def end(self, tau: int) -> None:
+        """The journal was closed at `tau` by an earlier owner: only outcomes are told."""
+        assert self.n == 0
+        self.closed = True
+        self.last_tau = self.lease_durable = self.lease_appended = tau
 
     def begin(
         self, now: Interval, epoch: EpochId, n: int, lease_old: int, *, marked: bool
@@ -110,6 +140,7 @@ class Ledger:
         tau: int = 0,
         txid: bytes = NO_TXID,
     ) -> Append:
+        assert not self.closed, "CLOSE is the last record"
         self.n += 1
         self._pending.append(_Pending(self.n, lease, decision, now.earliest))
         return Append(make(self.epoch, self.n, payload, tau, txid))
@@ -126,7 +157,7 @@ class Ledger:
 
     def renew(self, now: Interval, beyond: int) -> list[Effect]:
         """A LEASE that reaches beyond `beyond`, unless one is on its way."""
-        if self.lease_appended > beyond:
+        if self.lease_appended > beyond or self.closed:
             return []
         self.lease_appended = max(now.latest, beyond) + LEASE_NS
         return [self._append(now, Lease(self.lease_appended), self.lease_appended, None)]
@@ -143,15 +174,26 @@ class Ledger:
         catalog: int,
     ) -> Append:
         """Appends the commit record of a decision whose tau is tau_for's."""
+        self._assign(decision)
+        tau, lease = decision.tau, self._lease(now)
+        start = decision.tau_start
+        payload = Commit(lease, start, catver, flags, bodies, crc, chunk, catalog)
+        return self._append(now, payload, lease, decision, tau, decision.txid)
+
+    def _assign(self, decision: Decision) -> None:
+        """Rule 4.4: above everything assigned and promised, within the durable lease."""
         tau = decision.tau
         assert max(self.last_tau, self.promised, self.beat, decision.tau_start) < tau
         assert tau <= self.lease_durable
         self.last_tau = tau
         self._commits.append(decision)
-        lease = self._lease(now)
-        start = decision.tau_start
-        payload = Commit(lease, start, catver, flags, bodies, crc, chunk, catalog)
-        return self._append(now, payload, lease, decision, tau, decision.txid)
+
+    def change(self, now: Interval, change: Change) -> Append:
+        """Appends ADD or CLOSE; its tau is tau_for's, and heartbeats treat it as a commit."""
+        self._assign(change)
+        effect = self._append(now, change.payload, self.lease_appended, change, change.tau)
+        self.closed = isinstance(change.payload, Close)
+        return effect
 
     def abort(self, now: Interval, decision: Decision) -> Append:
         """Appends the abort record of a decision."""
@@ -217,6 +259,8 @@ class Ledger:
 
     def want(self, now: Interval, tau: int) -> list[Effect]:
         """A reader needs completeness through `tau`: promise it, within bounds (4.3, 4.6)."""
+        if self.closed:
+            return []
         wanted = min(tau, now.latest + TAU_FUTURE_NS)
         if wanted <= self.beat:
             # The reader may have lost it: any later n with the same tau is as true.

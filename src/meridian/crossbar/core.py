@@ -234,6 +234,9 @@ class Crossbar:
         one.epoch, one.n = position.epoch, position.n
         one.base = position.tau
         one.tau = TAU_MAX if position.closed else max(one.tau, position.tau)
+        for member in position.members:
+            # Added before the position: unheard of so far, and holding back as after its ADD.
+            self._journals.setdefault(member, _Journal(position.tau))
 
     def _accepted(self, event: Accepted) -> None:
         one = self._journals[event.journal]
@@ -269,10 +272,14 @@ class Crossbar:
                 for txid in list(one.open):
                     self._drop(number, one, txid)
             case journal.Add():
-                self._advance(one, record)
-                # All taus of the new journal exceed this one (4.7).
-                self._journals.setdefault(payload.journal, _Journal(record.tau))
+                if record.tau > one.base:
+                    self._advance(one, record)
+                # All taus of the new journal exceed this one (4.7); those through the base are in.
+                tau = max(record.tau, one.base)
+                self._journals.setdefault(payload.journal, _Journal(tau))
             case journal.Close():
+                for txid in list(one.open):
+                    self._drop(number, one, txid)
                 one.tau = TAU_MAX
             case journal.Seal() | journal.Lease():
                 pass
@@ -365,6 +372,9 @@ class Crossbar:
                 one.positions[item.journal] = item.n
             one.unused -= 0 if isinstance(item, Dropped) else len(item.chunk)
             items.append(item)
+        for journal_number in self._journals:
+            # Membership goes with the positions: who starts from them knows every journal (6.7).
+            one.positions.setdefault(journal_number, 0)
         if one.cursor == end:
             one.tau = max(one.tau, self.tau)
             for journal_number, source in self._journals.items():
