@@ -255,7 +255,7 @@ def test_membership_goes_with_positions() -> None:
     bar.step(Beat(7, journal.NO_EPOCH, 0, 100))
     for tau in range(30, 35):
         bar.step(a.commit(tau))
-    effects = bar.step(Credit(1, 1))
+    effects = bar.step(Credit(1, 10))
     assert isinstance(effects[0], Deliver)
     assert effects[0].positions == ((0, 3), (7, 0))
 
