@@ -96,9 +96,7 @@ class Kind(Enum):
         "transaction size limit {limit_mb}mb exceeded",
         False,
     )
-    TXN_AGE_LIMIT = ErrorSpec(
-        28, "54000", "transaction age limit of {limit_s}s exceeded", False
-    )
+    TXN_AGE_LIMIT = ErrorSpec(28, "54000", "transaction age limit of {limit_s}s exceeded", False)
     TXN_ABORTED = ErrorSpec(
         29, "40001", "this transaction was aborted before", True, hint="Retry the transaction."
     )

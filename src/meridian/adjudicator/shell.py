@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from meridian.adjudicator import events as ev
@@ -78,6 +78,15 @@ class Shell:
             return
         for effect in self.adjudicator.step(self.clock.now(), event):
             self._carry_out[type(effect)](effect)
+
+    def steps(self, events: Iterable[ev.Event]) -> None:
+        """Events that came together, under one reading of the clock."""
+        now, step, carry_out = self.clock.now(), self.adjudicator.step, self._carry_out
+        for event in events:
+            if self.dead:
+                return
+            for effect in step(now, event):
+                carry_out[type(effect)](effect)
 
     def want(self, tau: int) -> None:
         """A reader waits for `tau`."""

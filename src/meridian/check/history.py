@@ -112,8 +112,11 @@ class _Graph:
             for target, label in self.anti.get(name, {}).items():
                 yield (target, False), label
 
-    def _walk(self, root: tuple[str, bool], state: dict[tuple[str, bool], int],
-              ) -> list[tuple[str, Label]] | None:
+    def _walk(
+        self,
+        root: tuple[str, bool],
+        state: dict[tuple[str, bool], int],
+    ) -> list[tuple[str, Label]] | None:
         if state.get(root):
             return None
         path: list[tuple[tuple[str, bool], Label]] = [(root, ("", ""))]
@@ -128,7 +131,7 @@ class _Graph:
             target, label = step
             if state.get(target) == 1:
                 start = [node for node, _ in path].index(target)
-                return [(node[0], mark) for node, mark in [*path[start + 1:], (target, label)]]
+                return [(node[0], mark) for node, mark in [*path[start + 1 :], (target, label)]]
             if not state.get(target):
                 state[target] = 1
                 path.append((target, label))
@@ -144,8 +147,11 @@ def _effective(history: list[Transaction]) -> dict[str, Transaction]:
             raise HistoryError(f"transaction {transaction.txn} appears twice")
         by_name[transaction.txn] = transaction
     read_from = {source for t in history if t.status != "aborted" for _, source, _ in t.reads()}
-    kept = {name: t for name, t in by_name.items()
-            if t.status == "committed" or (t.status == "unknown" and name in read_from)}
+    kept = {
+        name: t
+        for name, t in by_name.items()
+        if t.status == "committed" or (t.status == "unknown" and name in read_from)
+    }
     for name, transaction in kept.items():
         if transaction.written() and transaction.commit is None:
             raise HistoryError(f"transaction {name} wrote but has no commit position")
@@ -183,13 +189,18 @@ def _lost_updates(kept: dict[str, Transaction]) -> Iterator[Anomaly]:
     seen: dict[tuple[Key, str | None], str] = {}
     for name, transaction in kept.items():
         written = transaction.written()
-        bases = dict.fromkeys((key, source) for key, source, _ in transaction.reads()
-                              if key in written and source != name)
+        bases = dict.fromkeys(
+            (key, source)
+            for key, source, _ in transaction.reads()
+            if key in written and source != name
+        )
         for key, source in bases:
             other = seen.setdefault((key, source), name)
             if other != name:
-                yield Anomaly("lost-update", f"{other} and {name} both read {key} of "
-                                             f"{source or 'the start'} and wrote it")
+                yield Anomaly(
+                    "lost-update",
+                    f"{other} and {name} both read {key} of {source or 'the start'} and wrote it",
+                )
 
 
 def _dependencies(kept: dict[str, Transaction]) -> _Graph:
@@ -227,8 +238,11 @@ def _add_real_time(graph: _Graph, kept: dict[str, Transaction]) -> None:
 
 
 def _tell(cycle: list[tuple[str, Label]]) -> str:
-    steps = [f"-{kind}{'(' + key + ')' if key else ''}-> {node}"
-             for node, (kind, key) in cycle if not node.startswith("@")]
+    steps = [
+        f"-{kind}{'(' + key + ')' if key else ''}-> {node}"
+        for node, (kind, key) in cycle
+        if not node.startswith("@")
+    ]
     return f"{cycle[-1][0] if not cycle[-1][0].startswith('@') else ''} {' '.join(steps)}".strip()
 
 

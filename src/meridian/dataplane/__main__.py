@@ -115,9 +115,7 @@ async def serve(options: argparse.Namespace) -> int:
     await starting
     server = Server(Requests(node), options.socket)
     uid, _, gid = options.socket_owner.partition(":")
-    await server.start(
-        uid=int(uid or -1), gid=int(gid or -1), mode=int(options.socket_mode, 8)
-    )
+    await server.start(uid=int(uid or -1), gid=int(gid or -1), mode=int(options.socket_mode, 8))
     # What lives as long as the process need not be looked at by every full collection.
     gc.collect()
     gc.freeze()

@@ -94,7 +94,6 @@ class Client:
         """Asks the gateway to stop a request; it still answers (57014 if it was running)."""
         self._socket.sendall(frames.frame((frames.CANCEL, 0, request_id)))
 
-
     def call(self, kind: int, *fields: Any) -> list[Any]:
         """Sends one request and returns the answer's fields."""
         return self.wait(self.send(kind, *fields))[1:]
@@ -150,9 +149,7 @@ class Client:
     ) -> Result:
         """One page of a range; see docs/protocol.md."""
         fields = (lo, hi, flags, cols, where, limit, page_bytes, row_sid, row_cols or [])
-        return Result(
-            *self.call(frames.SCAN, catver, tau, sid, *fields, row_filter, group, aggs)
-        )
+        return Result(*self.call(frames.SCAN, catver, tau, sid, *fields, row_filter, group, aggs))
 
     def scan_all(self, sid: int, cols: list[int], *, tau: int = 0) -> Result:
         """All rows of a relation, page by page, as of one tau."""
@@ -206,9 +203,9 @@ class Client:
         cycle: bool = False,
     ) -> tuple[int, int]:
         """`cache` values of a sequence: (first, last)."""
-        values = self.call(
-            frames.SEQUENCE, sid, cache, increment, minimum, maximum, start, cycle
-        )[0]
+        values = self.call(frames.SEQUENCE, sid, cache, increment, minimum, maximum, start, cycle)[
+            0
+        ]
         return values[0], values[1]
 
     def admin(self, command: str, **arguments: Any) -> Any:

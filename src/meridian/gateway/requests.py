@@ -138,9 +138,7 @@ class Requests:
         connection.greeted = True
         log.debug("hello", extra={"pid": pid, "instance": instance_id})
         limits = self.node.limits.as_map()
-        connection.send(
-            frames.frame((frames.WELCOME, request_id, version, self.profile, limits))
-        )
+        connection.send(frames.frame((frames.WELCOME, request_id, version, self.profile, limits)))
 
     def _begin(self, connection: Connection, request: frames.Begin) -> None:
         tau = self.node.tau_start()
@@ -312,9 +310,7 @@ class Requests:
         done = partial(self._range_read, connection, request_id, request.tau)
         job.future.add_done_callback(lambda future: loop.call_soon_threadsafe(done, future))
 
-    def _range_read(
-        self, connection: Connection, request_id: int, tau: int, future: Any
-    ) -> None:
+    def _range_read(self, connection: Connection, request_id: int, tau: int, future: Any) -> None:
         try:
             more, rows = future.result()
         except MeridianError as error:
@@ -444,9 +440,7 @@ class Requests:
         work: Coroutine[Any, Any, Callable[[int], bytes]],
     ) -> None:
         """Runs a request as a task that CANCEL may end."""
-        task = asyncio.get_running_loop().create_task(
-            self._run(connection, request_id, work)
-        )
+        task = asyncio.get_running_loop().create_task(self._run(connection, request_id, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -480,4 +474,3 @@ class Requests:
 
 def _uninterruptible() -> None:
     """A commit that was sent has an outcome; nobody stops it."""
-

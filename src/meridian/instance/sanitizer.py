@@ -14,9 +14,7 @@ from pathlib import Path
 from meridian.instance.errors import SetupError
 
 VARIABLE = "MERIDIAN_EXTENSION_SANITIZE"
-FLAGS = (
-    "-fsanitize=address,undefined -fno-omit-frame-pointer -O1 -DMERIDIAN_SANITIZE"
-).split()
+FLAGS = ("-fsanitize=address,undefined -fno-omit-frame-pointer -O1 -DMERIDIAN_SANITIZE").split()
 _RUNTIMES = ("libasan.so", "libubsan.so")
 
 

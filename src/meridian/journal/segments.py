@@ -139,18 +139,14 @@ class SegmentReader:
         if not last and state.next_n != segment.before_n:
             raise self._damaged(segment, state.next_n, offset, "records are missing at the end")
 
-    def _torn(
-        self, segment: Segment, data: bytes, offset: int, state: _State, why: str
-    ) -> Torn:
+    def _torn(self, segment: Segment, data: bytes, offset: int, state: _State, why: str) -> Torn:
         claim = max(state.durable_n, later_durable_claim(data, offset, state.next_n))
         if claim >= state.next_n:
             raise self._damaged(segment, state.next_n, offset, why)
         return Torn(segment.path, offset, state.next_n, len(data) - offset, why)
 
     def _damaged(self, segment: Segment, n: int, offset: int, why: str) -> MeridianError:
-        return MeridianError(
-            Kind.JOURNAL_DAMAGED, path=segment.path, n=n, offset=offset, why=why
-        )
+        return MeridianError(Kind.JOURNAL_DAMAGED, path=segment.path, n=n, offset=offset, why=why)
 
 
 class _State:

@@ -80,8 +80,7 @@ class WriteSet:
     def _hashes(self, sid: int, keys: list[bytes]) -> tuple[bytes, bytes]:
         written = b"".join(_hash(sid, ROW, key) for key in keys)
         identity = [
-            _hash(sid, IDENTITY, key) if (sid, key) in self.identities else bytes(8)
-            for key in keys
+            _hash(sid, IDENTITY, key) if (sid, key) in self.identities else bytes(8) for key in keys
         ]
         return written, b"".join(identity) if any(map(any, identity)) else b""
 
