@@ -281,7 +281,7 @@ class Crossbar:
                 for txid in list(one.open):
                     self._drop(number, one, txid)
                 one.tau = TAU_MAX
-            case journal.Seal() | journal.Lease():
+            case journal.Seal() | journal.Lease() | journal.Release() | journal.Acquire():
                 pass
 
     def _advance(self, one: _Journal, record: Record) -> None:

@@ -15,6 +15,7 @@ from zlib import crc32
 import msgspec
 
 from meridian.journal.record import NO_TXID, Record, RecordKind
+from meridian.wire.partition import Holding
 
 EPOCH = int(RecordKind.EPOCH)
 COMMIT = int(RecordKind.COMMIT)
@@ -24,6 +25,8 @@ SEAL = int(RecordKind.SEAL)
 ADD = int(RecordKind.ADD)
 CLOSE = int(RecordKind.CLOSE)
 ABORT = int(RecordKind.ABORT)
+RELEASE = int(RecordKind.RELEASE)
+ACQUIRE = int(RecordKind.ACQUIRE)
 
 PAYLOAD_VERSION = 1
 """First byte of every payload; another version is refused."""
@@ -99,7 +102,21 @@ class Close(msgspec.Struct, array_like=True, frozen=True):
     """CLOSE: the journal's last record, an infinite heartbeat (4.7)."""
 
 
-Payload = Marker | Seal | Lease | Body | Commit | Abort | Add | Close
+class Release(msgspec.Struct, array_like=True, frozen=True):
+    """RELEASE: the range of `holding.released` is not the writer's any more (5.8)."""
+
+    lease: int
+    holding: Holding
+
+
+class Acquire(msgspec.Struct, array_like=True, frozen=True):
+    """ACQUIRE: a released range is the writer's from here on (5.8)."""
+
+    lease: int
+    holding: Holding
+
+
+Payload = Marker | Seal | Lease | Body | Commit | Abort | Add | Close | Release | Acquire
 
 _TYPES: dict[int, type[Payload]] = {
     EPOCH: Marker,
@@ -110,6 +127,8 @@ _TYPES: dict[int, type[Payload]] = {
     ABORT: Abort,
     ADD: Add,
     CLOSE: Close,
+    RELEASE: Release,
+    ACQUIRE: Acquire,
 }
 _KINDS = {payload: kind for kind, payload in _TYPES.items()}
 _DECODERS = {kind: msgspec.msgpack.Decoder(payload) for kind, payload in _TYPES.items()}
@@ -151,6 +170,8 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     members: tuple[int, ...] = ()
     closed: bool = False
     catalog: int = 0
+    holding: Holding | None = None
+    """What the writer owns, if ranges have come or gone."""
 
 
 class Reader:
@@ -169,6 +190,7 @@ class Reader:
         self.members = start.members
         self.closed = start.closed
         self.catalog = start.catalog
+        self.holding = start.holding
         self.void_count = 0
         self._open: dict[bytes, tuple[list[int], int]] = {}
 
@@ -183,6 +205,7 @@ class Reader:
             self.members,
             self.closed,
             self.catalog,
+            self.holding,
         )
 
     def open_n(self) -> int | None:
@@ -244,6 +267,9 @@ class Reader:
             case Close():
                 self._check_tau(record)
                 self.closed = True
+            case Release() | Acquire():
+                self.holding = payload.holding
+                self._renew(payload.lease)
             case Marker():
                 raise AssertionError("markers are accepted elsewhere")
 
