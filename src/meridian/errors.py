@@ -130,6 +130,14 @@ class Kind(Enum):
     BAD_SEQUENCE = ErrorSpec(54, "22023", "invalid sequence parameters: {why}", False)
     LEASE_EXHAUSTED = ErrorSpec(55, "54000", "no identifiers of kind {lease_kind} are left", False)
 
+    # Advisory locks
+    DEADLOCK = ErrorSpec(
+        60, "40P01", "deadlock detected", True, hint="Retry the transaction."
+    )
+    ADVISORY_FULL = ErrorSpec(
+        61, "53200", "too many advisory locks", True, hint="Release some of them."
+    )
+
     # The machine
     DISK_FULL = ErrorSpec(
         70,

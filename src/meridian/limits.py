@@ -148,6 +148,9 @@ GATE_MS = 60_000
 """Longest gate."""
 GATED_COMMITS = 1_024
 """Commits held by gates; more are refused."""
+ADVISORY_LOCKS = 200_000
+"""Advisory locks held in the cluster, one per key and session; more get 53200."""
+ADVISORY_LOCKS_PER_OWNER = 50_000
 GC_HORIZON_NS = 310 * S
 """Versions that ended longer ago than this may go (C6)."""
 

@@ -37,6 +37,8 @@ class Connection(asyncio.Protocol):
         """Requests under way: id -> how to stop it (it then answers 57014 itself)."""
         self.staged: set[bytes] = set()
         """Transaction ids whose PART frames came on this connection, not yet committed."""
+        self.committing = 0
+        """Commits under way: they may still land, so the connection's advisory locks last."""
         self._buffer = bytearray()
         self._holds = 0
         self._stalled: asyncio.TimerHandle | None = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from meridian.errors import Kind, MeridianError
+from meridian.gateway.advisory import Advisory
 from meridian.gateway.connection import Connection
 from meridian.gateway.paging import join_pages
 from meridian.limits import (
@@ -48,6 +49,7 @@ class Requests:
         self.node = node
         self.profile = node.profile
         self.connections: set[Connection] = set()
+        self.advisory = Advisory()
         self._tasks: set[asyncio.Task[None]] = set()
         handlers: dict[int, Handler] = {
             frames.HELLO: self._hello,
@@ -64,6 +66,7 @@ class Requests:
             frames.SEQUENCE: self._sequence,
             frames.SETVAL: self._setval,
             frames.PEEKSEQ: self._peekseq,
+            frames.ADVISORY: self.advisory.handle,
             frames.ADMIN: self._admin,
         }
         self._known = {
@@ -86,6 +89,8 @@ class Requests:
         for txid in sorted(connection.staged):
             self.node.commits.large.discard(txid)
         connection.staged.clear()
+        if connection.committing == 0:
+            self.advisory.close(connection)
 
     def log_cut(self, connection: Connection, why: str) -> None:
         """A connection is about to be aborted."""
@@ -334,10 +339,12 @@ class Requests:
         _, request_id, catver, tau, txid, flags, row_count, chunk = request
         connection.start(request_id, _uninterruptible)
         connection.staged.discard(txid)
+        connection.committing += 1
         done = partial(self._committed, connection, request_id)
         try:
             self.node.commits.commit(txid, tau, catver, flags, row_count, chunk, done)
         except BaseException:
+            connection.committing -= 1
             connection.running.pop(request_id, None)
             self.node.commits.large.discard(txid)
             raise
@@ -345,6 +352,9 @@ class Requests:
     def _committed(
         self, connection: Connection, request_id: int, result: int | MeridianError
     ) -> None:
+        connection.committing -= 1
+        if connection.transport is None and connection.committing == 0:
+            self.advisory.close(connection)
         if isinstance(result, MeridianError):
             connection.finish_error(request_id, result)
         else:

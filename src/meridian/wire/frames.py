@@ -92,6 +92,7 @@ Cancel = tuple[int, int, int]
 Sequence = tuple[int, int, int, int, int, int, int, int, bool | int]
 SetVal = tuple[int, int, int, int, bool | int]
 PeekSeq = tuple[int, int, int]
+Advisory = tuple[int, int, int, int, int, int]
 Admin = tuple[int, int, str, dict[str, Any]]
 
 REQUESTS: dict[int, Any] = {
@@ -110,6 +111,7 @@ REQUESTS: dict[int, Any] = {
     SETVAL: SetVal,
     ADMIN: Admin,
     PEEKSEQ: PeekSeq,
+    ADVISORY: Advisory,
 }
 
 _encode = msgspec.msgpack.Encoder().encode
