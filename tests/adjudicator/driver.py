@@ -19,7 +19,7 @@ from meridian.adjudicator.events import (
 from meridian.clock.tau import Interval
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
-from meridian.wire.ops import Lock, Put, Share, conflict_hash, encode_chunk
+from meridian.wire.ops import Check, Lock, Put, Share, conflict_hash, encode_chunk
 
 START = 1_000_000_000_000_000_000
 MS = 1_000_000
@@ -50,6 +50,11 @@ def share(*keys: str, sid: int = 1000, identity: bool = True) -> bytes:
     r = b"" if identity else hashes(*keys, sid=sid)
     i = hashes(*keys, sid=sid, kind=1) if identity else b""
     return encode_chunk([Share(sid, ordered, r, i)])
+
+
+def check(*keys: str, sid: int = 1000) -> bytes:
+    ordered = [key.encode() for key in sorted(keys)]
+    return encode_chunk([Check(sid, ordered, hashes(*keys, sid=sid))])
 
 
 class Driver:

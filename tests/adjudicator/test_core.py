@@ -22,6 +22,7 @@ from meridian.clock.tau import assigner_of
 from meridian.journal import core as journal
 from meridian.journal.record import RecordKind
 from meridian.wire.ops import (
+    BUILDING,
     KIND_INDEX,
     KIND_TABLE,
     Add,
@@ -30,7 +31,7 @@ from meridian.wire.ops import (
     Put,
     encode_chunk,
 )
-from tests.adjudicator.driver import MS, START, Driver, lock, put, share, txid
+from tests.adjudicator.driver import MS, START, Driver, check, lock, put, share, txid
 
 
 @pytest.fixture
@@ -105,6 +106,18 @@ def test_shares_pass_each_other_and_writes_of_other_columns(driver: Driver) -> N
     assert driver.commit(1, share("parent"), start).outcome is Outcome.COMMITTED
     assert driver.commit(2, share("parent"), start).outcome is Outcome.COMMITTED
     assert driver.commit(3, put("parent"), start).outcome is Outcome.COMMITTED
+
+
+def test_a_check_sees_earlier_writes_and_disturbs_no_later_one(driver: Driver) -> None:
+    start = driver.now
+    assert driver.commit(1, check("a"), start).outcome is Outcome.COMMITTED
+    assert driver.commit(2, put("a"), start).outcome is Outcome.COMMITTED
+    assert driver.commit(3, check("a"), start).code is Code.CONFLICT
+    assert driver.commit(4, check("b"), start).outcome is Outcome.COMMITTED
+    again = Driver(driver.records, driver.now)
+    again.sync()
+    assert again.commit(5, put("b"), start).outcome is Outcome.COMMITTED
+    assert again.commit(6, check("a"), start).code is Code.CONFLICT
 
 
 def test_lock_conflicts_like_a_write(driver: Driver) -> None:
@@ -282,6 +295,14 @@ def test_index_build_and_rewrite_require_no_write_since_tau_start(driver: Driver
     assert driver.commit(2, index, start).code is Code.CATALOG
     assert driver.commit(3, rewrite, start).code is Code.CATALOG
     assert driver.commit(4, encode_chunk([Drop(1000)]), start).outcome is Outcome.COMMITTED
+
+
+def test_a_building_index_requires_only_that_writers_know_it(driver: Driver) -> None:
+    start = driver.now
+    assert driver.commit(1, put("a"), start).outcome is Outcome.COMMITTED
+    building = encode_chunk([Create(2002, KIND_INDEX, [(0, 2)], 1000, BUILDING)])
+    assert driver.commit(2, building, start).outcome is Outcome.COMMITTED
+    assert driver.commit(3, put("b"), start).code is Code.CATALOG, "it does not know the index"
 
 
 # Large transactions

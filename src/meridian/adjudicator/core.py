@@ -230,7 +230,8 @@ class Adjudicator:
             return self._commit_large(now, event, waiting)
         code = self._refusal(event.tau_start, event.catver, (print_,))
         writes, shares = keys_of(print_.writes), keys_of(print_.shares)
-        if code is None and self.window.conflicts(event.tau_start, writes, shares):
+        unwritten = keys_of(print_.shares + print_.checks) if print_.checks else shares
+        if code is None and self.window.conflicts(event.tau_start, writes, unwritten):
             code = Code.CONFLICT
         if code is not None:
             return self._abort(now, event.txid, event.tau_start, code, waiting)
@@ -509,7 +510,7 @@ class Adjudicator:
 
 
 def _is_large(print_: Footprint) -> bool:
-    return len(print_.writes) + len(print_.shares) > 8 * LARGE_KEYS
+    return len(print_.writes) + len(print_.shares) + len(print_.checks) > 8 * LARGE_KEYS
 
 
 def _answer(to: int, txid: bytes, tau: int, code: int) -> Answer:

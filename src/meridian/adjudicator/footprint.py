@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from meridian.wire.ops import KIND_INDEX, SID_CATALOG
+from meridian.wire.ops import BUILDING, KIND_INDEX, SID_CATALOG
 
 
 class _Put(msgspec.Struct, array_like=True, tag=1):
@@ -57,6 +57,7 @@ class _Create(msgspec.Struct, array_like=True, tag=6):
     kind: int
     columns: Any
     table_sid: int
+    flags: int = 0
 
 
 class _Add(msgspec.Struct, array_like=True, tag=7):
@@ -70,8 +71,19 @@ class _Drop(msgspec.Struct, array_like=True, tag=8):
     sid: int
 
 
+class _Check(msgspec.Struct, array_like=True, tag=10):
+    sid: int
+    keys: msgspec.Raw
+    r: bytes
+
+
+class _Alter(msgspec.Struct, array_like=True, tag=11):
+    sid: int
+    flags: int
+
+
 _decode = msgspec.msgpack.Decoder(
-    list[_Put | _Delete | _Lock | _Share | _Big | _Create | _Add | _Drop]
+    list[_Put | _Delete | _Lock | _Share | _Big | _Create | _Add | _Drop | _Check | _Alter]
 ).decode
 
 
@@ -101,11 +113,14 @@ class Footprint(msgspec.Struct, frozen=True):
     """Conflict hashes (little-endian uint64 strings) and relations of one chunk.
 
     `sids` are the relations whose rows change or are locked, without sid 1; `catalog_version` is
-    the version that the catalog log gets, 0 without one.
+    the version that the catalog log gets, 0 without one.  `checks` are compared with writes as
+    shares are, but not recorded: whoever writes such a row later does what the checker did
+    (section 9, "Index builds").
     """
 
     writes: bytes
     shares: bytes
+    checks: bytes
     sids: tuple[int, ...]
     schema: Schema
     catalog_version: int
@@ -119,6 +134,7 @@ def footprint(chunk: bytes) -> Footprint:
         raise BadWriteSet(str(error)) from error
     writes: list[bytes] = []
     shares: list[bytes] = []
+    checks: list[bytes] = []
     sids: dict[int, None] = {}
     schema_ops: list[_Create | _Add | _Drop] = []
     catalog_version = 0
@@ -126,7 +142,9 @@ def footprint(chunk: bytes) -> Footprint:
         if isinstance(op, _Create | _Add | _Drop):
             schema_ops.append(op)
             continue
-        if isinstance(op, _Big):
+        if isinstance(op, _Check):
+            checks.append(op.r)
+        if isinstance(op, _Big | _Check | _Alter):
             continue
         if isinstance(op, _Share):
             shares += (_dense(op.r), _dense(op.i))
@@ -136,11 +154,11 @@ def footprint(chunk: bytes) -> Footprint:
             sids[op.sid] = None
         elif isinstance(op, _Put):
             catalog_version = _version_of(op.keys)
-    write_bytes, share_bytes = b"".join(writes), b"".join(shares)
-    if len(write_bytes) % 8 or len(share_bytes) % 8:
+    write_bytes, share_bytes, check_bytes = map(b"".join, (writes, shares, checks))
+    if len(write_bytes) % 8 or len(share_bytes) % 8 or len(check_bytes) % 8:
         raise BadWriteSet("a string of hashes is no multiple of 8 bytes long")
     schema = _schema(schema_ops) if schema_ops else NO_SCHEMA
-    return Footprint(write_bytes, share_bytes, tuple(sids), schema, catalog_version)
+    return Footprint(write_bytes, share_bytes, check_bytes, tuple(sids), schema, catalog_version)
 
 
 def _dense(hashes: bytes) -> bytes:
@@ -169,7 +187,9 @@ def _schema(ops: list[_Create | _Add | _Drop]) -> Schema:
     for op in ops:
         if isinstance(op, _Create):
             if op.table_sid and op.table_sid not in created:
-                touched[op.table_sid] = read[op.table_sid] = None
+                touched[op.table_sid] = None
+                if not op.flags & BUILDING:
+                    read[op.table_sid] = None
         elif op.sid not in created:
             touched[op.sid] = None
             # A DROP beside a new table may be the switch of a rewrite: its rows were read.

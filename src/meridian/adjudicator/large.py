@@ -28,10 +28,11 @@ class Large:
     def take(self, chunk: bytes, print_: Footprint) -> None:
         """The next chunk, the last one included."""
         self.crc = crc32(chunk, self.crc)
-        self.draft.add(keys_of(print_.writes), keys_of(print_.shares))
+        # Recording a check as a share can only make others more careful.
+        self.draft.add(keys_of(print_.writes), keys_of(print_.shares + print_.checks))
         self.prints.append(without_keys(print_))
 
 
 def without_keys(print_: Footprint) -> Footprint:
     """Only the relations of a footprint."""
-    return msgspec.structs.replace(print_, writes=b"", shares=b"")
+    return msgspec.structs.replace(print_, writes=b"", shares=b"", checks=b"")

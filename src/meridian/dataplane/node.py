@@ -46,9 +46,12 @@ from meridian.wire.ops import (
     CLASS_BYTES,
     CLASS_INTEGER,
     CLASS_OPAQUE,
+    JOB_COLUMNS,
     KIND_TABLE,
     SID_CATALOG,
+    SID_JOBS,
     Create,
+    Op,
     encode_chunk,
 )
 
@@ -217,17 +220,19 @@ class Node:
             log.warning("seal is not remembered", extra={"error": str(error)})
 
     async def _bootstrap(self) -> None:
-        """The system relations of a new cluster."""
-        if self.engine.known_columns(SID_CATALOG) is not None:
-            return
+        """The system relations that a new cluster, or one of an earlier version, lacks."""
         integers = [(COLUMN_LAST, CLASS_INTEGER), (COLUMN_IS_CALLED, CLASS_INTEGER)]
         catalog = [(1, CLASS_OPAQUE), (2, CLASS_BYTES)]
-        chunk = encode_chunk(
-            [
-                Create(SID_CATALOG, KIND_TABLE, catalog, 0),
-                Create(SID_SEQUENCES, KIND_TABLE, integers, 0),
-            ]
-        )
+        jobs = [(attnum, CLASS_BYTES) for attnum in range(1, JOB_COLUMNS + 1)]
+        wanted: list[Op] = [
+            Create(SID_CATALOG, KIND_TABLE, catalog, 0),
+            Create(SID_SEQUENCES, KIND_TABLE, integers, 0),
+            Create(SID_JOBS, KIND_TABLE, jobs, 0),
+        ]
+        missing = [op for op in wanted if self.engine.known_columns(op.sid) is None]
+        if not missing:
+            return
+        chunk = encode_chunk(missing)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[int | MeridianError] = loop.create_future()
         txid = secrets.token_bytes(16)

@@ -9,15 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from meridian.limits import SLICE_BYTES, SLICE_ROWS
-from meridian.wire.ops import Add, Big, Create, Delete, Drop, Lock, Op, Put, Share, encode_chunk
+from meridian.wire.ops import (
+    Add,
+    Alter,
+    Big,
+    Check,
+    Create,
+    Delete,
+    Drop,
+    Lock,
+    Op,
+    Put,
+    Share,
+    encode_chunk,
+)
 
 _HASH_BYTES = 8
+_Keyed = Put | Delete | Lock | Share | Big | Check
 
 
 def slices(ops: Sequence[Op], size_bytes: int) -> list[bytes]:
     """The same ops as several chunks, schema ops first. `size_bytes`: of the chunk of `ops`."""
-    schema: list[Op] = [op for op in ops if isinstance(op, (Create, Add, Drop))]
-    rows = [op for op in ops if not isinstance(op, (Create, Add, Drop))]
+    schema: list[Op] = [op for op in ops if isinstance(op, (Create, Add, Drop, Alter))]
+    rows = [op for op in ops if not isinstance(op, (Create, Add, Drop, Alter))]
     count = sum(len(op.keys) for op in rows)
     fitting = max(1, min(SLICE_ROWS, count * SLICE_BYTES // max(1, size_bytes)))
     pieces: list[bytes] = []
@@ -34,9 +48,7 @@ def slices(ops: Sequence[Op], size_bytes: int) -> list[bytes]:
     return pieces
 
 
-def _cut(
-    op: Put | Delete | Lock | Share | Big, first: int, following: int
-) -> Iterator[Put | Delete | Lock | Share | Big]:
+def _cut(op: _Keyed, first: int, following: int) -> Iterator[_Keyed]:
     """Parts of one op: `first` keys, then `following` each."""
     start, end = 0, first
     while start < len(op.keys) or start == 0:
@@ -44,13 +56,13 @@ def _cut(
         start, end = end, end + following
 
 
-def _part(
-    op: Put | Delete | Lock | Share | Big, start: int, end: int
-) -> Put | Delete | Lock | Share | Big:
+def _part(op: _Keyed, start: int, end: int) -> _Keyed:
     keys = op.keys[start:end]
     if isinstance(op, Big):
         return Big(op.sid, op.attnum, keys, op.values[start:end])
     hashed = slice(start * _HASH_BYTES, end * _HASH_BYTES)
+    if isinstance(op, Check):
+        return Check(op.sid, keys, op.r[hashed])
     identity = op.i[hashed]
     if isinstance(op, Put):
         rows = op.rows[start:end]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 
 from meridian.errors import Kind, MeridianError
-from meridian.wire.ops import Add, Big, Create, Delete, Drop, Op, Put
+from meridian.wire.ops import Add, Alter, Big, Create, Delete, Drop, Op, Put
 
 Columns = Container[int]
 Created = dict[int, dict[int, int]]
@@ -36,7 +36,7 @@ def check_relations(
             if known(op.sid) is not None:
                 raise MeridianError(Kind.BAD_WRITE_SET, why=f"storage id {op.sid} is taken")
             continue
-        if not isinstance(op, (Put, Delete, Big, Add, Drop)):
+        if not isinstance(op, (Put, Delete, Big, Add, Drop, Alter)):
             continue
         here = created.get(op.sid, {})
         columns = known(op.sid)

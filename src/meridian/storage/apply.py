@@ -14,7 +14,19 @@ from meridian.storage.errors import BadWriteSet, Corrupt
 from meridian.storage.relations import Overlay, Relation
 from meridian.storage.types import NEVER, PROVISIONAL, TS_MAX
 from meridian.wire import ops
-from meridian.wire.ops import Add, Big, Create, Delete, Drop, Lock, Op, Put, Share
+from meridian.wire.ops import (
+    Add,
+    Alter,
+    Big,
+    Check,
+    Create,
+    Delete,
+    Drop,
+    Lock,
+    Op,
+    Put,
+    Share,
+)
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -33,7 +45,7 @@ def check_ops(chunk: Sequence[Op]) -> None:
     Raises BadWriteSet. Costs C loops only. Existence of relations is the catalog's business.
     """
     for op in chunk:
-        if isinstance(op, (Put, Delete, Big, Lock, Share)):
+        if isinstance(op, (Put, Delete, Big, Lock, Share, Check)):
             _check_keys(op)
         if isinstance(op, Put):
             _check_rows(op)
@@ -65,7 +77,7 @@ def _check_column(attnum: int, column_class: int) -> None:
         raise BadWriteSet("impossible column number or class")
 
 
-def _check_keys(op: Put | Delete | Big | Lock | Share) -> None:
+def _check_keys(op: Put | Delete | Big | Lock | Share | Check) -> None:
     keys = op.keys
     if set(map(type, keys)) - {bytes}:
         raise BadWriteSet("keys are byte strings")
@@ -129,6 +141,9 @@ class Applier:
                 self._delete(op, tau)
             elif isinstance(op, Big):
                 self.big(op, tau)
+            elif isinstance(op, Alter):
+                relations.set_complete(self.db, self.relation(op.sid), op.flags)
+                self.catalog_changed = True
 
     def ddl(self, op: Create | Add | Drop, tau: int) -> None:
         """Catalog of storage. `tau` may be provisional for CREATE and ADD."""

@@ -194,6 +194,14 @@ def set_column(
     relation.columns[attnum] = Column(name, column_class, False)
 
 
+def set_complete(db: apsw.Connection, relation: Relation, flags: int) -> None:
+    """ALTER: an index is, or is no longer, known to hold an entry of every row."""
+    relation.complete = bool(flags & ops.COMPLETE)
+    db.execute(
+        "UPDATE relations SET complete = ? WHERE sid = ?", (int(relation.complete), relation.sid)
+    )
+
+
 def forget_column(db: apsw.Connection, relation: Relation, attnum: int, name: bytes) -> None:
     """Undo `set_column`, unless another transaction took the attnum meanwhile."""
     known = relation.columns.get(attnum)

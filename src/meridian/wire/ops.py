@@ -10,7 +10,9 @@ FRESH = 1
 BLIND = 2
 
 COMPLETE = 1
-"""CREATE: every row of the table has an entry in this index (it is not partial)."""
+"""CREATE, ALTER: every row of the table has an entry in this index (it is not partial)."""
+BUILDING = 2
+"""CREATE: an index whose entries a job writes later; until ALTER says so it is not complete."""
 
 KIND_TABLE = 0
 KIND_INDEX = 1
@@ -23,6 +25,9 @@ CLASS_OPAQUE = 4
 
 SID_CATALOG = 1
 """The catalog log: one row per catalog version."""
+SID_JOBS = 3
+"""Background jobs: one row per job (docs/formats.md)."""
+JOB_COLUMNS = 20
 
 Rows = list[tuple[Any, ...]]
 
@@ -77,7 +82,7 @@ class Big(msgspec.Struct, array_like=True, tag=5):
 
 
 class Create(msgspec.Struct, array_like=True, tag=6):
-    """A new relation: columns are (attnum, class); flags: COMPLETE."""
+    """A new relation: columns are (attnum, class); flags: COMPLETE, BUILDING."""
 
     sid: int
     kind: int
@@ -101,7 +106,22 @@ class Drop(msgspec.Struct, array_like=True, tag=8):
     sid: int
 
 
-Op = Put | Delete | Lock | Share | Big | Create | Add | Drop
+class Check(msgspec.Struct, array_like=True, tag=10):
+    """Rows that must not have been written after tau_start; nothing is recorded (index builds)."""
+
+    sid: int
+    keys: list[bytes]
+    r: bytes
+
+
+class Alter(msgspec.Struct, array_like=True, tag=11):
+    """New flags of an index: COMPLETE once its build has ended."""
+
+    sid: int
+    flags: int
+
+
+Op = Put | Delete | Lock | Share | Big | Create | Add | Drop | Check | Alter
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Op])
