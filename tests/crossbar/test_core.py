@@ -289,3 +289,10 @@ def test_close_ends_open_transactions() -> None:
     assert isinstance(effects[0], Deliver)
     assert effects[0].items == [Dropped(txid, 0, 1)]
     assert effects[0].tau == TAU_MAX
+
+
+def test_a_close_that_is_read_again_is_still_an_infinite_heartbeat() -> None:
+    bar = Crossbar()
+    bar.step(AddJournal(0, Position(n=1, tau=50)))
+    bar.step(Source(0).write(journal.Close(), 40))
+    assert bar.tau == TAU_MAX

@@ -155,14 +155,15 @@ class Adjudicator:
 
     def _replayed(self, now: Interval, event: Replayed) -> list[Effect]:
         position = event.position
-        marked = event.epoch == position.epoch
-        assert not self.ledger.n and (marked or event.epoch[0] > position.epoch[0])
-        assert not (marked and position.sealed), "an epoch is begun once"
         self._replayed_bodies.clear()
         if position.closed:
+            # The journal takes no more records, so there is no epoch to begin: outcomes only.
             self.ledger.end(position.tau)
             self.serving = True
             return [Serving()]
+        marked = event.epoch == position.epoch
+        assert not self.ledger.n and (marked or event.epoch[0] > position.epoch[0])
+        assert not (marked and position.sealed), "an epoch is begun once"
         # No promise or commit of an earlier epoch lies beyond this (6.6, 4.4).
         lease_old = max(position.lease, position.tau)
         effects = self.ledger.begin(now, event.epoch, position.n, lease_old, marked=marked)

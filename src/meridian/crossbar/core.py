@@ -244,6 +244,8 @@ class Crossbar:
             # Every accepted record bears the epoch in force, those that are skipped too.
             one.epoch = max(one.epoch, record.epoch)
             if record.n <= one.n:
+                if isinstance(payload, journal.Close):
+                    one.tau = TAU_MAX
                 continue
             assert record.n == one.n + 1, (record.n, one.n)
             one.n = record.n

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from meridian.adjudicator.events import Code
 from meridian.check import history
 from meridian.journal import core as journal
-from meridian.journal.core import Position, Reader
+from meridian.journal.core import Reader
 from meridian.sim.client import Txn
 from meridian.sim.disk import Disk
 from meridian.sim.messages import Key
@@ -24,10 +24,13 @@ class Truth:
     def __init__(self, journals: list[Disk | Stream]) -> None:
         self.taus: dict[bytes, int] = {}
         self.aborted: dict[bytes, int] = {}
+        self.closed: set[int] = set()
+        """Journals that ended: what they do not hold is aborted for good."""
         self.store = Store()
         commits: list[tuple[int, bytes, list[bytes]]] = []
-        for one in journals:
-            self._read(one, commits)
+        for number, one in enumerate(journals):
+            if self._read(one, commits).closed:
+                self.closed.add(number)
         commits.sort()
         for tau, txid, chunks in commits:
             if txid in self.taus:
@@ -35,8 +38,8 @@ class Truth:
             self.taus[txid] = tau
             self.store.apply(tau, [op for chunk in chunks for op in decode_chunk(chunk)])
 
-    def _read(self, one: Disk | Stream, commits: list[tuple[int, bytes, list[bytes]]]) -> None:
-        reader = Reader(Position())
+    def _read(self, one: Disk | Stream, commits: list[tuple[int, bytes, list[bytes]]]) -> Reader:
+        reader = Reader(one.born)
         bodies: dict[int, bytes] = {}
         for record in one.history():
             match reader.accept(record):
@@ -46,6 +49,7 @@ class Truth:
                     commits.append((record.tau, record.txid, [*map(bodies.get, numbers), chunk]))  # type: ignore[list-item]
                 case journal.Abort(code=code):
                     self.aborted[record.txid] = code
+        return reader
 
 
 def check_all(
@@ -74,7 +78,10 @@ def _durability(truth: Truth, log: list[Txn]) -> None:
             raise SimulationError(f"durability: {txn.name!r} was told {txn.tau}, truth is {tau}")
         if txn.status == "aborted" and tau is not None:
             raise SimulationError(f"durability: {txn.name!r} was told aborted, truth is {tau}")
-        if txn.status == "aborted" and txn.code and txn.txid not in truth.aborted:
+        final = txn.txid in truth.aborted
+        if txn.code is Code.CLOSED and txn.owner in truth.closed:
+            final = True
+        if txn.status == "aborted" and txn.code and not final:
             raise SimulationError(f"durability: the abort of {txn.name!r} is not final")
 
 
@@ -216,7 +223,7 @@ def _label(key: Key) -> str:
 def _count(truth: Truth, log: list[Txn]) -> dict[str, int]:
     counts = {"transactions": len(log), "commits": len(truth.taus), "aborts": len(truth.aborted)}
     for txn in log:
-        if txn.code in (Code.FLOOR, Code.PARTS, Code.RESOLVED):
+        if txn.code in (Code.FLOOR, Code.PARTS, Code.RESOLVED, Code.CLOSED):
             counts["false aborts"] = counts.get("false aborts", 0) + 1
         if txn.status == "unknown":
             counts["unknown"] = counts.get("unknown", 0) + 1

@@ -46,12 +46,15 @@ Wait = Generator[tuple[int, object], Any, Any]
 class Client(Node):
     """Node `q<number>`."""
 
-    def __init__(self, world: World, number: int, owners: int, replicas: int, parts: Parts) -> None:
+    def __init__(
+        self, world: World, number: int, routes: list[int], replicas: int, parts: Parts
+    ) -> None:
         super().__init__(world, f"q{number}")
         self._parts = parts
         self.log: list[Txn] = []
         self.stopping = False
-        self._owners = owners
+        self._routes = routes
+        """Journals whose owners take commits; a hint, shared with the run."""
         self._replicas = replicas
         self._random = world.random(f"client/{number}")
         self._number = number
@@ -107,9 +110,9 @@ class Client(Node):
             yield random.randint(MS, 30 * MS), None
             if self.stopping:
                 return
-            owner = random.randrange(self._owners)
+            owner = random.choice(self._routes)
             kind = random.choices(KINDS, self._weights())[0]
-            sids = [SID_FIRST + number for number in range(self._owners)]
+            sids = [SID_FIRST + number for number in sorted({*self._routes, 0})]
             # Half of the keys change all the time: few at once, and many hashes in all.
             seed, epoch = self.world.seed, self.world.now // EPOCH_NS
             salts = b"%d" % seed, b"%d.%d" % (seed, epoch)
@@ -119,7 +122,8 @@ class Client(Node):
     def _weights(self) -> list[float]:
         # A schema change is a matter of all owners: one owner only, until they vote.
         weights = [weight + 0.1 for weight in self.world.swarm.weights]
-        weights[-1] = weights[-1] / 4 if self._owners == 1 else 0
+        alone = self.world.swarm.owners == 1 and not self.world.swarm.adds
+        weights[-1] = weights[-1] / 4 if alone else 0
         return weights
 
     def _transaction(self, plan: Plan, owner: int) -> Wait:

@@ -25,7 +25,9 @@ class Disk:
         self.durable_bytes = 0
         self.durable_n = 0
         self.cut_bytes = 0
-        self.beginning = Position()
+        self.born = Position()
+        """Its tau is that of the ADD of its journal."""
+        self.beginning = self.born
         """Everything through it was trimmed (6.7)."""
         self.trimmed: list[Record] = []
         """For the checkers only."""

@@ -7,7 +7,17 @@ from collections.abc import Callable
 import msgspec
 
 from meridian.adjudicator.core import Adjudicator
-from meridian.adjudicator.events import Answer, Commit, Discard, Part, Status
+from meridian.adjudicator.events import (
+    Added,
+    AddJournal,
+    Answer,
+    Closed,
+    CloseJournal,
+    Commit,
+    Discard,
+    Part,
+    Status,
+)
 from meridian.crossbar.core import Crossbar
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
@@ -24,6 +34,19 @@ class Told(msgspec.Struct, frozen=True):
     """An owner to a query processor."""
 
     answer: Answer
+
+
+class Change(msgspec.Struct, frozen=True):
+    """The registrar to an owner."""
+
+    event: AddJournal | CloseJournal
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """The owner of `journal` to the registrar."""
+
+    journal: int
+    effect: Added | Closed
 
 
 class Fetch(msgspec.Struct, frozen=True):

@@ -285,6 +285,59 @@ class _NoMergeWait(xb.Crossbar):
         super()._merge()
 
 
+class _DeafToAdd(xb.Crossbar):
+    """Serves past a journal that it has not read."""
+
+    def _take(self, number: int, one: Any, record: Record, payload: journal.Payload) -> None:
+        known = set(self._journals)
+        super()._take(number, one, record, payload)
+        for journal_number in [n for n in self._journals if n not in known]:
+            del self._journals[journal_number]
+
+    def _add_journal(self, event: xb.AddJournal) -> None:
+        tau, self.tau = self.tau, 0
+        super()._add_journal(event)
+        self.tau = tau
+
+
+class _ForgetsMembers(xb.Crossbar):
+    """Membership does not go with the positions: a replica that restarts must find it anew."""
+
+    def _deliver(self, number: int, one: Any) -> Any:
+        for effect in super()._deliver(number, one):
+            if isinstance(effect, xb.Deliver):
+                held = tuple(pair for pair in effect.positions if pair[1] > 0)
+                effect = msgspec.structs.replace(effect, positions=held)
+            yield effect
+
+
+class _IgnoresAddTau(Adjudicator):
+    """A new journal starts at its own clock."""
+
+    def _replayed(self, now: Interval, event: ev.Replayed) -> list[ev.Effect]:
+        if event.position.n <= 1:
+            position = msgspec.structs.replace(event.position, tau=0, lease=0)
+            event = ev.Replayed(position, event.epoch)
+        return super()._replayed(now, event)
+
+
+class _CommitsAfterClose(Adjudicator):
+    def step(self, now: Interval, event: ev.Event) -> list[ev.Effect]:
+        effects = super().step(now, event)
+        self.membership.closing = self.ledger.closed = False
+        return effects
+
+
+class _CloseEndsNothing(xb.Crossbar):
+    """CLOSE is no heartbeat."""
+
+    def _take(self, number: int, one: Any, record: Record, payload: journal.Payload) -> None:
+        tau = one.tau
+        super()._take(number, one, record, payload)
+        if isinstance(payload, journal.Close):
+            one.tau = tau
+
+
 class _ReadsLeave(st.Core):
     """Answers reads of commits that the clock has not passed."""
 
@@ -361,6 +414,11 @@ MUTANTS = (
     Mutant("commits beyond the durable lease", "4.4", 200, _adjudicator(ledger=_IgnoresLease)),
     Mutant("takes heartbeats ahead of their record", "4.6", 20, Parts(crossbar=_DeafBeats)),
     Mutant("merges without waiting", "7", 20, Parts(crossbar=_NoMergeWait)),
+    Mutant("serves past a journal unheard of", "4.7", 100, Parts(crossbar=_DeafToAdd)),
+    Mutant("positions without membership", "6.7", 400, Parts(crossbar=_ForgetsMembers)),
+    Mutant("new journal below its ADD", "4.7", 200, _adjudicator(base=_IgnoresAddTau)),
+    Mutant("commits after CLOSE", "4.7", 100, _adjudicator(base=_CommitsAfterClose)),
+    Mutant("CLOSE is no heartbeat", "4.7", 100, Parts(crossbar=_CloseEndsNothing)),
     Mutant("accepts records of a deposed owner", "6.1", 150, Parts(reader=_NoFence)),
     Mutant("takes commits without their bodies", "6.3", 20, Parts(reader=_SkipsBodies)),
     Mutant("reads leave before their commits", "4.5", 400, Parts(storage=_ReadsLeave)),

@@ -9,7 +9,18 @@ from meridian.adjudicator.core import Adjudicator
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.disk import Disk
-from meridian.sim.messages import Ask, Beat, Fetch, Parts, Records, Told, Trimmed, Want
+from meridian.sim.messages import (
+    Ask,
+    Beat,
+    Change,
+    Changed,
+    Fetch,
+    Parts,
+    Records,
+    Told,
+    Trimmed,
+    Want,
+)
 from meridian.sim.world import MS, Node, World
 
 FETCH_RECORDS = 200
@@ -103,6 +114,10 @@ class Owner(Node):
                 self.served += 1
             case ev.Fatal():
                 self.after(0, self._restart_soon)
+            case ev.Added() | ev.Closed():
+                world.trace(type(effect).__name__.lower(), self.name, effect.tau)
+                if "m" in world.nodes:
+                    world.send(self.name, "m", Changed(self.number, effect))
             case ev.Refused():
                 pass
 
@@ -186,6 +201,8 @@ class Owner(Node):
                     self.world.send(self.name, source, Trimmed(self.number))
                 elif wanted:
                     self.world.send(self.name, source, Records(self.number, wanted[0].n, wanted))
+            case Change():
+                self._step(message.event)
             case Want():
                 self._step(ev.WantHeartbeat(message.tau))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from meridian.clock.tau import TAU_MAX
 from meridian.crossbar import core as xb
-from meridian.journal.core import Payload, Position, Reader
+from meridian.journal.core import Add, Payload, Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.disk import Disk
 from meridian.sim.messages import Beat, Fetch, Get, Got, Key, Parts, Records, Trimmed, Want
@@ -110,15 +110,19 @@ class Replica(Node):
         super().__init__(world, f"r{number}")
         self.parts = parts
         self.journals = journals
+        self._first = len(journals)
+        """Journals that were there before the first ADD."""
         self.owners = owners
         self.object_store = object_store
         self.store = Store()
         self._random = world.random(f"replica/{number}")
         self._bar = xb.Crossbar()
         self._core = st.Core(0, 0, {})
-        self._readers: list[Reader] = []
-        self._at: list[int] = []
+        self._readers: dict[int, Reader] = {}
+        self._at: dict[int, int] = {}
         """Index of the last record read, per journal."""
+        self._unopened: list[int] = []
+        """Journals that were heard of and cannot be read yet."""
         self._reads: dict[int, tuple[str, Get]] = {}
         self._token = 0
         self._wanted = 0
@@ -154,19 +158,37 @@ class Replica(Node):
         self._told = 0
         self._bar = self.parts.crossbar()
         self._core = self.parts.storage(store.tau, store.horizon, store.positions)
-        self._readers = [self.parts.reader(start) for start in starts]
-        self._at = [start.n for start in starts]
-        for number, start in enumerate(starts):
-            # Commits through the store's tau are in, of whichever journal.
-            n = store.positions.get(number, 0)
-            held = Position(epoch=start.epoch, n=n, tau=store.tau)
-            self._cross(xb.AddJournal(number, held))
+        self._readers, self._at = {}, {}
+        # Membership comes with the file and with where journal 0 begins; the rest is read (4.7).
+        heard = [*range(self._first), *sorted(store.positions), *starts[0].members]
+        self._unopened = list(dict.fromkeys(heard))
+        self._open()
         self._cross(xb.Subscribe(1, store.tau, CREDIT_BYTES))
         self._poll()
 
+    def _open(self) -> None:
+        """Reads the journals that were heard of and exist by now."""
+        ready = [number for number in self._unopened if number < len(self.journals)]
+        self._unopened = [number for number in self._unopened if number not in ready]
+        for number in ready:
+            start = self.journals[number].beginning
+            self._readers[number] = self.parts.reader(start)
+            self._at[number] = start.n
+            # Commits through the store's tau are in, of whichever journal.
+            tau = self.store.tau
+            n = self.store.positions.get(number, 0)
+            members = tuple(self._unopened) if number == 0 else ()
+            held = Position(start.epoch, n, tau=tau, members=members, closed=start.closed)
+            self._cross(xb.AddJournal(number, held))
+
+    def _hear(self, number: int) -> None:
+        if number not in self._readers and number not in self._unopened:
+            self._unopened.append(number)
+
     def _poll(self) -> None:
         """Nothing relies on a message that was pushed: they may be lost."""
-        for number, at in enumerate(self._at):
+        self._open()
+        for number, at in self._at.items():
             source = f"l{number}" if self.world.swarm.streams else f"o{number}"
             self.world.send(self.name, source, Fetch(at))
         self._want(max((get.tau for _, get in self._reads.values()), default=self._wanted))
@@ -198,7 +220,9 @@ class Replica(Node):
                 self._step(st.Read(self._token, message.tau, deadline))
 
     def _take(self, message: Records) -> None:
-        reader = self._readers[message.journal]
+        reader = self._readers.get(message.journal)
+        if reader is None:
+            return
         accepted: list[tuple[Record, Payload]] = []
         for index, record in enumerate(message.records, message.first):
             if index != self._at[message.journal] + 1:
@@ -207,6 +231,8 @@ class Replica(Node):
             payload = reader.accept(record)
             if payload is not None:
                 accepted.append((record, payload))
+            if isinstance(payload, Add):
+                self._hear(payload.journal)
         if accepted:
             self._cross(xb.Accepted(message.journal, accepted))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from meridian.journal.core import Position
 from meridian.sim.checkers import check_all
 from meridian.sim.client import Client
 from meridian.sim.disk import Disk
+from meridian.sim.membership import Registrar
 from meridian.sim.messages import Parts
 from meridian.sim.owner import Owner
 from meridian.sim.replica import Replica, Store
@@ -49,34 +51,74 @@ class Run:
         self.journals: list[Disk | Stream] = []
         self.owners: list[Owner] = []
         self.standbys: list[StreamOwner] = []
-        self._build_owners(world, parts)
+        self._parts = parts
+        self._everyone: list[Owner] = []
+        self.routes = list(range(swarm_.owners))
+        """Journals that take commits, as far as query processors know."""
+        for number in range(swarm_.owners):
+            self._build_owner(number, Position())
         object_store: list[Store] = []
         self.replicas = [
-            Replica(world, number, self.journals, self._all_owners(), object_store, parts)
+            Replica(world, number, self.journals, self._everyone, object_store, parts)
             for number in range(swarm_.replicas)
         ]
         self.clients = [
-            Client(world, number, swarm_.owners, swarm_.replicas, parts)
+            Client(world, number, self.routes, swarm_.replicas, parts)
             for number in range(swarm_.clients)
         ]
-        names = [replica.name for replica in self.replicas]
-        for source in (*self._all_owners(), *self.journals):
-            if not isinstance(source, Disk):
-                source.replicas = names
+        self.registrar = Registrar(world, self._owner_names, self._opened)
 
-    def _build_owners(self, world: World, parts: Parts) -> None:
-        for number in range(self.swarm.owners):
-            if self.swarm.streams:
-                self.journals.append(Stream(world, number))
-                self.owners.append(StreamOwner(world, number, parts))
-                self.standbys.append(StreamOwner(world, number, parts, f"o{number}b"))
-            else:
-                owner = Owner(world, number, parts)
-                self.owners.append(owner)
-                self.journals.append(owner.disk)
+    def _build_owner(self, number: int, born: Position) -> None:
+        """A journal with its owners; all its taus exceed that of `born`."""
+        world, parts = self.world, self._parts
+        journal: Disk | Stream
+        if self.swarm.streams:
+            journal = Stream(world, number)
+            pair = [StreamOwner(world, number, parts, f"o{number}{which}") for which in ("", "b")]
+            for owner in pair:
+                owner.beginning = born
+            self.standbys.append(pair[1])
+            owners: list[Owner] = [*pair]
+            journal.replicas = self._replica_names()
+        else:
+            owners = [Owner(world, number, parts)]
+            journal = owners[0].disk
+        journal.born = journal.beginning = born
+        assert number == len(self.journals)
+        self.journals.append(journal)
+        self.owners.append(owners[0])
+        self._everyone += owners
+        for one in owners:
+            one.replicas = self._replica_names()
+
+    def _replica_names(self) -> list[str]:
+        return [f"r{number}" for number in range(self.swarm.replicas)]
+
+    def _owner_names(self, number: int) -> list[str]:
+        return [owner.name for owner in self._everyone if owner.number == number]
+
+    def _opened(self, number: int, tau: int) -> None:
+        """The ADD of a journal is durable: it comes to life, and readers find it."""
+        self._build_owner(number, Position(tau=tau))
+        journal = self.journals[number]
+        if isinstance(journal, Stream):
+            journal.start()
+        self.owners[number].start()
+        self.routes.append(number)
+
+    def _close_some(self) -> None:
+        """A journal other than 0 ends; query processors hear of it sooner or later."""
+        random = self.world.random("faults")
+        candidates = [number for number in self.routes if number > 0]
+        if not candidates or self.world.healed:
+            return
+        number = random.choice(candidates)
+        self.registrar.close(number)
+        later = self.world.now + random.randint(0, 500 * MS)
+        self.world.at(later, lambda: self.routes.remove(number) if number in self.routes else None)
 
     def _all_owners(self) -> list[Owner]:
-        return [*self.owners, *self.standbys]
+        return self._everyone
 
     def _streams(self) -> list[Stream]:
         return [one for one in self.journals if isinstance(one, Stream)]
@@ -86,7 +128,8 @@ class Run:
         failure = ""
         counts: dict[str, int] = {}
         try:
-            for node in (*self._streams(), *self.owners, *self.replicas, *self.clients):
+            everyone = (*self.owners, *self.replicas, *self.clients, self.registrar)
+            for node in (*self._streams(), *everyone):
                 node.start()
             self._plan_faults()
             self.world.run(START + SAFETY_NS)
@@ -106,6 +149,9 @@ class Run:
         world, swarm = self.world, self.swarm
         random = world.random("faults")
         nodes: list[Node] = [*self._all_owners(), *self.replicas, *self.clients]
+        if swarm.adds:
+            self._plan_changes()
+            nodes.append(self.registrar)
 
         def moment() -> int:
             return START + random.randrange(SAFETY_NS)
@@ -133,6 +179,14 @@ class Run:
         for _ in range(swarm.clock_steps):
             node = random.choice(nodes)
             world.at(moment(), node.clock.step)
+
+    def _plan_changes(self) -> None:
+        random = self.world.random("changes")
+        moments = sorted(START + random.randrange(SAFETY_NS) for _ in range(self.swarm.adds))
+        for number, moment in enumerate(moments, self.swarm.owners):
+            self.world.at(moment, lambda number=number: self.registrar.add(number))  # type: ignore[misc]
+        for _ in range(self.swarm.closes):
+            self.world.at(START + random.randrange(SAFETY_NS), self._close_some)
 
     def _crash(self, node: Node, down: int) -> None:
         if self.world.healed or not node.alive:
@@ -175,13 +229,16 @@ class Run:
         for owner in self._all_owners():
             if self.swarm.streams:
                 owner.crash()
-        for node in (*self.owners, *self.replicas):
+        for node in (*self.owners, *self.replicas, self.registrar):
             if not node.alive:
                 node.start()
         limit = world.now + LIVENESS_NS
-        if not world.run(limit, lambda: all(client.idle for client in self.clients)):
+        if not world.run(limit, self._idle):
             raise SimulationError("liveness: transactions do not end after the faults have")
         self._settle(limit)
+
+    def _idle(self) -> bool:
+        return self.registrar.idle and all(client.idle for client in self.clients)
 
     def _settle(self, limit: int) -> None:
         """Every replica becomes complete through now."""

@@ -30,7 +30,8 @@ class Stream(Node):
         super().__init__(world, f"l{number}")
         self.number = number
         self.beginning = Position()
-        """Nothing is trimmed."""
+        """Nothing is trimmed; the tau is that of its ADD."""
+        self.born = self.beginning
         self.replicas: list[str] = []
         self._random = world.random(f"stream/{number}")
         self._messages = 0
@@ -91,6 +92,7 @@ class StreamOwner(Owner):
     def __init__(self, world: World, number: int, parts: Parts, name: str = "") -> None:
         super().__init__(world, number, parts, name)
         self._stream = f"l{number}"
+        self.beginning = Position()
         self._reset()
 
     def _reset(self) -> None:
@@ -144,16 +146,21 @@ class StreamOwner(Owner):
 
     def _claim(self) -> None:
         """The marker: no expectation, the stream decides who is owner."""
-        reader = self.parts.reader(Position())
+        reader = self.parts.reader(self.beginning)
         for record in self._read:
             reader.accept(record)
+        if reader.closed:
+            # Nothing is written any more: only outcomes are told.
+            self._replay(self.beginning, self._read)
+            self._step(ev.Replayed(reader.position(), reader.epoch))
+            return
         self._epoch = (reader.epoch[0] + 1, self._random.getrandbits(32))
         self._put([make(self._epoch, 0, Marker(self.number))], None)
 
     def _begin(self) -> None:
         """Everything through the own marker was read."""
         assert self._through is not None
-        reader = self._replay(Position(), self._read[: self._through])
+        reader = self._replay(self.beginning, self._read[: self._through])
         if reader.epoch != self._epoch:
             self.after(0, self._restart_soon)
             return

@@ -40,6 +40,9 @@ class Swarm(msgspec.Struct, frozen=True):
     cuts: int
     clock_steps: int
     checkpoints: int
+    adds: int
+    """Journals added in the middle."""
+    closes: int
     window_keys: int
     """Keys that the conflict window holds; few make the floor rise."""
     work_keys: int
@@ -56,6 +59,9 @@ def choose(seed: int) -> Swarm:
     def often(chance: float, value: float) -> float:
         return random.uniform(0, value) if random.random() < chance else 0.0
 
+    # Drawn apart: the rest of a seed's mix stays what it is.
+    journals = Random(f"{seed}/swarm/journals")
+    changing = journals.random() < 0.3
     colocated = random.random() < 0.4
     clock_error = 0 if colocated else random.choice((0, 20_000, MS, 8 * MS, 50 * MS, 50 * MS))
     return Swarm(
@@ -83,6 +89,8 @@ def choose(seed: int) -> Swarm:
         cuts=random.choice((0, 0, 2, 5)),
         clock_steps=random.choice((0, 0, 5, 20)),
         checkpoints=random.choice((0, 0, 1, 4)),
+        adds=journals.choice((1, 1, 2, 3)) if changing else 0,
+        closes=journals.choice((0, 1, 2)) if changing else 0,
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
         work_keys=random.choice((1 << 16, 1)),
         keys=random.choice((3, 6, 20)),
