@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from pathlib import Path
 from typing import TextIO
 
 import click
+import msgspec
 
+from meridian.sim import experiments
+from meridian.sim.experiments import report
 from meridian.sim.messages import Parts
 from meridian.sim.run import Result, run_seed
 
@@ -89,3 +94,16 @@ def run_command(seeds: int, start: int, once: bool, explain: bool) -> None:
     """Run adjudicator, journal, crossbar and storage under faults and check every promise."""
     failures = run(seeds, start, check=not once, explain=explain)
     sys.exit(1 if failures else 0)
+
+
+@sim.command("experiment")
+@click.argument("name", type=click.Choice(experiments.NAMES))
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Write the figure there.")
+def experiment_command(name: str, seed: int, as_json: bool, svg: Path | None) -> None:
+    """Run a published experiment in virtual time: a table, and a figure with --svg."""
+    result = experiments.run(name, seed)
+    if svg is not None:
+        svg.write_text(report.svg(result))
+    click.echo(json.dumps(msgspec.to_builtins(result)) if as_json else report.text(result))

@@ -1,0 +1,56 @@
+"""The experiments show what they claim, from their own numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from meridian.sim import experiments
+from meridian.sim.cli import sim
+from meridian.sim.experiments import nines, statements
+from meridian.sim.experiments.report import svg, text
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nines, "READS", 20_000)
+    monkeypatch.setattr(statements, "TRANSACTIONS", 4_000)
+
+
+def test_two_of_three_has_seven_and_a_half_nines() -> None:
+    by_code = {row[0]: row for row in experiments.run("nines").rows}
+    assert by_code["1 of 1"][2] == pytest.approx(4.0)
+    assert by_code["2 of 3"][2] > 7.5
+    # One stalled stream of three does not show in the tail; where all are needed it does.
+    assert by_code["2 of 3"][4] < 3
+    assert by_code["3 of 3"][4] > 100
+
+
+def test_commit_latency_is_flat_in_statements() -> None:
+    rows = experiments.run("statements").rows
+    commits = [row[1] for row in rows if row[0] >= 4]
+    assert max(commits) < 1.05 * min(commits)
+    with_locks = {row[0]: row[4] for row in rows}
+    assert with_locks[32] > 3 * with_locks[8]
+    assert with_locks[32] > 4 * rows[-1][3]
+
+
+@pytest.mark.parametrize("name", ["nines", "statements"])
+def test_reports(name: str) -> None:
+    """Repeatable, and printable in all forms."""
+    report = experiments.run(name, 7)
+    assert report == experiments.run(name, 7)
+    assert all(cell in text(report) for cell in report.header)
+    assert ElementTree.fromstring(svg(report)).tag.endswith("svg")
+
+
+def test_command(tmp_path: Path) -> None:
+    figure = tmp_path / "figure.svg"
+    done = CliRunner().invoke(sim, ["experiment", "nines", "--json", "--svg", str(figure)])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["name"] == "nines"
+    assert figure.read_text().startswith("<svg")
