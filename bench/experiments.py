@@ -13,8 +13,9 @@ from meridian.sim.experiments.report import svg, text
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """# Experiments
 
-Written by `python bench/experiments.py` from `meridian sim experiment NAME` (virtual time, seed 1): what the published design predicts, and what this one does
-in the same model. None of it is a measurement of a deployed cluster.
+Written by `python bench/experiments.py` from `meridian sim experiment NAME` (virtual time, seed 1):
+what the published design predicts, and what this one does in the same model. None of it is a
+measurement of a deployed cluster.
 """
 
 
