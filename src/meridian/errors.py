@@ -117,6 +117,10 @@ class Kind(Enum):
     STORAGE_BUSY = ErrorSpec(37, "53000", "too many long reads are under way", True)
     OUT_OF_RANGE = ErrorSpec(38, "22003", "value out of range: {why}", False)
     RESULT_TOO_LARGE = ErrorSpec(39, "54000", "result is too large: {why}", False)
+    WRONG_PLACE = ErrorSpec(
+        45, "57P03", "this replica does not hold the range that was asked for", True
+    )
+    """The gateway asks another replica; a client sees it only when none has the range."""
 
     # Relations and sequences
     UNKNOWN_RELATION = ErrorSpec(50, "XX000", "storage id {sid} does not exist", True)

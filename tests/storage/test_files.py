@@ -116,9 +116,9 @@ def test_unknown_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RebuildNeeded):
         Engine.open(path, boot_id="boot", durable=None)
     engine = filled(path)
-    engine._db.execute("UPDATE file SET format = 2").fetchall()
+    engine._db.execute("UPDATE file SET format = 3").fetchall()
     engine.close()
-    with pytest.raises(RebuildNeeded, match="format 2"):
+    with pytest.raises(RebuildNeeded, match="format 3"):
         Engine.open(path, boot_id="boot", durable=None)
     path.write_bytes(b"no database at all" * 1000)
     with pytest.raises(RebuildNeeded):

@@ -11,6 +11,7 @@ import msgspec
 
 from meridian.storage import relations, staging
 from meridian.storage.errors import BadWriteSet, Corrupt
+from meridian.storage.ranges import Ranges, cut_ops
 from meridian.storage.relations import Overlay, Relation
 from meridian.storage.types import NEVER, PROVISIONAL, TS_MAX
 from meridian.wire import ops
@@ -113,8 +114,15 @@ class Applier:
     Keeps the image of the relations in step; after a rollback the owner reloads it.
     """
 
-    def __init__(self, db: apsw.Connection, known: dict[int, Relation], overlay: Overlay) -> None:
+    def __init__(
+        self,
+        db: apsw.Connection,
+        known: dict[int, Relation],
+        overlay: Overlay,
+        ranges: Ranges,
+    ) -> None:
         self.db = db
+        self.ranges = ranges
         self.relations = known
         self.overlay = overlay
         self.touched: dict[int, Relation] = {}
@@ -128,9 +136,14 @@ class Applier:
             raise Corrupt(f"a durable commit names the unknown storage id {sid}")
         return relation
 
+    def own(self, chunk: Sequence[Op]) -> Sequence[Op]:
+        """The share of a write set that lies in the file's ranges."""
+        return chunk if self.ranges.whole else cut_ops(chunk, self.ranges)
+
     def commit(self, tau: int, chunk: Sequence[Op]) -> None:
         """All ops of one small transaction; CREATE, ADD and DROP first."""
         assert 0 < tau < NEVER, tau
+        chunk = self.own(chunk)
         for op in chunk:
             if isinstance(op, (Create, Add, Drop)):
                 self.ddl(op, tau)

@@ -1,6 +1,6 @@
 """Checkpoints: a fsynced, consistent copy of a replica file with its positions (design section 8).
 
-A checkpoint is a directory: `storage.db` (a clean file of format 1) and `manifest.json`, written
+A checkpoint is a directory: `storage.db` (a clean file) and `manifest.json`, written
 last. The copy is taken inside one read transaction of its own connection, so that writers go on;
 they only cannot recycle the write-ahead log past it. It may hold staged rows of open large
 transactions: their chunks then need not be read again.
@@ -163,11 +163,14 @@ def restore(checkpoint_dir: Path, path: Path) -> CheckpointInfo:
     partial = path.with_name(path.name + ".restoring")
     try:
         shutil.copyfile(checkpoint_dir / STORAGE_NAME, partial)
+        schema.renew_generation(partial)
         _fsync_file(partial)
         partial.replace(path)
         fsync_dir(path.parent)
     except OSError as error:
         raise Failed(f"restore: {error}") from error
+    except apsw.Error as error:
+        raise RebuildNeeded(f"checkpoint {checkpoint_dir.name} is damaged: {error}") from error
     return info
 
 

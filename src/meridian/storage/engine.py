@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import apsw
 
-from meridian.storage import checkpoint, gc, query, reading, staging, verify
+from meridian.storage import checkpoint, gc, query, reading, shards, staging, verify
 from meridian.storage import schema as schema_
 from meridian.storage.apply import Applier
 from meridian.storage.checkpoint import CheckpointInfo
@@ -20,7 +20,9 @@ from meridian.storage.errors import (
     Failed,
     RebuildNeeded,
     UnknownRelation,
+    WrongPlace,
 )
+from meridian.storage.ranges import ALL, Owned, Range, Ranges, Scanned, asked, check_disjoint, span
 from meridian.storage.readers import ReadPool
 from meridian.storage.relations import Relation, Snapshot, Staged, load_overlay, load_relations
 from meridian.storage.sql import fetch
@@ -80,7 +82,8 @@ class Engine:
     def __init__(self, path: Path, db: apsw.Connection, boot_id: str) -> None:
         self.path = path
         self.boot_id = boot_id
-        self.readers = ReadPool(path)
+        self.generation = schema_.load_generation(db)
+        self.readers = ReadPool(path, self.generation)
         self._wal = WalCopier(path, db)
         self._db = db
         self._execute = db.execute
@@ -91,10 +94,22 @@ class Engine:
 
     @classmethod
     def create(
-        cls, path: Path, *, boot_id: str, base_tau: int = 0, cache_bytes: int = CACHE_BYTES
+        cls,
+        path: Path,
+        *,
+        boot_id: str,
+        base_tau: int = 0,
+        cache_bytes: int = CACHE_BYTES,
+        owned: Sequence[Owned] = ALL,
     ) -> Engine:
-        """A new, empty file complete through `base_tau`; an older file at the path is deleted."""
-        db = schema_.create_file(path, boot_id=boot_id, base_tau=base_tau, cache_bytes=cache_bytes)
+        """A new, empty file complete through `base_tau`; an older file at the path is deleted.
+
+        `owned`: its ranges, ascending and disjoint (ValueError otherwise).
+        """
+        check_disjoint(owned)
+        db = schema_.create_file(
+            path, boot_id=boot_id, base_tau=base_tau, cache_bytes=cache_bytes, owned=owned
+        )
         return cls(path, db, boot_id)
 
     @classmethod
@@ -185,7 +200,8 @@ class Engine:
         self._state = schema_.load_state(self._db)
         self._relations = load_relations(self._db)
         self._overlay = load_overlay(self._db)
-        self._applier = Applier(self._db, self._relations, self._overlay)
+        ranges = schema_.load_ranges(self._db)
+        self._applier = Applier(self._db, self._relations, self._overlay, ranges)
         self._settler = staging.Settler()
         self._refresh()
 
@@ -196,7 +212,9 @@ class Engine:
         self._horizon = self._state.horizon
         # Asked many times a second, also by an idle system with many relations.
         self._first_death = min((r.died for r in self._relations.values()), default=TS_MAX)
-        self._snapshot = Snapshot(self._relations, self._overlay, self._horizon)
+        self._ranges = self._applier.ranges
+        self._whole = self._ranges.whole
+        self._snapshot = Snapshot(self._relations, self._overlay, self._horizon, self._ranges)
 
     @contextmanager
     def _transaction(self) -> Iterator[Applier]:
@@ -327,6 +345,57 @@ class Engine:
         head = fetch(self._db, "SELECT te FROM gc ORDER BY id LIMIT 1")
         return bool(head and head[0][0] <= horizon) or self._first_death <= horizon
 
+    # -- ranges (shards.py) -----------------------------------------------------------------
+
+    @property
+    def ranges(self) -> Ranges:
+        """What the file owns."""
+        return self._ranges
+
+    def shrink(self, owned: Sequence[Owned]) -> None:
+        """Own only `owned` from here on; the rest is refused at once and deleted by `purge`.
+
+        Raises BadRequest unless it is a part of what the file owns; Failed.
+        """
+        with self._transaction() as applier:
+            shards.shrink(applier, owned)
+            self._settler = staging.Settler()
+
+    def purge(self, budget_rows: int = 500) -> bool:
+        """One slice of deleting what was given up. False: nothing is left."""
+        if not self._execute("SELECT 1 FROM purge LIMIT 1").fetchall():
+            return False
+        with self._transaction() as applier:
+            return shards.purge_slice(applier, budget_rows)
+
+    def rewind(self, tau: int, positions: Mapping[int, int]) -> None:
+        """Back to what the file was at `tau`; the journals are read again from `positions`.
+
+        Only for a file that serves nobody. Raises BadRequest, Corrupt, Failed.
+        """
+        while self.settle():
+            pass
+        for txid in self.unresolved():
+            self.discard(txid, {})
+        while self.settle():
+            pass
+        with self._transaction() as applier:
+            shards.rewind(applier, self._state, tau)
+            self._state.positions = dict(positions)
+        self._reload()
+
+    def import_ranges(self, source: Path) -> None:
+        """Take over all of a closed file that shows the same tau; positions become the lower ones.
+
+        Only for a file that serves nobody. Raises BadRequest, Corrupt, Failed.
+        """
+        self._execute("ATTACH DATABASE ? AS other", (str(source),)).fetchall()
+        try:
+            with self._transaction() as applier:
+                shards.import_ranges(applier, self._state, source)
+        finally:
+            self._execute("DETACH DATABASE other").fetchall()
+
     def checkpoint(
         self, target_dir: Path, stop: Callable[[], bool] = lambda: False
     ) -> CheckpointInfo:
@@ -351,6 +420,8 @@ class Engine:
         `more`: cut at GET_BYTES_MAX; ask again for the keys after the last row. Raises
         BelowHorizon, UnknownRelation, BadRequest, Failed.
         """
+        if not self._whole:
+            self._check_keys(tau, sid, keys)
         if len(keys) == 1:
             overlay = query.overlay_at(self._snapshot, sid, tau) if sid in self._overlay else ()
             shape = (sid, cols, overlay)
@@ -365,6 +436,14 @@ class Engine:
             except apsw.Error as error:
                 raise reading.translate(error) from error
         return self._get_many(tau, sid, cols, keys)
+
+    def _check_keys(self, tau: int, sid: int, keys: Sequence[bytes]) -> None:
+        """Raises WrongPlace, BelowHorizon."""
+        base = self._ranges.base_of_keys(sid, keys)
+        if base is None:
+            raise WrongPlace()
+        if tau < base:
+            raise BelowHorizon()
 
     def _prepare_get(self, shape: GetShape) -> tuple[str, int, int]:
         sid, cols, overlay = shape
@@ -401,6 +480,8 @@ class Engine:
         The path of key lookups through an index: no SQL is built. Raises like `get`.
         """
         sid, row_sid = shape[0], shape[1]
+        if not self._whole and not self._owns(tau, row_sid, asked(sid, lo, hi)):
+            return None
         if not 0 < limit <= LOOKUP_ROWS or sid in self._overlay or row_sid in self._overlay:
             return None
         lookup = self._lookups.get(shape) or self._prepare_lookup(tau, shape)
@@ -422,6 +503,12 @@ class Engine:
             self._db.set_progress_handler(None)
         encoded = reading.encode(rows)
         return None if len(encoded) > page_bytes else (len(rows) >= limit, encoded)
+
+    def _owns(self, tau: int, row_sid: int, wanted: Range) -> bool:
+        """All of a scan's range, and of the relation that its rows are joined to."""
+        base = self._ranges.base_of(wanted)
+        rows = self._ranges.base_of(span(row_sid)) if row_sid else 0
+        return base is not None and rows is not None and max(base, rows) <= tau
 
     def _prepare_lookup(self, tau: int, shape: LookupShape) -> Lookup:
         sid, row_sid, flags, cols, row_cols = shape
@@ -446,15 +533,31 @@ class Engine:
 
         None: use `readers`. Raises like `get`.
         """
+        part = self.try_scan_part(request, clip=False)
+        return None if part is None else part[0]
+
+    def try_scan_part(
+        self, request: ReadRequest, *, clip: bool = True
+    ) -> tuple[Page, Scanned] | None:
+        """`scan_part` within about a millisecond, else None: use `readers`."""
         if not self._may_be_short(request):
             return None
         self._db.set_progress_handler(_stop, SHORT_STEPS)
         try:
-            return self.scan(request)
+            return self.scan_part(request, clip=clip)
         except Cancelled:
             return None
         finally:
             self._db.set_progress_handler(None)
+
+    def scan_part(self, request: ReadRequest, *, clip: bool = True) -> tuple[Page, Scanned]:
+        """A scan as far as the file owns its range, and the subrange of keys that it covers.
+
+        The part is the one where the scan begins; WrongPlace if that is not here (or, without
+        `clip`, if anything is not). Raises like `get`.
+        """
+        request, scanned = reading.place_request(self._snapshot, request, clip=clip)
+        return reading.run(self._db, self._snapshot, request), scanned
 
     def _may_be_short(self, request: ReadRequest) -> bool:
         """Not worth a try: everything of a relation with many versions."""
@@ -467,8 +570,8 @@ class Engine:
         return bounded or (0 < request.limit <= SHORT_ROWS and not request.grouped)
 
     def scan(self, request: ReadRequest) -> Page:
-        """SCAN or SAMPLE on the caller's thread. Raises like `get`."""
-        return reading.run(self._db, self._snapshot, request)
+        """SCAN or SAMPLE on the caller's thread, all of it or WrongPlace. Raises like `get`."""
+        return self.scan_part(request, clip=False)[0]
 
     def sample(self, tau: int, sid: int, count: int, cols: tuple[int, ...]) -> Page:
         """About `count` random rows on the caller's thread."""

@@ -42,6 +42,13 @@ class BelowHorizon(StorageError):
         super().__init__(Kind.SNAPSHOT_TOO_OLD)
 
 
+class WrongPlace(StorageError):
+    """The file does not own the places asked for: the gateway asks another replica."""
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(Kind.WRONG_PLACE, detail=detail)
+
+
 class OutOfRange(StorageError):
     """An exact sum does not fit into int64; SQLite raises instead of wrapping."""
 

@@ -25,10 +25,12 @@ PROGRESS_STEPS = 50_000
 
 
 class ReadJob:
-    """A read under way; `future` gives its page or its error."""
+    """A read under way; `future` gives its page or its error, `scanned` then what it covers."""
 
-    def __init__(self, request: ReadRequest) -> None:
+    def __init__(self, request: ReadRequest, *, clip: bool = False) -> None:
         self.request = request
+        self.clip = clip
+        self.scanned = reading.EVERY_KEY
         self.future: Future[Page] = Future()
         self.cancelled = False
 
@@ -40,8 +42,9 @@ class ReadJob:
 class ReadPool:
     """Threads start with the first job. Any thread may submit."""
 
-    def __init__(self, path: Path, *, threads: int = THREADS) -> None:
+    def __init__(self, path: Path, generation: bytes, *, threads: int = THREADS) -> None:
         self._path = path
+        self._generation = generation
         self._threads_max = threads
         self._threads: list[threading.Thread] = []
         self._queue: queue.Queue[ReadJob | None] = queue.Queue(WAITING_MAX)
@@ -49,9 +52,9 @@ class ReadPool:
         self._closed = False
         self._running: set[ReadJob] = set()
 
-    def submit(self, request: ReadRequest) -> ReadJob:
-        """Queue a read. Raises Busy when WAITING_MAX jobs wait already."""
-        job = ReadJob(request)
+    def submit(self, request: ReadRequest, *, clip: bool = False) -> ReadJob:
+        """Queue a read; `clip`: as `Engine.scan_part`. Raises Busy when WAITING_MAX jobs wait."""
+        job = ReadJob(request, clip=clip)
         with self._lock:
             if self._closed:
                 raise Busy()
@@ -109,6 +112,9 @@ class ReadPool:
             raise Cancelled()
         db.set_progress_handler(lambda: job.cancelled, PROGRESS_STEPS)
         try:
-            return reading.run_in_snapshot(db, job.request)
+            page, job.scanned = reading.run_in_snapshot(
+                db, job.request, self._generation, clip=job.clip
+            )
+            return page
         finally:
             db.set_progress_handler(None)

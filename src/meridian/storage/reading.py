@@ -10,9 +10,27 @@ import msgspec
 
 from meridian.limits import FRAME_SIZE_BYTES
 from meridian.storage import query
-from meridian.storage.errors import BadRequest, Cancelled, Failed, OutOfRange, StorageError
+from meridian.storage.errors import (
+    BadRequest,
+    BelowHorizon,
+    Cancelled,
+    Failed,
+    OutOfRange,
+    StorageError,
+    WrongPlace,
+)
+from meridian.storage.ranges import Scanned, asked, keys_of, span
 from meridian.storage.relations import Snapshot, load_snapshot
-from meridian.storage.types import GET_BYTES_MAX, Page, ReadRequest, SampleRequest, ScanRequest
+from meridian.storage.schema import load_generation
+from meridian.storage.types import (
+    DESCENDING,
+    GET_BYTES_MAX,
+    LO_EXCLUSIVE,
+    Page,
+    ReadRequest,
+    SampleRequest,
+    ScanRequest,
+)
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -146,6 +164,45 @@ def element_count(page: bytes) -> int:
     return int.from_bytes(page[1:5], "big") if first == 0xDD else first & 0x0F
 
 
+EVERY_KEY = Scanned(b"", None)
+
+
+def place_request(
+    snapshot: Snapshot, request: ReadRequest, *, clip: bool
+) -> tuple[ReadRequest, Scanned]:
+    """The request as far as the file owns its range, and the keys that it then speaks of.
+
+    Raises WrongPlace, BelowHorizon: checked in the SQLite snapshot that is read.
+    """
+    ranges = snapshot.ranges
+    if isinstance(request, SampleRequest):
+        # Each shard samples what it has.
+        if not ranges.whole and not ranges.meets(span(request.sid)):
+            raise WrongPlace()
+        return request, EVERY_KEY
+    wanted = Scanned(request.lo or b"", request.hi)
+    if ranges.whole:
+        return request, wanted
+    if request.row_sid:
+        base = ranges.base_of(span(request.row_sid))
+        if base is None:
+            raise WrongPlace("the rows of the index lie elsewhere")
+        if request.tau < base:
+            raise BelowHorizon()
+    asked_for = asked(request.sid, request.lo, request.hi)
+    found = ranges.clip(asked_for, descending=bool(request.flags & DESCENDING))
+    if found is None or (found[0] != asked_for and not clip):
+        raise WrongPlace()
+    if request.tau < found[1]:
+        raise BelowHorizon()
+    if found[0] == asked_for:
+        return request, wanted
+    part = keys_of(request.sid, found[0])
+    flags = request.flags if part.lo == (request.lo or b"") else request.flags & ~LO_EXCLUSIVE
+    narrowed = msgspec.structs.replace(request, lo=part.lo, hi=part.hi, flags=flags)
+    return narrowed, part
+
+
 def sids_of(request: ReadRequest) -> tuple[int, ...]:
     """Relations a request touches."""
     if isinstance(request, ScanRequest) and request.row_sid:
@@ -153,12 +210,22 @@ def sids_of(request: ReadRequest) -> tuple[int, ...]:
     return (request.sid,)
 
 
-def run_in_snapshot(db: apsw.Connection, request: ReadRequest) -> Page:
-    """One request in its own SQLite snapshot, metadata included (design section 8)."""
+def run_in_snapshot(
+    db: apsw.Connection, request: ReadRequest, generation: bytes, *, clip: bool = False
+) -> tuple[Page, Scanned]:
+    """One request in its own SQLite snapshot, metadata included (design section 8).
+
+    `generation`: of the file the caller means; another one that took its path is refused. With
+    `clip` a scan that leaves what the file owns ends there. Raises WrongPlace and what `run` does.
+    """
     try:
         db.execute("BEGIN")
         try:
-            return run(db, load_snapshot(db, sids_of(request)), request)
+            if load_generation(db) != generation:
+                raise WrongPlace("another file took its place")
+            snapshot = load_snapshot(db, sids_of(request))
+            request, scanned = place_request(snapshot, request, clip=clip)
+            return run(db, snapshot, request), scanned
         finally:
             if db.in_transaction:
                 db.execute("ROLLBACK")

@@ -12,6 +12,8 @@ from typing import Any
 
 import apsw
 
+from meridian.storage import schema
+from meridian.storage.ranges import Ranges
 from meridian.storage.sql import fetch
 from meridian.storage.types import PROVISIONAL, TS_MAX
 from meridian.wire import ops
@@ -90,14 +92,15 @@ class Snapshot:
     relations: dict[int, Relation]
     overlay: Overlay
     horizon: int
+    ranges: Ranges
 
 
 _RELATIONS = (
     "SELECT sid, kind, table_sid, born, died, rows, dead, superseded, put_rows,"
     " put_bytes, origin, complete"
-    " FROM relations"
+    " FROM {}.relations"
 )
-_COLUMNS = "SELECT sid, attnum, name, class, big FROM columns"
+_COLUMNS = "SELECT sid, attnum, name, class, big FROM {}.columns"
 _OVERLAY = (
     "SELECT o.sid, s.number, s.tau, max(o.closes) FROM staged s JOIN staged_ops o"
     " ON o.number = s.number WHERE s.tau > 0 AND o.kind IN (1, 2){}"
@@ -105,13 +108,15 @@ _OVERLAY = (
 )
 
 
-def load_relations(db: apsw.Connection, sids: tuple[int, ...] = ()) -> dict[int, Relation]:
-    """All relations of the file, or those named."""
+def load_relations(
+    db: apsw.Connection, sids: tuple[int, ...] = (), *, database: str = "main"
+) -> dict[int, Relation]:
+    """All relations of the file (or of one attached as `database`), or those named."""
     where = f" WHERE sid IN ({','.join(map(str, sids))})" if sids else ""
     relations: dict[int, Relation] = {}
-    for row in fetch(db, _RELATIONS + where):
+    for row in fetch(db, _RELATIONS.format(database) + where):
         relations[row[0]] = Relation(*row)
-    for sid, attnum, name, column_class, big in fetch(db, _COLUMNS + where):
+    for sid, attnum, name, column_class, big in fetch(db, _COLUMNS.format(database) + where):
         relations[sid].columns[attnum] = Column(name, column_class, bool(big))
     return relations
 
@@ -128,7 +133,8 @@ def load_overlay(db: apsw.Connection, sids: tuple[int, ...] = ()) -> Overlay:
 def load_snapshot(db: apsw.Connection, sids: tuple[int, ...]) -> Snapshot:
     """The image for one read; call inside a read transaction."""
     horizon = fetch(db, "SELECT horizon FROM state")[0][0]
-    return Snapshot(load_relations(db, sids), load_overlay(db, sids), horizon)
+    ranges = schema.load_ranges(db)
+    return Snapshot(load_relations(db, sids), load_overlay(db, sids), horizon, ranges)
 
 
 def create(db: apsw.Connection, op: ops.Create, born: int) -> Relation:
@@ -153,6 +159,27 @@ def create(db: apsw.Connection, op: ops.Create, born: int) -> Relation:
         [(op.sid, a, f"c{a}", c) for a, c in columns],
     )
     return relation
+
+
+def adopt(db: apsw.Connection, theirs: Relation) -> Relation:
+    """The same relation, empty, in this file; the defaults of its columns come with its SQL."""
+    sql = fetch(db, "SELECT sql FROM other.sqlite_schema WHERE name = ?", (theirs.table,))[0][0]
+    db.execute(sql)
+    row = (theirs.sid, theirs.kind, theirs.table_sid, theirs.born, theirs.died)
+    db.execute(
+        "INSERT INTO relations(sid, kind, table_sid, born, died, origin, complete)"
+        " VALUES(?,?,?,?,?,?,?)",
+        (*row, int(theirs.origin), int(theirs.complete)),
+    )
+    db.executemany(
+        "INSERT INTO columns(sid, attnum, name, class, big) VALUES(?,?,?,?,?)",
+        [
+            (theirs.sid, attnum, column.name, column.column_class, int(column.big))
+            for attnum, column in theirs.columns.items()
+        ],
+    )
+    columns = {a: Column(c.name, c.column_class, c.big) for a, c in theirs.columns.items()}
+    return Relation(*row, origin=theirs.origin, complete=theirs.complete, columns=columns)
 
 
 def literal(value: Any) -> str:

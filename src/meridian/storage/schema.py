@@ -1,13 +1,14 @@
 """The replica file: its metadata tables, trust and life cycle (design section 8).
 
-Format 1. A file is trusted when its format is known and it was either closed cleanly or last used
+Format 2 (1 had no ranges: such a file owns everything, and becomes one of format 2 when it is
+opened). A file is trusted when its format is known and it was either closed cleanly or last used
 in this very boot: WAL without fsync survives the death of a process, not of the machine.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,17 @@ import apsw
 import msgspec
 
 from meridian.storage.errors import RebuildNeeded
+from meridian.storage.ranges import ALL, Owned, Ranges
 from meridian.storage.sql import fetch
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)
 APPLICATION_ID = 0x4D455244
+
+_RANGES = """
+CREATE TABLE ranges(lo BLOB PRIMARY KEY, hi BLOB, base INTEGER) WITHOUT ROWID;
+CREATE TABLE purge(id INTEGER PRIMARY KEY, sid INTEGER, lo BLOB, hi BLOB);
+"""
 
 _TABLES = f"""
 CREATE TABLE file(format INTEGER, boot_id TEXT, clean INTEGER, generation BLOB);
@@ -39,6 +47,7 @@ CREATE TABLE staged_ops(number INTEGER, seq INTEGER, n INTEGER, sid INTEGER, kin
   PRIMARY KEY(number, seq, n)) WITHOUT ROWID;
 CREATE TABLE gc(id INTEGER PRIMARY KEY, te INTEGER, sid INTEGER, superseded INTEGER,
   keys BLOB);
+{_RANGES}
 PRAGMA application_id = {APPLICATION_ID};
 """
 
@@ -88,8 +97,10 @@ def remove_file(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-def create_file(path: Path, *, boot_id: str, base_tau: int, cache_bytes: int) -> apsw.Connection:
-    """A new, empty replica file; an older one at the path is deleted."""
+def create_file(
+    path: Path, *, boot_id: str, base_tau: int, cache_bytes: int, owned: Sequence[Owned] = ALL
+) -> apsw.Connection:
+    """A new, empty replica file of these ranges; an older one at the path is deleted."""
     remove_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     db = connect(path, cache_bytes=cache_bytes)
@@ -97,6 +108,7 @@ def create_file(path: Path, *, boot_id: str, base_tau: int, cache_bytes: int) ->
         db.execute(_TABLES).fetchall()
         db.execute("INSERT INTO file VALUES(?,?,0,?)", (FORMAT, boot_id, os.urandom(16))).fetchall()
         db.execute("INSERT INTO state VALUES(0,?,?,0,?,X'')", (base_tau, base_tau, _encode({})))
+        save_ranges(db, owned)
     return db
 
 
@@ -113,6 +125,7 @@ def open_file(
         db = connect(path, cache_bytes=cache_bytes)
         try:
             _check_trust(db, boot_id, durable)
+            _migrate(db)
             _mark(db, boot_id=boot_id, clean=False)
         except BaseException:
             db.close(True)
@@ -127,7 +140,7 @@ def _check_trust(db: apsw.Connection, boot_id: str, durable: Mapping[int, int] |
     if ours != APPLICATION_ID:
         raise RebuildNeeded("the file is not a storage file of ours")
     rows = fetch(db, "SELECT format, boot_id, clean FROM file")
-    if len(rows) != 1 or rows[0][0] != FORMAT:
+    if len(rows) != 1 or rows[0][0] not in FORMATS:
         raise RebuildNeeded(f"storage format {rows[0][0] if rows else None} is not known")
     if rows[0][1] != boot_id and not rows[0][2]:
         raise RebuildNeeded("the machine restarted without a clean close of the storage file")
@@ -136,6 +149,16 @@ def _check_trust(db: apsw.Connection, boot_id: str, durable: Mapping[int, int] |
     for journal, n in sorted(load_state(db).positions.items()):
         if n > durable.get(journal, -1):
             raise RebuildNeeded(f"the file is ahead of durable journal {journal}")
+
+
+def _migrate(db: apsw.Connection) -> None:
+    """A file of format 1 owns everything."""
+    if fetch(db, "SELECT format FROM file")[0][0] == FORMAT:
+        return
+    with db:
+        db.execute(_RANGES).fetchall()
+        save_ranges(db, ALL)
+        db.execute("UPDATE file SET format = ?", (FORMAT,)).fetchall()
 
 
 def _mark(db: apsw.Connection, *, boot_id: str, clean: bool) -> None:
@@ -163,9 +186,43 @@ def close_file(db: apsw.Connection, *, boot_id: str) -> None:
         os.close(descriptor)
 
 
+def load_ranges(db: apsw.Connection) -> Ranges:
+    """What the file owns; inside a read transaction, as of that snapshot."""
+    return Ranges([Owned(*row) for row in fetch(db, "SELECT lo, hi, base FROM ranges ORDER BY lo")])
+
+
+def save_ranges(db: apsw.Connection, owned: Sequence[Owned]) -> None:
+    """Replace what the file owns, in the caller's transaction."""
+    db.execute("DELETE FROM ranges").fetchall()
+    db.executemany(
+        "INSERT INTO ranges VALUES(?, ?, ?)", [(one.lo, one.hi, one.base) for one in owned]
+    )
+
+
+def load_generation(db: apsw.Connection) -> bytes:
+    """Tells this file from every other that was or will be at its path."""
+    generation: bytes = fetch(db, "SELECT generation FROM file")[0][0]
+    return generation
+
+
+def renew_generation(path: Path) -> None:
+    """A copy is another file than its source: readers of the one must not take the other's word."""
+    db = apsw.Connection(str(path))
+    try:
+        db.execute("UPDATE file SET generation = ?", (os.urandom(16),)).fetchall()
+    finally:
+        db.close(True)
+
+
 def load_state(db: apsw.Connection) -> State:
     """The state row."""
-    row = fetch(db, "SELECT applied_tau, horizon, next_number, positions, note FROM state")[0]
+    return load_state_of(db, "main")
+
+
+def load_state_of(db: apsw.Connection, schema: str) -> State:
+    """The state row of the file, or of one attached as `schema`."""
+    columns = "applied_tau, horizon, next_number, positions, note"
+    row = fetch(db, f"SELECT {columns} FROM {schema}.state")[0]
     return State(row[0], row[1], row[2], _decode_positions(row[3]), row[4])
 
 

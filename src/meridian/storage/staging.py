@@ -57,7 +57,7 @@ def stage(applier: Applier, state: State, txid: bytes, seq: int, chunk: Sequence
         return
     if seq != chunks:
         raise Corrupt(f"chunk {seq} of a large transaction follows chunk {chunks - 1}")
-    ordered = sorted(chunk, key=lambda op: not isinstance(op, (Create, Add, Drop)))
+    ordered = sorted(applier.own(chunk), key=lambda op: not isinstance(op, (Create, Add, Drop)))
     for n, op in enumerate(ordered):
         _stage_op(applier, number, seq, n, op)
     db.execute("UPDATE staged SET chunks = ? WHERE number = ?", (seq + 1, number))
@@ -114,6 +114,9 @@ def resolve(applier: Applier, txid: bytes, chunks: int, tau: int) -> None:
         " WHERE number = ? AND kind IN (1, 7, 8) ORDER BY seq, n",
         (number,),
     ):
+        if sid not in applier.relations and not applier.ranges.whole:
+            # Staged before the file gave up the relation's range.
+            continue
         if kind == DROP:
             applier.end_relation(sid, tau)
         elif kind == ADD:
@@ -148,6 +151,8 @@ def discard(applier: Applier, txid: bytes) -> None:
     for sid, attnum, encoded in fetch(
         db, "SELECT sid, attnum, keys FROM staged_ops WHERE number = ? AND kind = ?", (number, ADD)
     ):
+        if sid not in applier.relations:
+            continue
         relations.forget_column(db, applier.relations[sid], attnum, _decode_keys(encoded)[0])
     applier.catalog_changed = True
 
@@ -240,12 +245,18 @@ class Settler:
         if staged.tau != DISCARDED:
             if kind in (PUT, DELETE):
                 settle_keys(applier, relation, staged, keys)
-        elif kind == BIG:
-            applier.db.executemany(
-                "DELETE FROM big WHERE sid = ? AND k = ? AND ts = ? AND attnum = ?",
-                zip(repeat(relation.sid), keys, repeat(staged.number), repeat(attnum)),
-            )
-        elif kind in (PUT, DELETE):
-            applier.db.executemany(
-                f"DELETE FROM {relation.table} WHERE k = ? AND ts = {staged.number}", zip(keys)
-            )
+        else:
+            delete_rows(applier.db, relation, staged.number, kind, attnum, keys)
+
+
+def delete_rows(
+    db: apsw.Connection, relation: Relation, number: int, kind: int, attnum: int, keys: list[bytes]
+) -> None:
+    """Remove what one staged op wrote for these keys."""
+    if kind == BIG:
+        db.executemany(
+            "DELETE FROM big WHERE sid = ? AND k = ? AND ts = ? AND attnum = ?",
+            zip(repeat(relation.sid), keys, repeat(number), repeat(attnum)),
+        )
+    elif kind in (PUT, DELETE):
+        db.executemany(f"DELETE FROM {relation.table} WHERE k = ? AND ts = {number}", zip(keys))

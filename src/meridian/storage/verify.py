@@ -15,6 +15,7 @@ import msgspec
 from meridian.storage import reading, schema
 from meridian.storage.errors import UnknownRelation
 from meridian.storage.query import Source, overlay_at, relation_at
+from meridian.storage.ranges import span
 from meridian.storage.relations import Relation, Snapshot, load_snapshot
 from meridian.storage.sql import fetch
 from meridian.storage.types import PROVISIONAL, TS_MAX
@@ -77,10 +78,20 @@ class _Verifier:
             self._big(relation)
             if relation.visible(tau):
                 self._live(snapshot, relation, tau)
-                if relation.kind == KIND_INDEX and relation.table_sid:
+                if (
+                    relation.kind == KIND_INDEX
+                    and relation.table_sid
+                    and self._here(snapshot, relation)
+                ):
                     self._index(snapshot, relation, tau)
         self._orphans(snapshot)
         return self.result
+
+    @staticmethod
+    def _here(snapshot: Snapshot, index: Relation) -> bool:
+        """Only a file with the whole index and the whole table can compare them."""
+        owned = snapshot.ranges
+        return all(owned.base_of(span(sid)) is not None for sid in (index.sid, index.table_sid))
 
     def _damage(self, what: str, sql: str, values: tuple[int, ...] = ()) -> None:
         """Run a query for offending keys; name the first few."""
