@@ -32,6 +32,7 @@ MER_OPTIONAL(mer_planner_init);
 MER_OPTIONAL(mer_utility_init);
 MER_OPTIONAL(mer_sequence_init);
 MER_OPTIONAL(mer_catdelta_init);
+MER_OPTIONAL(mer_doors_init);
 
 static void
 define_settings(void)
@@ -68,6 +69,8 @@ _PG_init(void)
 		mer_txn_init();
 	if (mer_catdelta_init)
 		mer_catdelta_init();
+	if (mer_doors_init)
+		mer_doors_init();
 	if (mer_planner_init)
 		mer_planner_init();
 	if (mer_utility_init)

@@ -36,7 +36,7 @@ def test_json_line_and_clean_end(tmp_path: Path) -> None:
     process = dev("--dir", str(tmp_path / "d"), "--port", "0", "--json")
     assert process.stdout is not None
     facts = json.loads(process.stdout.readline())
-    assert set(facts) == {"dsn", "dsns", "port", "dir", "pid"}
+    assert set(facts) == {"dsn", "dsns", "port", "dir", "pid", "start_ms"}
     assert facts["dsns"] == [facts["dsn"]] and facts["pid"] == process.pid
     assert facts["dir"] == str(tmp_path / "d") and f":{facts['port']}/" in facts["dsn"]
     below = descendants(process.pid)

@@ -307,6 +307,11 @@ def test_nothing_is_deleted_when_something_would_be_lost(
         session.execute("CREATE TABLE kept AS SELECT generate_series(1, 2000) AS id")
     in_use = dev(embedded, "--rebuild")
     assert in_use.returncode == 1 and "in use by process" in in_use.stderr
+    # A segment can go once storage has a commit behind its end.
+    embedded.stop()
+    embedded.start()
+    with connect(embedded) as session:
+        session.execute("INSERT INTO kept VALUES (0)")
     embedded.stop()
     trim(embedded.directory, monkeypatch)
     embedded.start()
@@ -338,7 +343,7 @@ def test_nothing_is_deleted_when_something_would_be_lost(
         shutil.copytree(kept, data)
     rebuild(embedded)
     with connect(embedded) as session:
-        assert session.execute("SELECT count(*), sum(id) FROM kept").fetchone() == (2010, 2021055)
+        assert session.execute("SELECT count(*), sum(id) FROM kept").fetchone() == (2011, 2021055)
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:

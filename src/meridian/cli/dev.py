@@ -15,6 +15,7 @@ import click
 
 from meridian.cli.options import DEFAULT_DIR
 from meridian.embedded.directory import Running
+from meridian.embedded.site import QUERY_HOSTS_MAX
 from meridian.embedded.supervisor import Options, Supervisor
 from meridian.instance.errors import SetupError
 
@@ -31,7 +32,7 @@ from meridian.instance.errors import SetupError
     type=click.IntRange(0, 65535),
     default=5432,
     show_default=True,
-    help="TCP port; 0 chooses a free one.",
+    help="TCP port of the first instance, the others take the next free ones; 0 chooses any.",
 )
 @click.option("--listen", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -48,6 +49,13 @@ from meridian.instance.errors import SetupError
     is_flag=True,
     help="First delete storage and PostgreSQL's directories; the journal makes them anew.",
 )
+@click.option(
+    "--query-hosts",
+    type=click.IntRange(1, QUERY_HOSTS_MAX),
+    default=1,
+    show_default=True,
+    help="PostgreSQL instances: equals, each with a port of its own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
 def dev(
     directory: Path | None,
@@ -57,6 +65,7 @@ def dev(
     profile: str | None,
     trust: bool,
     rebuild: bool,
+    query_hosts: int,
     as_json: bool,
 ) -> None:
     """Run an embedded cluster until Ctrl-C."""
@@ -74,6 +83,7 @@ def dev(
         profile=profile,
         trust=trust,
         rebuild=rebuild,
+        query_hosts=query_hosts,
     )
     if ephemeral:
         with_temporary_directory(options, as_json)
@@ -113,15 +123,17 @@ def _as_json(running: Running, options: Options) -> str:
             "port": running.port,
             "dir": str(options.directory.absolute()),
             "pid": running.pid,
+            "start_ms": [one.start_ms for one in running.instances],
         }
     )
 
 
 def _as_text(running: Running, options: Options) -> str:
     place = "" if options.directory == Path(DEFAULT_DIR) else f" --dir '{options.directory}'"
+    dsns = "".join(f"  {dsn}\n" for dsn in running.dsns)
     return (
         f"Meridian is ready.\n\n"
-        f"  {running.dsn}\n\n"
+        f"{dsns}\n"
         f"Connect with that, or with: meridian psql{place}\n"
         "Ctrl-C stops it."
     )

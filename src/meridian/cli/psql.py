@@ -13,14 +13,18 @@ from meridian.instance import binaries
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @directory_option
+@click.option(
+    "--query-host", "number", type=int, default=1, show_default=True, help="Which instance."
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def psql(directory: Path, arguments: tuple[str, ...]) -> None:
+def psql(directory: Path, number: int, arguments: tuple[str, ...]) -> None:
     """Open psql on the running cluster; further ARGUMENTS go to psql."""
-    found = running(directory)
+    dsns = running(directory).dsns
+    if not 1 <= number <= len(dsns):
+        raise click.UsageError(f"this cluster has query hosts 1 to {len(dsns)}")
+    dsn = dsns[number - 1]
     program = str(binaries.find().program("psql"))
     os.execv(
         program,
-        [program, *arguments, found.dsn]
-        if not arguments
-        else [program, "-d", found.dsn, *arguments],
+        [program, *arguments, dsn] if not arguments else [program, "-d", dsn, *arguments],
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from meridian.cli.options import directory_option, existing
 from meridian.gateway.client import Client, GatewayError
@@ -32,6 +33,7 @@ def status(directory: Path, as_json: bool) -> None:
     }
     if running is not None:
         facts |= {"pid": running.pid, "port": running.port}
+        facts["instances"] = [msgspec.to_builtins(one) for one in running.instances]
         facts["data_plane"] = _data_plane(running.gateway_socket)
     click.echo(json.dumps(facts, default=str) if as_json else _as_text(facts))
     if running is None:
@@ -52,6 +54,9 @@ def _as_text(facts: dict[str, Any], indent: str = "") -> str:
     for name, value in facts.items():
         if isinstance(value, dict):
             lines += [f"{indent}{name}:", _as_text(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            shorts = [", ".join(f"{k} {v}" for k, v in one.items()) for one in value]
+            lines += [f"{indent}{name}:", *(f"{indent}  {short}" for short in shorts)]
         else:
             shown = (
                 {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value

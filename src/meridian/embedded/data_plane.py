@@ -15,6 +15,7 @@ from meridian.instance import processes
 from meridian.instance.errors import SetupError
 from meridian.instance.users import PgUser, die_with_parent, pg_user
 
+OnLine = Callable[[str], None]
 READY = "ready"
 STOP_TIMEOUT_S = 10.0
 

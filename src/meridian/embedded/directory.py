@@ -3,9 +3,9 @@
 meridian.json   format version, cluster id, profile
 lock            held by the supervisor while it lives
 password        of user admin (mode 0600)
-run.json        process id, port and sockets of the running supervisor
+run.json        process id, ports and sockets of the running supervisor, states of its instances
 data/           journal, storage, metadata (the data plane's)
-postgres/       a cache: PostgreSQL's directory
+postgres/       a cache: PostgreSQL's directories, one per instance
 log/            logs, rotated
 """
 
@@ -36,8 +36,19 @@ class Identity(msgspec.Struct, frozen=True):
     profile: str
 
 
+class InstanceFacts(msgspec.Struct, frozen=True):
+    """One instance in run.json."""
+
+    number: int
+    port: int
+    state: str
+    """starting, serving, or down (it could not be started; the others serve)."""
+    start_ms: int
+    """How long its last start took."""
+
+
 class Running(msgspec.Struct, frozen=True):
-    """run.json: where the running cluster is reached."""
+    """run.json: where the running cluster is reached. `dsns` has one entry per instance."""
 
     pid: int
     port: int
@@ -46,6 +57,7 @@ class Running(msgspec.Struct, frozen=True):
     dsns: list[str]
     gateway_socket: str
     socket_directory: str
+    instances: list[InstanceFacts] = []
 
 
 class ClusterDirectory:

@@ -14,6 +14,7 @@ from meridian.instance.users import PgUser
 SOCKET_PATH_BYTES = 100
 """Unix socket paths over 107 bytes fail; the rest is for PostgreSQL's file name."""
 PORT_TRIES = 20
+"""Ports looked at per instance."""
 
 
 def runtime_directory(cluster: str, user: PgUser) -> Path:
@@ -84,17 +85,48 @@ def postgres_directory(directory: Path, cluster: str, user: PgUser) -> Path:
     return chosen
 
 
+def postgres_instances(directory: Path, cluster: str) -> list[Path]:
+    """Every data directory that an instance of this cluster may have used, in DIR or outside."""
+    roots = (directory / "postgres", elsewhere(cluster) / "postgres")
+    return sorted({data for root in roots if root.is_dir() for data in root.iterdir()})
+
+
+def choose_ports(host: str, port: int, count: int) -> list[int]:
+    """`port` and the next free ones above it; any free ones for 0.
+
+    Raises SetupError with a hint when `port` is taken or no more are free.
+    """
+    with contextlib.ExitStack() as held:
+        # All are held until the last is chosen, so that none is chosen twice.
+        chosen = [_bound(held, host, port)]
+        for number in range(1, PORT_TRIES * count):
+            if len(chosen) == count:
+                break
+            with contextlib.suppress(SetupError, OverflowError):
+                chosen.append(_bound(held, host, port + number if port else 0))
+        if len(chosen) < count:
+            raise SetupError(
+                f"fewer than {count} ports from {port} on are free on {host}",
+                "Choose another with --port, or --port 0 for any free ones.",
+            )
+        return chosen
+
+
 def choose_port(host: str, port: int) -> int:
     """`port` if it is free, or a free one for 0. Raises SetupError with a hint when taken."""
+    return choose_ports(host, port, 1)[0]
+
+
+def _bound(held: contextlib.ExitStack, host: str, port: int) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise SetupError(
-                f"port {port} on {host} cannot be used: {error.strerror}",
-                "Choose another with --port, or --port 0 for any free one.",
-            ) from None
-        chosen: int = probe.getsockname()[1]
-        return chosen
+    probe = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, port))
+    except OSError as error:
+        raise SetupError(
+            f"port {port} on {host} cannot be used: {error.strerror}",
+            "Choose another with --port, or --port 0 for any free one.",
+        ) from None
+    chosen: int = probe.getsockname()[1]
+    return chosen

@@ -31,7 +31,7 @@ def discard(
     rebuild could lose something; InterruptedError once `stop()`.
     """
     data_plane.kill_leftovers(directory)
-    instances = postgres_instances(directory.path, identity.cluster)
+    instances = places.postgres_instances(directory.path, identity.cluster)
     for data in instances:
         processes.kill_leftovers(data)
     try:
@@ -48,12 +48,6 @@ def discard(
     except OSError as error:
         raise SetupError(f"the caches cannot be deleted: {error}") from None
     report(f"rebuild: {_deleted(len(instances))} deleted; {_plan(sources)}")
-
-
-def postgres_instances(directory: Path, cluster: str) -> list[Path]:
-    """Every data directory that an instance of this cluster may have used, in DIR or outside."""
-    roots = (directory / "postgres", places.elsewhere(cluster) / "postgres")
-    return sorted({data for root in roots if root.is_dir() for data in root.iterdir()})
 
 
 def _remove_instance(data: Path) -> None:

@@ -1,7 +1,7 @@
-"""Starts the data plane and the instance, keeps them running, ends them.
+"""Starts the data plane and the instances, keeps them running, ends them.
 
-Order of a start: lock, data plane until `ready`, PostgreSQL on its private socket only, catalog
-brought up to date, then PostgreSQL for clients. The end goes the other way, within 5 s.
+Order of a start: lock, then data plane and instances at once; an instance opens its doors when
+its catalog is up to date. The end goes the other way, within 5 s. Each process has its keeper.
 """
 
 from __future__ import annotations
@@ -10,57 +10,36 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from meridian.embedded import data_plane, places, rebuild
-from meridian.embedded.child import Backoff, Child
-from meridian.embedded.directory import ClusterDirectory, Identity, Running
-from meridian.embedded.logs import RotatingLog
-from meridian.instance import config, processes, work
+from meridian.embedded import background, data_plane, places, rebuild
+from meridian.embedded.directory import ClusterDirectory, Identity, InstanceFacts, Running
+from meridian.embedded.instance_keeper import DOWN, SERVING, InstanceKeeper
+from meridian.embedded.plane_keeper import PlaneKeeper
+from meridian.embedded.site import QUERY_HOSTS_MAX, Options, Site
+from meridian.instance import processes, root, software, work
 from meridian.instance.errors import SetupError
-from meridian.instance.instance import Instance
-from meridian.instance.users import die_with_parent, pg_user
 
-POSTGRES_STOP_S = 2.0
-LEFTOVERS_STOP_S = 0.3
-DATA_PLANE_STOP_S = 2.0
-CATALOG_LOCK_TIMEOUT_MS = 2000
-CATALOG_VERSIONS_AT_ONCE = 100
-"""Catalog deltas applied in one local transaction."""
+__all__ = ["Options", "Supervisor"]
 
-
-@dataclass(frozen=True)
-class Options:
-    """What `meridian dev` was asked for; `port` 0 means any."""
-
-    directory: Path
-    port: int = 5432
-    host: str = "127.0.0.1"
-    ephemeral: bool = False
-    profile: str | None = None
-    trust: bool = False
-    rebuild: bool = False
-    """Throw the caches away first (see `embedded.rebuild`)."""
+Work = Coroutine[Any, Any, None]
 
 
 class Supervisor:
     """One run of an embedded cluster. `report` hears progress, line by line."""
 
     def __init__(self, options: Options, report: Callable[[str], None]) -> None:
+        assert 1 <= options.query_hosts <= QUERY_HOSTS_MAX
         self.options = options
         self.report = report
         self.directory = ClusterDirectory(options.directory)
         self._stopping = asyncio.Event()
-        self._data_plane: Child | None = None
-        self._postgres: Child | None = None
-        self._sockets: Path | None = None
-        self._reported: set[str] = set()
+        self._changed = asyncio.Event()
+        self._site: Site | None = None
+        self._plane: PlaneKeeper | None = None
+        self._instances: list[InstanceKeeper] = []
 
     async def run(self, on_ready: Callable[[Running], None]) -> None:
         """Until told to stop. Raises SetupError when the cluster cannot be started or kept."""
@@ -83,13 +62,12 @@ class Supervisor:
                 running = self._describe()
                 self.directory.announce(running)
                 on_ready(running)
-                keepers = asyncio.gather(self._keep_data_plane(), self._keep_postgres())
-                await self._until_stopped(keepers)
+                await self._until_stopped(self._keep())
         finally:
             await self._end()
             self.directory.close()
 
-    async def _until_stopped(self, work: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
+    async def _until_stopped(self, work: Work) -> None:
         """Run `work`, dropped at the first stop signal. Its exceptions pass through."""
         task = asyncio.ensure_future(work)
         stop = asyncio.create_task(self._stopping.wait())
@@ -111,198 +89,110 @@ class Supervisor:
     # ---------- start ----------
 
     async def _start(self, identity: Identity) -> None:
-        self.identity = identity
-        self.user = pg_user()
-        await asyncio.to_thread(self._clear)
-        self.port = places.choose_port(self.options.host, self.options.port)
-        self.password = self.directory.password()
-        self._sockets = self.sockets = places.runtime_directory(identity.cluster, self.user)
-        self.gateway = self.sockets / "gateway"
-        self.logs = {
-            name: RotatingLog(self.directory.log / name)
-            for name in ("data-plane.out", "postgres.log")
-        }
-        self.instance = await asyncio.to_thread(Instance, self._place, self.report, self.user)
-        await asyncio.gather(
-            self._start_data_plane(), asyncio.to_thread(self.instance.prepare, self.password)
-        )
-        await self._start_postgres()
+        self._site = site = await asyncio.to_thread(self._prepare, identity)
+        host, port, count = self.options.host, self.options.port, self.options.query_hosts
+        ports = places.choose_ports(host, port, count)
+        self._plane = PlaneKeeper(site)
+        self._instances = [
+            InstanceKeeper(site, number, chosen, self._changed)
+            for number, chosen in enumerate(ports, 1)
+        ]
+        await together(self._plane.start(), *(one.start() for one in self._instances))
 
-    def _clear(self) -> None:
-        """End what a killed supervisor left; it may still hold the port."""
-        where = places.postgres_directory(self.directory.path, self.identity.cluster, self.user)
-        self._place = where / "1"
-        processes.kill_leftovers(self._place)
+    def _prepare(self, identity: Identity) -> Site:
+        """Ends what a killed supervisor left, which may still hold the ports."""
+        found = software.find(self.report)
+        for data in places.postgres_instances(self.directory.path, identity.cluster):
+            processes.kill_leftovers(data)
         data_plane.kill_leftovers(self.directory)
-
-    async def _start_data_plane(self) -> None:
-        ready = asyncio.get_running_loop().create_future()
-
-        def on_line(line: str) -> None:
-            if line == data_plane.READY:
-                if not ready.done():
-                    ready.set_result(None)
-            elif line and not ready.done():
-                self._reported.add(line)
-                self.report(line)
-
-        command = data_plane.command(
-            self.directory,
-            self.identity,
-            self.gateway,
-            self.user,
-            ephemeral=self.options.ephemeral,
+        path, user = self.directory.path, found.user
+        return Site(
+            options=self.options,
+            directory=self.directory,
+            identity=identity,
+            software=found,
+            sockets=places.runtime_directory(identity.cluster, user),
+            postgres=places.postgres_directory(path, identity.cluster, user),
+            password=self.directory.password(),
+            report=self.report,
         )
-        child = await Child.spawn(
-            command,
-            self.logs["data-plane.out"],
-            on_line,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=die_with_parent(signal.SIGKILL),
-        )
-        self._data_plane = child
-        ended = asyncio.ensure_future(child.wait())
-        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not ready.done():
-            raise SetupError(self._last_words("the data plane", "data-plane.out", ended.result()))
-        ended.cancel()
-
-    async def _start_postgres(self) -> None:
-        """Bring the catalog up to date behind closed doors, then let clients in."""
-        child = await self._spawn_postgres(self._settings(""))
-        try:
-            await self._apply_catalog()
-        finally:
-            await child.end(signal.SIGINT, POSTGRES_STOP_S)
-        await self._spawn_postgres(self._settings(self.options.host))
-
-    async def _spawn_postgres(self, settings: config.Settings) -> Child:
-        await asyncio.to_thread(processes.kill_leftovers, self.instance.data)
-        self.instance.write_config(settings)
-        child = await Child.spawn(
-            self.instance.command(),
-            self.logs["postgres.log"],
-            lambda _: None,
-            **self.instance.popen_options(),
-        )
-        self._postgres = child
-        deadline = time.monotonic() + processes.START_TIMEOUT_S
-        while not processes.is_ready(self.instance.data, child.process.pid):
-            if child.process.returncode is not None:
-                status = await child.wait()
-                raise SetupError(self._last_words("PostgreSQL", "postgres.log", status))
-            if time.monotonic() > deadline:
-                await child.end(signal.SIGQUIT, POSTGRES_STOP_S)
-                raise SetupError(
-                    f"PostgreSQL was not ready after {processes.START_TIMEOUT_S:.0f} s"
-                )
-            await asyncio.sleep(processes.POLL_S)
-        return child
-
-    def _settings(self, listen: str) -> config.Settings:
-        return config.Settings(
-            port=self.port,
-            socket_directory=self.sockets,
-            gateway_socket=self.gateway,
-            listen=listen,
-            trust=self.options.trust,
-            ephemeral=self.options.ephemeral,
-        )
-
-    async def _apply_catalog(self) -> None:
-        """Apply the schema changes that the journal has and this instance lacks (design 9)."""
-        # A session that holds a lock on what must change ends with its server (SetupError).
-        script = (
-            f"SET lock_timeout = {CATALOG_LOCK_TIMEOUT_MS};"
-            f"SELECT meridian.apply_pending_catalog({CATALOG_VERSIONS_AT_ONCE});"
-        )
-        total = 0
-        while count := int(await asyncio.to_thread(self.instance.sql, self._settings(""), script)):
-            total += count
-            if self.options.rebuild:
-                self.report(f"catalog: {total} schema changes applied")
-
-    def _last_words(self, who: str, log: str, status: int) -> str:
-        tail = [line for line in self.logs[log].tail if line not in self._reported][-12:]
-        words = "\n".join(["; its last words:", *tail]) if tail else ""
-        return f"{who} ended at start ({_how(status)}){words}"
 
     def _describe(self) -> Running:
-        secret = "" if self.options.trust else f":{quote(self.password, safe='')}"
-        host = f"[{self.options.host}]" if ":" in self.options.host else self.options.host
-        reach = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
-        dsn = f"postgresql://admin{secret}@{reach}:{self.port}/postgres"
+        assert self._site is not None
+        dsns = [self._site.dsn(one.port) for one in self._instances]
         return Running(
             pid=os.getpid(),
-            port=self.port,
+            port=self._instances[0].port,
             host=self.options.host,
-            dsn=dsn,
-            dsns=[dsn],
-            gateway_socket=str(self.gateway),
-            socket_directory=str(self.sockets),
+            dsn=dsns[0],
+            dsns=dsns,
+            gateway_socket=str(self._site.gateway),
+            socket_directory=str(self._site.sockets),
+            instances=[
+                InstanceFacts(one.number, one.port, one.state, one.start_ms)
+                for one in self._instances
+            ],
         )
 
     # ---------- keep ----------
 
-    async def _keep_data_plane(self) -> None:
-        async def start() -> None:
-            """A schema change whose answer was lost is repaired from the journal."""
-            await self._start_data_plane()
-            try:
-                await self._apply_catalog()
-            except SetupError as error:  # its keeper starts PostgreSQL again, behind closed doors
-                self.report(str(error))
-                if self._postgres is not None:
-                    await self._postgres.end(signal.SIGQUIT, POSTGRES_STOP_S)
+    async def _keep(self) -> None:
+        assert self._site is not None and self._plane is not None
+        cluster = background.Cluster(
+            cluster=self._site.identity.cluster,
+            profile=self._site.identity.profile,
+            gateway=self._site.gateway,
+            report=self.report,
+            living=self._living,
+            connect_to=self._connect_to,
+        )
+        keeping = [self._keep_instance(one) for one in self._instances]
+        await together(
+            self._plane.keep(), *keeping, self._keep_announcing(), background.run(cluster)
+        )
 
-        await self._keep("the data plane", "data-plane.out", lambda: self._data_plane, start)
+    async def _keep_instance(self, keeper: InstanceKeeper) -> None:
+        """One that cannot be started stays down, as long as another serves."""
+        try:
+            await keeper.keep()
+        except SetupError as error:
+            keeper.stays_down()
+            if all(one.state == DOWN for one in self._instances):
+                raise
+            self.report(f"{error}\n{keeper.who} stays down; the others go on serving")
 
-    async def _keep_postgres(self) -> None:
-        await self._keep("PostgreSQL", "postgres.log", lambda: self._postgres, self._start_postgres)
-
-    async def _keep(
-        self,
-        who: str,
-        log: str,
-        current: Callable[[], Child | None],
-        start: Callable[[], Coroutine[Any, Any, None]],
-    ) -> None:
-        """Restart what `current` names whenever it ends. Raises SetupError when hopeless."""
-        backoff = Backoff()
-        began = time.monotonic()
+    async def _keep_announcing(self) -> None:
+        """run.json says what each instance does."""
         while True:
-            child = current()
-            assert child is not None
-            status = await child.wait()
-            pause = backoff.after(time.monotonic() - began)
-            self.report(f"{who} ended ({_how(status)}); starting it again")
-            while pause is not None:
-                await asyncio.sleep(pause)
-                try:
-                    began = time.monotonic()
-                    await start()
-                    break
-                except SetupError as error:
-                    self.report(str(error))
-                    pause = backoff.after(0.0)
-            else:
-                raise SetupError(self._last_words(who, log, status))
+            await self._changed.wait()
+            self._changed.clear()
+            await asyncio.to_thread(self.directory.announce, self._describe())
+
+    def _living(self) -> list[int]:
+        return [one.number for one in self._instances if one.state == SERVING]
+
+    async def _connect_to(self, number: int) -> root.Connection:
+        return await self._instances[number - 1].connect("background work")
 
     # ---------- end ----------
 
     async def _end(self) -> None:
-        """PostgreSQL first, so that commits under way get their answers; 5 s in all."""
+        """Instances first, so that commits under way get their answers; 5 s in all."""
         work.abort()
-        if self._postgres is not None:
-            await self._postgres.end(signal.SIGINT, POSTGRES_STOP_S)
-            await asyncio.to_thread(processes.kill_leftovers, self.instance.data, LEFTOVERS_STOP_S)
-        if self._data_plane is not None:
-            await self._data_plane.end(signal.SIGTERM, DATA_PLANE_STOP_S)
-        if self._sockets is not None:
-            places.remove_sockets(self._sockets)
+        await asyncio.gather(*(one.end() for one in self._instances))
+        if self._plane is not None:
+            await self._plane.end()
+        if self._site is not None:
+            places.remove_sockets(self._site.sockets)
 
 
-def _how(status: int) -> str:
-    """An exit status in words."""
-    return f"killed by signal {-status}" if status < 0 else f"status {status}"
+async def together(*works: Work) -> None:
+    """Run all; the first exception ends the others and passes through."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        for done in asyncio.as_completed(tasks):
+            await done
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

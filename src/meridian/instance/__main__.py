@@ -27,7 +27,10 @@ def main(data: Path, gateway: Path, port: int, extra: tuple[str, ...], fresh: bo
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         instance = Instance(data, lambda line: click.echo(line, err=True))
-        instance.prepare("developer") if not fresh else instance.recreate("developer")
+        if fresh:
+            instance.recreate()
+        elif instance.prepare("developer"):
+            instance.finish("developer")
         settings = config.Settings(
             port=port,
             socket_directory=instance.data,

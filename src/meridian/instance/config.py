@@ -18,7 +18,8 @@ CONNECTIONS = 200
 class Settings:
     """What differs between instances.
 
-    `listen` is empty while clients are kept out; then only the private socket is served.
+    While `open` is false clients are told that the server is starting up, and only the private
+    socket is served. It can change while the server runs (SIGHUP); nothing else can.
     """
 
     port: int
@@ -28,6 +29,8 @@ class Settings:
     trust: bool = False
     ephemeral: bool = False
     instance_id: int = 1
+    instances: int = 1
+    open: bool = True
     extra: dict[str, str] = field(default_factory=dict)
 
 
@@ -53,6 +56,8 @@ def postgresql_conf(settings: Settings, extension: Extension) -> str:
         "dynamic_library_path": f"{extension.library_path}:$libdir",
         "meridian.gateway_socket": str(settings.gateway_socket),
         "meridian.instance_id": str(settings.instance_id),
+        "meridian.instances": str(settings.instances),
+        "meridian.open": "on" if settings.open else "off",
         "listen_addresses": settings.listen,
         "port": str(settings.port),
         "unix_socket_directories": str(settings.socket_directory),

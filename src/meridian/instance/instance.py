@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from meridian.instance import binaries, config, extension, processes, scram, template
+from meridian.instance import config, extension, processes, scram, template
 from meridian.instance.errors import SetupError
-from meridian.instance.users import PgUser, clean_environment, die_with_parent, pg_user
+from meridian.instance.software import Software, find
+from meridian.instance.users import die_with_parent
 
 STAMP = "meridian.json"
 
@@ -30,29 +31,49 @@ class Instance:
     """
 
     def __init__(
-        self, data: Path, report: Callable[[str], None] = _quiet, user: PgUser | None = None
+        self, data: Path, report: Callable[[str], None] = _quiet, software: Software | None = None
     ) -> None:
-        self.user = user or pg_user()
         self.data = Path(os.path.realpath(data))
         self.report = report
-        self.install = binaries.for_user(binaries.find(), self.user)
-        self.extension = extension.compiled(self.install, report)
+        software = software or find(report)
+        self.user = software.user
+        self.install = software.install
+        self.extension = software.extension
 
-    def prepare(self, password: str) -> None:
+    def prepare(self, password: str) -> bool:
         """Make the directory if it is missing, from a template of this very extension.
 
-        A directory of another version of the extension is a stale cache and is made anew: the
-        catalog is in the journal. Raises SetupError.
+        True: it is new, and wants `first_statements` and then `finish`; until `finish` it counts
+        as missing. A directory of another version of the extension is a stale cache and is made
+        anew: the catalog is in the journal. Raises SetupError.
         """
         processes.kill_leftovers(self.data)
-        stamp = self._stamp(password)
-        if self._read_stamp() != stamp:
-            self._create(password, stamp)
+        if self._read_stamp() == self._stamp(password):
+            return False
+        self.recreate()
+        return True
 
-    def recreate(self, password: str) -> None:
-        """Throw the directory away and make it anew."""
+    def recreate(self) -> None:
+        """Throw the directory away and make it anew, as `prepare` does."""
         processes.kill_leftovers(self.data)
-        self._create(password, self._stamp(password))
+        source = template.meridian_template(self.install, self.extension, self.user, self.report)
+        if self.data.exists():
+            # The stamp first: half a directory must never look like a whole one.
+            (self.data / STAMP).unlink(missing_ok=True)
+            shutil.rmtree(self.data)
+        template.copy(source, self.data, self.user)
+
+    def first_statements(self, password: str) -> list[str]:
+        """What our superuser runs in a new directory before anybody else comes."""
+        return [
+            "SET meridian.maintenance = on",
+            f"ALTER ROLE admin PASSWORD '{scram.verifier(password)}'",
+            "RESET meridian.maintenance",
+        ]
+
+    def finish(self, password: str) -> None:
+        """The new directory is whole: later starts use it."""
+        self._write(STAMP, self._stamp(password))
 
     def write_config(self, settings: config.Settings) -> None:
         """Write the three configuration files."""
@@ -99,49 +120,6 @@ class Instance:
         except subprocess.TimeoutExpired:
             processes.kill_leftovers(self.data)
             postmaster.wait()
-
-    def sql(self, settings: config.Settings, script: str, database: str = "postgres") -> str:
-        """Run SQL as our superuser over the private socket; its unaligned output.
-
-        Raises SetupError with PostgreSQL's words.
-        """
-        done = subprocess.run(
-            [
-                str(binaries.find().program("psql")),
-                "-XqAt",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-f",
-                "-",
-                "-h",
-                str(settings.socket_directory),
-                "-p",
-                str(settings.port),
-                "-U",
-                template.SUPERUSER,
-                "-d",
-                database,
-            ],
-            input=script,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=clean_environment(),
-        )
-        if done.returncode != 0:
-            raise SetupError(f"SQL failed:\n{done.stderr.strip()}")
-        return done.stdout
-
-    def _create(self, password: str, stamp: str) -> None:
-        source = template.meridian_template(self.install, self.extension, self.user, self.report)
-        if self.data.exists():
-            shutil.rmtree(self.data)
-        template.copy(source, self.data, self.user)
-        verifier = scram.verifier(password)
-        script = f"ALTER ROLE admin PASSWORD '{verifier}';\n\n"
-        options = template.library_settings(self.extension)
-        template.single_user(self.install, self.user, self.data, options, script)
-        self._write(STAMP, stamp)
 
     def _stamp(self, password: str) -> str:
         """Names everything the directory was made from; another stamp means another directory."""

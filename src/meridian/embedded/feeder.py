@@ -1,0 +1,138 @@
+"""The catalog feed of one instance: schema changes and notifications of the others.
+
+Docs: the RFC "catalog coherence", points 5 and 6. The gateway tells which versions exist; the
+extension reads and applies them. What is acknowledged is what the instance says it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from meridian.gateway.aio import AsyncClient
+from meridian.gateway.client import GatewayError
+from meridian.instance.root import Connection
+from meridian.wire import frames
+
+VERSIONS_AT_ONCE = 100
+"""Catalog deltas applied in one local transaction."""
+POLL_MS = 10_000
+ANSWER_SLACK_S = 10.0
+"""How long after its time a poll may be answered by a gateway that is busy."""
+CONNECT_S = 10.0
+RETRY_FIRST_S = 0.05
+RETRY_LAST_S = 2.0
+CONFLICTS_S = 10.0
+"""How long locks may keep a delta out; the extension ends their holders after 100 ms."""
+CONFLICT_PAUSE_S = 0.05
+_CONFLICTS = {"40001", "40P01", "55P03", "57014"}
+
+
+class CannotApplyError(Exception):
+    """This instance lacks a schema change and cannot take it: it must not go on serving."""
+
+
+class Feeder:
+    """`connect` gives a superuser session of the instance; `report` hears what is wrong."""
+
+    def __init__(
+        self,
+        number: int,
+        gateway: Path,
+        connect: Callable[[], Awaitable[Connection]],
+        report: Callable[[str], None],
+    ) -> None:
+        self.number = number
+        self.gateway = gateway
+        self.connect = connect
+        self.report = report
+        self.version = 0
+        """What the instance has applied, as it last said."""
+        self._pause_s = RETRY_FIRST_S
+
+    async def run(self) -> None:
+        """Until cancelled. Raises CannotApplyError."""
+        while True:
+            try:
+                await self._connected()
+            except (OSError, GatewayError, psycopg.Error):
+                # The gateway or the instance went away; their keepers know.
+                await asyncio.sleep(self._pause_s)
+                self._pause_s = min(RETRY_LAST_S, 2 * self._pause_s)
+
+    async def _connected(self) -> None:
+        client = await AsyncClient.connect(self.gateway, self.number, timeout_s=CONNECT_S)
+        try:
+            async with await self.connect() as session:
+                await self._follow(client, session)
+        finally:
+            client.close()
+
+    async def _follow(self, client: AsyncClient, session: Connection) -> None:
+        await self.catch_up(session)
+        while True:
+            async with asyncio.timeout(POLL_MS / 1000 + ANSWER_SLACK_S):
+                answer = await client.call(frames.CATALOG, self.number, self.version, POLL_MS)
+            self._pause_s = RETRY_FIRST_S
+            await self._take(session, answer[0])
+
+    async def _take(self, session: Connection, rows: list[list[Any]]) -> None:
+        """Rows of the feed: [version], or [0, channel, payload]."""
+        before = self.version
+        if any(row[0] > before for row in rows):
+            await self.catch_up(session)
+            if self.version == before:
+                # Seen in the journal, not yet through storage: do not ask in a circle.
+                await asyncio.sleep(CONFLICT_PAUSE_S)
+        for row in rows:
+            if row[0] == 0:
+                await session.execute("SELECT meridian.notify_here(%s, %s)", _texts(row[1:]))
+
+    async def catch_up(
+        self, session: Connection, progress: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Apply every version that the journal has; `progress` hears how many so far.
+
+        Raises CannotApplyError, and psycopg.Error when the instance or the gateway is gone.
+        """
+        total = 0
+        while count := await self._apply(session):
+            total += count
+            progress(total)
+            if count < VERSIONS_AT_ONCE:
+                break
+        row = await (await session.execute("SELECT meridian.catalog_version()")).fetchone()
+        assert row is not None
+        self.version = int(row[0])
+
+    async def _apply(self, session: Connection) -> int:
+        """How many versions one local transaction applied; locks are waited for."""
+        deadline = time.monotonic() + CONFLICTS_S
+        while True:
+            try:
+                cursor = await session.execute(
+                    "SELECT meridian.apply_pending_catalog(%s)", (VERSIONS_AT_ONCE,)
+                )
+                row = await cursor.fetchone()
+                assert row is not None
+                return int(row[0])
+            except psycopg.Error as error:
+                if session.broken or is_gateway_gone(error):
+                    raise
+                if error.sqlstate not in _CONFLICTS or time.monotonic() > deadline:
+                    raise CannotApplyError(f"{error.sqlstate}: {error}") from error
+            await asyncio.sleep(CONFLICT_PAUSE_S)
+
+
+def is_gateway_gone(error: psycopg.Error) -> bool:
+    """Did the backend lose the data plane, or not reach it?"""
+    return error.sqlstate is not None and error.sqlstate.startswith("08")
+
+
+def _texts(values: list[bytes]) -> list[str]:
+    return [value.decode() for value in values]
