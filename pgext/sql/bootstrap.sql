@@ -22,8 +22,8 @@ SELECT meridian.next_oid(15600);
  * The function manager calls a built-in by its number without a look at pg_proc,
  * so replacing its body has no effect.  The built-in moves to schema meridian,
  * where users cannot name it, and ours takes its name.  First come the functions
- * over sequences, which live in storage; then those whose effect would stay in
- * files of one instance, which are refused.
+ * over sequences, which live in storage, and those whose effect would stay in
+ * files of one instance, which are refused; then advisory locks.
  */
 DO $$
 DECLARE
@@ -36,29 +36,40 @@ BEGIN
 			COALESCE(r.ours, 'mer_refused_function') AS body
 		FROM pg_catalog.pg_proc p
 		JOIN (VALUES
-			('nextval', NULL, 'mer_nextval'),
-			('currval', NULL, 'mer_currval'),
-			('lastval', NULL, 'mer_lastval'),
-			('setval', 2, 'mer_setval'),
-			('setval', 3, 'mer_setval3'),
-			('pg_sequence_last_value', NULL, 'mer_sequence_last_value'),
-			('pg_get_sequence_data', NULL, 'mer_get_sequence_data'),
-			('lo_creat', NULL, NULL),
-			('lo_create', NULL, NULL),
-			('lo_from_bytea', NULL, NULL),
-			('lo_import', NULL, NULL),
-			('lo_open', NULL, NULL),
-			('lo_put', NULL, NULL),
-			('pg_export_snapshot', NULL, NULL),
-			('pg_create_physical_replication_slot', NULL, NULL),
-			('pg_create_logical_replication_slot', NULL, NULL),
-			('pg_copy_physical_replication_slot', NULL, NULL),
-			('pg_copy_logical_replication_slot', NULL, NULL),
-			('pg_logical_emit_message', NULL, NULL),
-			('pg_replication_origin_create', NULL, NULL)
-		) AS r (name, nargs, ours) ON r.name = p.proname AND (r.nargs IS NULL OR r.nargs = p.pronargs)
+			(1, 'nextval', NULL, 'mer_nextval'),
+			(1, 'currval', NULL, 'mer_currval'),
+			(1, 'lastval', NULL, 'mer_lastval'),
+			(1, 'setval', 2, 'mer_setval'),
+			(1, 'setval', 3, 'mer_setval3'),
+			(1, 'pg_sequence_last_value', NULL, 'mer_sequence_last_value'),
+			(1, 'pg_get_sequence_data', NULL, 'mer_get_sequence_data'),
+			(1, 'lo_creat', NULL, NULL),
+			(1, 'lo_create', NULL, NULL),
+			(1, 'lo_from_bytea', NULL, NULL),
+			(1, 'lo_import', NULL, NULL),
+			(1, 'lo_open', NULL, NULL),
+			(1, 'lo_put', NULL, NULL),
+			(1, 'pg_export_snapshot', NULL, NULL),
+			(1, 'pg_create_physical_replication_slot', NULL, NULL),
+			(1, 'pg_create_logical_replication_slot', NULL, NULL),
+			(1, 'pg_copy_physical_replication_slot', NULL, NULL),
+			(1, 'pg_copy_logical_replication_slot', NULL, NULL),
+			(1, 'pg_logical_emit_message', NULL, NULL),
+			(1, 'pg_replication_origin_create', NULL, NULL),
+			(2, 'pg_advisory_lock', NULL, 'mer_advisory_lock'),
+			(2, 'pg_advisory_lock_shared', NULL, 'mer_advisory_lock_shared'),
+			(2, 'pg_advisory_xact_lock', NULL, 'mer_advisory_xact_lock'),
+			(2, 'pg_advisory_xact_lock_shared', NULL, 'mer_advisory_xact_lock_shared'),
+			(2, 'pg_try_advisory_lock', NULL, 'mer_advisory_try_lock'),
+			(2, 'pg_try_advisory_lock_shared', NULL, 'mer_advisory_try_lock_shared'),
+			(2, 'pg_try_advisory_xact_lock', NULL, 'mer_advisory_try_xact_lock'),
+			(2, 'pg_try_advisory_xact_lock_shared', NULL, 'mer_advisory_try_xact_lock_shared'),
+			(2, 'pg_advisory_unlock', NULL, 'mer_advisory_unlock'),
+			(2, 'pg_advisory_unlock_shared', NULL, 'mer_advisory_unlock_shared'),
+			(2, 'pg_advisory_unlock_all', NULL, 'mer_advisory_unlock_everything')
+		) AS r (batch, name, nargs, ours) ON r.name = p.proname AND (r.nargs IS NULL OR r.nargs = p.pronargs)
 		WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prolang = 12
-		ORDER BY p.oid
+		ORDER BY r.batch, p.oid
 	LOOP
 		UPDATE pg_catalog.pg_proc SET pronamespace = 'meridian'::regnamespace WHERE oid = f.oid;
 		EXECUTE pg_catalog.format('ALTER EXTENSION meridian ADD FUNCTION %s', f.oid::regprocedure);

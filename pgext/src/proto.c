@@ -570,6 +570,15 @@ send_cancel(MerProto *p, uint32 id)
 }
 
 void
+mer_proto_cancel(MerProto *p, uint32 id)
+{
+	MerPending *entry = find_pending(p, id);
+
+	if (entry != NULL && entry->body == NULL && p->connected)
+		send_cancel(p, id);
+}
+
+void
 mer_proto_forget(MerProto *p, uint32 id)
 {
 	MerPending *entry = find_pending(p, id);

@@ -95,6 +95,7 @@ pg_noreturn extern void mp_malformed(const char *why);
 #define MER_SEQUENCE 12
 #define MER_SETVAL 13
 #define MER_PEEKSEQ 14
+#define MER_ADVISORY 17
 #define MER_ADMIN 20
 
 #define MER_RESULT 64
@@ -200,6 +201,9 @@ extern bool mer_proto_refused(MerProto *p, MerAnswer *answer);
 /* Give up on one request (a CANCEL is sent if that needs no wait), or on all. */
 extern void mer_proto_forget(MerProto *p, uint32 id);
 extern void mer_proto_forget_all(MerProto *p);
+
+/* Ask for an early end; the answer is still to be waited for. */
+extern void mer_proto_cancel(MerProto *p, uint32 id);
 
 #define MER_NO_DEADLINE INT64_C(0x7fffffffffffffff)
 

@@ -83,6 +83,8 @@ after(Node *stmt, int truncated_mark)
 			if (((DiscardStmt *) stmt)->target == DISCARD_ALL ||
 				((DiscardStmt *) stmt)->target == DISCARD_SEQUENCES)
 				mer_sequence_discard();
+			if (((DiscardStmt *) stmt)->target == DISCARD_ALL)
+				mer_advisory_unlock_all();
 			break;
 		default:
 			break;
@@ -120,6 +122,8 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 		.query_string = query_string,
 	};
 	int			truncated_mark;
+
+	mer_advisory_check();
 
 	/* Guards edit the statement, which may belong to a cached plan. */
 	if (read_only_tree && !IsA(pstmt->utilityStmt, TransactionStmt))
@@ -169,4 +173,5 @@ mer_utility_init(void)
 	ProcessUtility_hook = mer_process_utility;
 	mer_ddl_init();
 	mer_isolation_init();
+	mer_advisory_init();
 }

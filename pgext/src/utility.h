@@ -118,6 +118,14 @@ extern void mer_sequence_discard(void);
 /* COPY FROM that leaves out an identity column; true if it was run here. */
 extern bool mer_sequence_copy(ParseState *pstate, CopyStmt *stmt, uint64 *processed);
 
+/* ---------- advisory.c ---------- */
+
+extern void mer_advisory_init(void);
+extern void mer_advisory_unlock_all(void);
+
+/* FATAL if the session has lost its advisory locks. */
+extern void mer_advisory_check(void);
+
 /* ---------- isolation.c ---------- */
 
 extern void mer_isolation_init(void);

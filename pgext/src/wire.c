@@ -16,7 +16,6 @@
 #include <unistd.h>
 
 #include "access/xact.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
 #include "storage/fd.h"
@@ -46,6 +45,9 @@ typedef struct MerSocket
 	bool		serve_interrupts;
 	bool		used;			/* this transaction has sent something */
 	bool		lost;			/* this transaction has lost its socket */
+	bool		pinned;			/* the session ends with its socket */
+	uint32		number;			/* of the connection: how many there were */
+	uint32		pinned_number;
 } MerSocket;
 
 static MerSocket sock = {.fd = PGINVALID_SOCKET};
@@ -353,7 +355,10 @@ connect_and_greet(int timeout_ms, MerReply *reply)
 	{
 		status = greet(deadline_ms, reply);
 		if (status == MER_OK && reply->type == MER_WELCOME)
+		{
 			read_welcome(&reply->body);
+			sock.number++;
+		}
 		else
 			mer_proto_close(proto);
 	}
@@ -410,11 +415,30 @@ connect_now(void)
 	pfree(reply.frame);
 }
 
+static bool
+pin_lost(void)
+{
+	return sock.pinned && (proto == NULL || !proto->connected || sock.number != sock.pinned_number);
+}
+
+pg_noreturn static void
+raise_pin_lost(void)
+{
+	sock.pinned = false;
+	ereport(FATAL,
+			(errcode(ERRCODE_ADMIN_SHUTDOWN),
+			 errmsg("terminating connection because its advisory locks were lost"),
+			 errdetail("The connection to the gateway ended; other sessions may hold the locks now."),
+			 errhint("Connect again and take the locks again.")));
+}
+
 /* Be connected.  A transaction that has used a socket cannot go on with another. */
 static void
 ensure_connected(void)
 {
 	ensure_proto();
+	if (pin_lost())
+		raise_pin_lost();
 	if (sock.used)
 	{
 		if (!proto->connected)
@@ -477,6 +501,8 @@ mer_wire_send(StringInfo buf)
 	status = mer_proto_send(proto, buf, MER_NO_DEADLINE);
 	if (status == MER_LOST && first)
 	{
+		if (pin_lost())
+			raise_pin_lost();
 		connect_now();
 		status = mer_proto_send(proto, buf, MER_NO_DEADLINE);
 	}
@@ -526,6 +552,65 @@ mer_wire_call(StringInfo buf, uint32 id)
 	return mer_wire_wait(id);
 }
 
+/* ---------- for what the gateway keeps for this session ---------- */
+
+#define SETTLE_TIMEOUT_MS 10000
+
+MerReply
+mer_wire_wait_settled(uint32 id, void (*late) (const MerReply *, const void *), const void *arg)
+{
+	MerAnswer	answer;
+	MerReply	reply;
+	MerStatus	status;
+
+	ensure_connected();
+	sock.serve_interrupts = true;
+	PG_TRY();
+	{
+		status = mer_proto_wait(proto, id, MER_NO_DEADLINE, &answer);
+	}
+	PG_CATCH();
+	{
+		mer_proto_cancel(proto, id);
+		if (mer_wire_try_wait(id, SETTLE_TIMEOUT_MS, &reply) == MER_OK)
+			late(&reply, arg);
+		else
+			mer_wire_drop();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	if (status != MER_OK)
+		raise_status(status);
+	take_answer(&reply, &answer);
+	if (reply.type == MER_ERROR)
+		mer_wire_raise(&reply);
+	return reply;
+}
+
+void
+mer_wire_pin(bool pin)
+{
+	sock.pinned = pin;
+	sock.pinned_number = sock.number;
+}
+
+/* Also where the gateway ended the connection while nobody looked. */
+void
+mer_wire_check_pin(void)
+{
+	if (sock.pinned && proto != NULL)
+		(void) mer_proto_alive(proto);
+	if (pin_lost())
+		raise_pin_lost();
+}
+
+void
+mer_wire_drop(void)
+{
+	if (proto != NULL)
+		mer_proto_close(proto);
+}
+
 /* ---------- for COMMIT ---------- */
 
 static int64
@@ -543,8 +628,10 @@ mer_wire_try_send(StringInfo buf, int timeout_ms)
 	ensure_proto();
 	sock.used = true;
 	sock.serve_interrupts = false;
+	if (pin_lost())
+		return MER_UNSENT;
 	status = mer_proto_send(proto, buf, deadline(timeout_ms));
-	if (status == MER_LOST && first)
+	if (status == MER_LOST && first && !sock.pinned)
 	{
 		status = mer_wire_try_reconnect(CONNECT_TIMEOUT_MS);
 		if (status == MER_OK)
@@ -604,61 +691,7 @@ mer_wire_try_reconnect(int timeout_ms)
 	return proto->connected ? MER_OK : MER_LOST;
 }
 
-/* ---------- errors, limits, leases ---------- */
-
-static char *
-take_text(MpReader *r)
-{
-	uint32		len;
-	const char *text = mp_get_bytes(r, &len);
-
-	if (!pg_verify_mbstr(GetDatabaseEncoding(), text, (int) len, true))
-		mp_malformed("text is not in the database's encoding");
-	return pnstrdup(text, len);
-}
-
-static int
-take_sqlstate(MpReader *r)
-{
-	uint32		len;
-	const char *state = mp_get_bytes(r, &len);
-
-	if (len != 5)
-		mp_malformed("SQLSTATE of another length");
-	return MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
-}
-
-int
-mer_wire_sqlstate(const MerReply *reply)
-{
-	MpReader	r = reply->body;
-
-	mp_skip(&r);				/* our error code */
-	return take_sqlstate(&r);
-}
-
-void
-mer_wire_raise(MerReply *reply)
-{
-	MpReader   *r = &reply->body;
-	int			sqlstate;
-	char	   *message;
-	char	   *detail;
-	char	   *hint;
-
-	Assert(reply->type == MER_ERROR);
-	mp_skip(r);
-	sqlstate = take_sqlstate(r);
-	message = take_text(r);
-	detail = take_text(r);
-	hint = take_text(r);
-	pfree(reply->frame);
-	ereport(ERROR,
-			(errcode(sqlstate),
-			 errmsg_internal("%s", message),
-			 detail[0] ? errdetail_internal("%s", detail) : 0,
-			 hint[0] ? errhint("%s", hint) : 0));
-}
+/* ---------- limits, leases ---------- */
 
 bool
 mer_wire_connected(void)

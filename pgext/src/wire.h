@@ -35,4 +35,20 @@ extern int	mer_wire_sqlstate(const MerReply *reply);
 extern char *mer_gateway_socket;	/* GUC meridian.gateway_socket */
 extern int	mer_instance_id;	/* GUC meridian.instance_id */
 
+/*
+ * Like mer_wire_wait for a request whose effect must not be lost sight of: an
+ * error thrown while waiting cancels it, and late is given the answer that
+ * comes nevertheless.  It must not throw.
+ */
+extern MerReply mer_wire_wait_settled(uint32 id, void (*late) (const MerReply *, const void *),
+									  const void *arg);
+
+/*
+ * While pinned, the session has something that lives as long as the connection
+ * to the gateway: no other one is made, and losing it is FATAL.
+ */
+extern void mer_wire_pin(bool pin);
+extern void mer_wire_check_pin(void);
+extern void mer_wire_drop(void);
+
 #endif							/* MERIDIAN_WIRE_H */

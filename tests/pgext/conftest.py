@@ -14,7 +14,8 @@ from meridian.bench import servers
 from meridian.instance import binaries, extension, sanitizer
 from meridian.instance.users import pg_user
 
-CODEC_FILES = ["module", "msgpack", "orderbytes", "rowcodec", "keyenc", "proto", "wire", "debug",
+CODEC_FILES = ["module", "msgpack", "orderbytes", "rowcodec", "keyenc", "proto", "wire",
+               "wireerror", "debug",
                "catrules", "catcapture", "catapply", "seqfile", "catdebug"]
 
 
