@@ -151,6 +151,28 @@ GATED_COMMITS = 1_024
 ADVISORY_LOCKS = 200_000
 """Advisory locks held in the cluster, one per key and session; more get 53200."""
 ADVISORY_LOCKS_PER_OWNER = 50_000
+GATES = 64
+"""Gates at once; more are refused."""
+GATE_RELATIONS = 4_096
+"""Relations of one gate."""
+CATALOG_HISTORY = 65_536
+"""Catalog versions remembered with their taus; older ones only count as in force."""
+INSTANCES = 1_024
+"""Instances that may follow the catalog; more are refused."""
+FEED_WAIT_MS = 60_000
+"""Longest wait of one CATALOG request."""
+FEED_LIVE_MS = 5_000
+"""DDL waits for an instance that has asked for the catalog within this time."""
+FEED_LAPSE_MS = 60_000
+"""An instance that has not asked for this long is forgotten with what waits for it."""
+FEED_NOTIFICATIONS = 65_536
+FEED_NOTIFICATION_BYTES = 16 * MIB
+"""Notifications that wait for one instance; it is told when there were more."""
+FEED_PAGE = 1_000
+"""Notifications or versions in one answer."""
+NOTIFY_CHANNEL_BYTES = 63
+NOTIFY_PAYLOAD_BYTES = 7_999
+"""As in PostgreSQL."""
 GC_HORIZON_NS = 310 * S
 """Versions that ended longer ago than this may go (C6)."""
 

@@ -71,6 +71,11 @@ class _Drop(msgspec.Struct, array_like=True, tag=8):
     sid: int
 
 
+class _Notify(msgspec.Struct, array_like=True, tag=9):
+    channel: msgspec.Raw
+    payload: msgspec.Raw
+
+
 class _Check(msgspec.Struct, array_like=True, tag=10):
     sid: int
     keys: msgspec.Raw
@@ -82,9 +87,8 @@ class _Alter(msgspec.Struct, array_like=True, tag=11):
     flags: int
 
 
-_decode = msgspec.msgpack.Decoder(
-    list[_Put | _Delete | _Lock | _Share | _Big | _Create | _Add | _Drop | _Check | _Alter]
-).decode
+_Op = _Put | _Delete | _Lock | _Share | _Big | _Create | _Add | _Drop | _Notify | _Check | _Alter
+_decode = msgspec.msgpack.Decoder(list[_Op]).decode
 
 
 _ZERO = bytes(8)
@@ -144,7 +148,7 @@ def footprint(chunk: bytes) -> Footprint:
             continue
         if isinstance(op, _Check):
             checks.append(op.r)
-        if isinstance(op, _Big | _Check | _Alter):
+        if isinstance(op, _Big | _Check | _Alter | _Notify):
             continue
         if isinstance(op, _Share):
             shares += (_dense(op.r), _dense(op.i))

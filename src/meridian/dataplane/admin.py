@@ -46,6 +46,9 @@ def status(node: Node) -> dict[str, Any]:
         "complete_tau": node.replica.complete_tau,
         "storage_horizon": node.engine.horizon,
         "storage_bytes": node.storage_path.stat().st_size,
+        "catalog_version": node.catalog.version,
+        "catalog_versions_kept": len(node.catalog),
+        "instances": node.feeds.status(),
         "counters": node.counters.as_map(),
     }
 

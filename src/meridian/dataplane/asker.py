@@ -97,7 +97,8 @@ class Asker:
         if answer.outcome is ev.Outcome.COMMITTED:
             self._committed(asked, answer.tau)
         elif answer.outcome is ev.Outcome.ABORTED:
-            self._tell(asked, asked.refusal or self._aborted(answer.code))
+            refusal = asked.refusal or self._aborted(answer.code, asked.event.tau_start)
+            self._tell(asked, refusal)
         else:
             self._unknown(asked)
 
@@ -143,12 +144,13 @@ class Asker:
         elif asked.done is not None:
             asked.done(error)
 
-    def _aborted(self, code: ev.Code) -> MeridianError:
+    def _aborted(self, code: ev.Code, tau_start: int) -> MeridianError:
         counters = self.node.counters
         if code is ev.Code.CONFLICT:
             counters.conflicts += 1
         elif code is ev.Code.CATALOG:
             counters.catalog_aborts += 1
+            return self.node.catalog.refusal(tau_start)
         elif code is ev.Code.FLOOR:
             counters.false_aborts += 1
         return abort_error(code)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from meridian.adjudicator import events as ev
 from meridian.dataplane.asker import Asked, Asker, Done
+from meridian.dataplane.feeds import Note, notes_of
 from meridian.dataplane.large import Final, LargeCommits
 from meridian.dataplane.validate import check_relations, created_by
 from meridian.errors import Kind, MeridianError
@@ -65,7 +67,7 @@ class CommitPath:
             refusal = MeridianError(Kind.BAD_WRITE_SET, why="its chunks are not here")
         if refusal is None:
             try:
-                self.check_chunk(chunk, {})
+                final.notes = notes_of(self.check_chunk(chunk, {}))
             except MeridianError as error:
                 refusal = error
         tau = final.tau or self.node.tau_start()
@@ -83,12 +85,25 @@ class CommitPath:
         """Asks for the decision; with a `refusal`, only whether it was committed before."""
         to = self.asker.next_to()
         if refusal is None:
+            done = final.done
+            if final.notes:
+                done = partial(self._told, txid, final.notes, done)
             event = ev.Commit(to, txid, tau, final.catver, final.flags, parts, chunk)
-            self.asker.ask(Asked(event, final.done, None, final.started_ns))
+            self.asker.ask(Asked(event, done, None, final.started_ns))
         else:
             # An earlier copy of this request may have committed: its outcome comes first (5.6).
             status = ev.Status(to, txid, tau)
             self.asker.ask(Asked(status, final.done, None, final.started_ns, refusal))
+
+    def _told(
+        self, txid: bytes, notes: list[Note], done: Done, result: int | MeridianError
+    ) -> None:
+        """Notifications go out when their transaction is durable and applied, before its answer."""
+        if not isinstance(result, MeridianError):
+            self.node.feeds.notify(txid, notes)
+        elif result.kind is Kind.OUTCOME_UNKNOWN:
+            self.node.feeds.notifications_lost()
+        done(result)
 
     def refusal(self, final: Final, tau: int, size_bytes: int) -> MeridianError | None:
         """Which limit this transaction exceeds, if any."""

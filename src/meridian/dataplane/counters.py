@@ -55,6 +55,15 @@ class Counters:
     false_aborts: int = 0
     """Aborts for lack of memory of the past: below the floor, never a wrong commit."""
     catalog_aborts: int = 0
+    catalog_stale: int = 0
+    """Reads of an instance that had not applied the version in force."""
+    catalog_too_new: int = 0
+    """Reads of an instance whose catalog was newer than their tau."""
+    catalog_waits_expired: int = 0
+    """DDL answered although an instance had not applied it."""
+    notifications: int = 0
+    notifications_lost: int = 0
+    """Instances that were told to end the sessions that listen count once each time."""
     unknown_outcomes: int = 0
     retries: int = 0
     connections_cut: int = 0

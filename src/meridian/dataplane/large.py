@@ -12,6 +12,7 @@ import msgspec
 
 from meridian.adjudicator import events as ev
 from meridian.dataplane.asker import Done, abort_error
+from meridian.dataplane.feeds import Note, notes_of
 from meridian.dataplane.slices import slices
 from meridian.errors import Kind, MeridianError
 from meridian.limits import LARGE_COMMITS, LARGE_WAITING, STAGED_BACKLOG_BYTES
@@ -33,6 +34,8 @@ class Final(msgspec.Struct):
     row_count: int
     done: Done
     started_ns: int
+    notes: list[Note] = []
+    """Notifications of the write set."""
 
 
 _Chunk = tuple[int, bytes, Callable[[MeridianError | None], None]]
@@ -51,6 +54,7 @@ class _Large(msgspec.Struct):
     pieces: deque[bytes] = msgspec.field(default_factory=deque)
     taken: Callable[[MeridianError | None], None] | None = None
     created: dict[int, dict[int, int]] = msgspec.field(default_factory=dict)
+    notes: list[Note] = msgspec.field(default_factory=list)
     refused: MeridianError | None = None
     final: Final | None = None
     last_chunk: bytes | None = None
@@ -210,12 +214,14 @@ class LargeCommits:
         if large.size_bytes > self.node.limits.txn_size_bytes:
             raise self.path.too_large(large.size_bytes)
         ops = self.path.check_chunk(chunk, large.created)
+        large.notes += notes_of(ops)
         large.pieces.extend(slices(ops, len(chunk)))
 
     def _commit_large(self, txid: bytes, large: _Large, piece: bytes) -> None:
         """The last piece goes with the commit record."""
         final = large.final
         assert final is not None
+        final.notes = large.notes
         del self._large[txid]
         refusal = self.path.refusal(final, large.tau, large.size_bytes)
         if final.tau not in (0, large.tau):

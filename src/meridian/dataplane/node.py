@@ -19,8 +19,10 @@ import apsw
 from meridian.adjudicator.events import Replayed
 from meridian.clock.clock import Clock
 from meridian.dataplane import admin, recovery
+from meridian.dataplane.catalog import Catalog
 from meridian.dataplane.commits import CommitPath
 from meridian.dataplane.counters import Counters
+from meridian.dataplane.feeds import Feeds
 from meridian.dataplane.housekeeping import Housekeeping
 from meridian.dataplane.leases import Leases
 from meridian.dataplane.owner import Owner
@@ -50,10 +52,12 @@ from meridian.wire.ops import (
     KIND_TABLE,
     SID_CATALOG,
     SID_JOBS,
+    Add,
     Create,
     Op,
     encode_chunk,
 )
+from meridian.wire.reach import COLUMN_REACH
 
 log = logging.getLogger("meridian.node")
 
@@ -85,6 +89,8 @@ class Node:
         self.engine: Engine
         self.replica: Replica
         self.owner: Owner | None = None
+        self.catalog = Catalog(self.counters)
+        self.feeds = Feeds(self)
         self.commits = CommitPath(self)
         self.sequences = Sequences(self)
         self.leases: Leases
@@ -181,6 +187,8 @@ class Node:
     async def _own(self, recovered: recovery.Recovered) -> None:
         """A new epoch: marker and SEAL are durable when this returns. Raises OSError."""
         position = recovered.reader.position()
+        self.catalog.load(self.trim_position().catalog, recovered.catalog)
+        self._read_reaches()
         epoch = next_epoch(self.store, JOURNAL, position.epoch[0] + 1)
         owner = Owner(
             clock=self.clock,
@@ -192,6 +200,7 @@ class Node:
             answered=self.commits.asker.answered,
             refused=self.commits.large.refused,
             lost=self._lost,
+            catalog_made=self.catalog.add,
         )
         owner.writer = self.journal.open_writer(
             recovered.segments, recovered.tail, owner.durable_in_thread, owner.failed_in_thread
@@ -222,17 +231,21 @@ class Node:
     async def _bootstrap(self) -> None:
         """The system relations that a new cluster, or one of an earlier version, lacks."""
         integers = [(COLUMN_LAST, CLASS_INTEGER), (COLUMN_IS_CALLED, CLASS_INTEGER)]
-        catalog = [(1, CLASS_OPAQUE), (2, CLASS_BYTES)]
+        catalog = [(1, CLASS_OPAQUE), (2, CLASS_BYTES), (COLUMN_REACH, CLASS_OPAQUE)]
         jobs = [(attnum, CLASS_BYTES) for attnum in range(1, JOB_COLUMNS + 1)]
-        wanted: list[Op] = [
+        wanted: list[Create] = [
             Create(SID_CATALOG, KIND_TABLE, catalog, 0),
             Create(SID_SEQUENCES, KIND_TABLE, integers, 0),
             Create(SID_JOBS, KIND_TABLE, jobs, 0),
         ]
-        missing = [op for op in wanted if self.engine.known_columns(op.sid) is None]
-        if not missing:
+        known = self.engine.known_columns
+        ops: list[Op] = [op for op in wanted if known(op.sid) is None]
+        columns = known(SID_CATALOG)
+        if columns is not None and COLUMN_REACH not in columns:
+            ops.append(Add(SID_CATALOG, COLUMN_REACH, CLASS_OPAQUE, None))
+        if not ops:
             return
-        chunk = encode_chunk(missing)
+        chunk = encode_chunk(ops)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[int | MeridianError] = loop.create_future()
         txid = secrets.token_bytes(16)
@@ -375,9 +388,15 @@ class Node:
 
     def _advanced(self) -> None:
         """Storage has got further: answers commits, lets chunks of large ones in."""
+        self._read_reaches()
         self.commits.asker.applied()
         if self.commits.large.waiting:
             self.commits.large.pump()
+
+    def _read_reaches(self) -> None:
+        """Tells instances of catalog versions that they may read now."""
+        if self.catalog.unread and self.catalog.read_reaches(self.engine):
+            self.feeds.catalog_grew()
 
     async def admin(self, command: str, arguments: dict[str, Any]) -> Any:
         """An ADMIN request. Raises NOT_SUPPORTED for unknown commands."""

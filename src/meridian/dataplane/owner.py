@@ -16,7 +16,7 @@ from meridian.crossbar import core as crossbar
 from meridian.dataplane.counters import Counters
 from meridian.dataplane.recovery import JOURNAL, SUBSCRIBER
 from meridian.dataplane.replica import Replica
-from meridian.journal.core import Payload, Position, Reader
+from meridian.journal.core import Commit, Payload, Position, Reader
 from meridian.journal.file import AppendError, FileWriter
 from meridian.journal.record import Record
 
@@ -38,6 +38,7 @@ class Owner(Shell):
         answered: Callable[[ev.Answer], None],
         refused: Callable[[ev.Refused], None],
         lost: Callable[[str, AppendError | None], None],
+        catalog_made: Callable[[int, int], None],
     ) -> None:
         super().__init__(
             clock=clock, adjudicator=adjudicator, answered=answered, refused=refused, lost=lost
@@ -49,6 +50,7 @@ class Owner(Shell):
         replica.took = self._took
         replica.want = self.want
         self.boundaries: list[Position] = []
+        self._catalog_made = catalog_made
 
     def landed(self, batches: list[list[Record]]) -> None:
         accepted: list[tuple[Record, Payload]] = []
@@ -64,6 +66,9 @@ class Owner(Shell):
         for record in batch:
             payload = self.reader.accept(record)
             if payload is not None:
+                if type(payload) is Commit and payload.catalog:
+                    # Before storage is complete through its tau, and before anybody is told.
+                    self._catalog_made(payload.catalog, record.tau)
                 accepted.append((record, payload))
 
     def cross(self, event: crossbar.Event) -> None:

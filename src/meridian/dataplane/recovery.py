@@ -23,7 +23,7 @@ from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
 from meridian.dataplane.replica import Replica
 from meridian.errors import Kind, MeridianError
-from meridian.journal.core import JournalError, Payload, Position, Reader
+from meridian.journal.core import Commit, JournalError, Payload, Position, Reader
 from meridian.journal.file import FileJournal
 from meridian.journal.record import Record
 from meridian.journal.segments import SegmentReader
@@ -61,6 +61,8 @@ class Recovered(NamedTuple):
     """Records that no later one proves durable."""
     boundaries: list[Position]
     """Where each segment begins, unless inside an open transaction: possible trim points."""
+    catalog: list[tuple[int, int]]
+    """Catalog versions in the journal and their taus, in order."""
 
 
 def open_storage(
@@ -121,6 +123,7 @@ async def read_journal(
     tail: list[Record] = []
     tail_bytes = 0
     boundaries: list[Position] = []
+    catalog: list[tuple[int, int]] = []
     progress = _Progress(report)
     now = clock.now()
     try:
@@ -135,6 +138,8 @@ async def read_journal(
             payload = reader.accept(record)
             if payload is not None:
                 adjudicator.step(now, Replay(record, payload))
+                if isinstance(payload, Commit) and payload.catalog:
+                    catalog.append((payload.catalog, record.tau))
                 replay.add(record, payload)
             if progress.count(len(record.payload)):
                 await asyncio.sleep(0)
@@ -159,7 +164,7 @@ async def read_journal(
         log.warning(text)
         report(text)
     tail = [one for one in tail if one.n > scanned.durable_n]
-    return Recovered(adjudicator, merge, reader, segments, tail, boundaries)
+    return Recovered(adjudicator, merge, reader, segments, tail, boundaries, catalog)
 
 
 class _Replay:

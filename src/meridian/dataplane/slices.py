@@ -18,6 +18,7 @@ from meridian.wire.ops import (
     Delete,
     Drop,
     Lock,
+    Notify,
     Op,
     Put,
     Share,
@@ -31,7 +32,7 @@ _Keyed = Put | Delete | Lock | Share | Big | Check
 def slices(ops: Sequence[Op], size_bytes: int) -> list[bytes]:
     """The same ops as several chunks, schema ops first. `size_bytes`: of the chunk of `ops`."""
     schema: list[Op] = [op for op in ops if isinstance(op, (Create, Add, Drop, Alter))]
-    rows = [op for op in ops if not isinstance(op, (Create, Add, Drop, Alter))]
+    rows = [op for op in ops if not isinstance(op, (Create, Add, Drop, Alter, Notify))]
     count = sum(len(op.keys) for op in rows)
     fitting = max(1, min(SLICE_ROWS, count * SLICE_BYTES // max(1, size_bytes)))
     pieces: list[bytes] = []
@@ -45,7 +46,21 @@ def slices(ops: Sequence[Op], size_bytes: int) -> list[bytes]:
                 piece, taken = [], 0
     if piece or not pieces:
         pieces.append(encode_chunk(piece))
-    return pieces
+    return [*pieces, *_notifications(ops)]
+
+
+def _notifications(ops: Sequence[Op]) -> Iterator[bytes]:
+    piece: list[Op] = []
+    size_bytes = 0
+    for op in ops:
+        if isinstance(op, Notify):
+            piece.append(op)
+            size_bytes += len(op.channel) + len(op.payload)
+            if size_bytes >= SLICE_BYTES:
+                yield encode_chunk(piece)
+                piece, size_bytes = [], 0
+    if piece:
+        yield encode_chunk(piece)
 
 
 def _cut(op: _Keyed, first: int, following: int) -> Iterator[_Keyed]:

@@ -33,6 +33,8 @@ class Connection(asyncio.Protocol):
         self.number = number
         self.transport: asyncio.Transport | None = None
         self.greeted = False
+        self.instance_id = 0
+        """From HELLO; 0: a tool."""
         self.running: dict[int, Callable[[], object]] = {}
         """Requests under way: id -> how to stop it (it then answers 57014 itself)."""
         self.staged: set[bytes] = set()

@@ -16,6 +16,7 @@ import msgspec
 
 from meridian.errors import Kind, MeridianError
 from meridian.gateway.advisory import Advisory
+from meridian.gateway.coherence import Coherence
 from meridian.gateway.connection import Connection
 from meridian.gateway.paging import join_pages
 from meridian.limits import (
@@ -40,6 +41,7 @@ _GET_SLICE = 512
 """Keys of one GET read in one go on the event loop."""
 
 Handler = Callable[[Connection, Any], None]
+Closed = Callable[[Connection], None]
 
 
 class Requests:
@@ -69,9 +71,18 @@ class Requests:
             frames.ADVISORY: self.advisory.handle,
             frames.ADMIN: self._admin,
         }
-        self._known = {
-            kind: (frames.DECODERS[kind].decode, handler) for kind, handler in handlers.items()
-        }
+        self._known: dict[int, tuple[Callable[[bytes], Any], Handler]] = {}
+        self._closed: list[Closed] = []
+        for kind, handler in handlers.items():
+            self.register(kind, handler)
+        Coherence(self)
+
+    def register(self, kind: int, handler: Handler, closed: Closed | None = None) -> None:
+        """Who handles requests of a kind, and hears of connections that end."""
+        assert kind not in self._known
+        self._known[kind] = (frames.DECODERS[kind].decode, handler)
+        if closed is not None:
+            self._closed.append(closed)
 
     # Connections
 
@@ -89,6 +100,8 @@ class Requests:
         for txid in sorted(connection.staged):
             self.node.commits.large.discard(txid)
         connection.staged.clear()
+        for closed in self._closed:
+            closed(connection)
         if connection.committing == 0:
             self.advisory.close(connection)
 
@@ -141,13 +154,27 @@ class Requests:
         if version != frames.PROTOCOL_VERSION:
             raise MeridianError(Kind.UNSUPPORTED_VERSION, version=version)
         connection.greeted = True
+        connection.instance_id = instance_id
         log.debug("hello", extra={"pid": pid, "instance": instance_id})
         limits = self.node.limits.as_map()
         connection.send(frames.frame((frames.WELCOME, request_id, version, self.profile, limits)))
 
     def _begin(self, connection: Connection, request: frames.Begin) -> None:
+        catver = request[2]
         tau = self.node.tau_start()
+        if catver:
+            self._compare(catver, tau, 0, 0)
         connection.send(frames.frame((frames.RESULT, request[1], tau, False, [])))
+
+    def _compare(self, catver: int, tau: int, sid: int, row_sid: int) -> None:
+        """Every version through tau is known when storage is complete through it: not earlier.
+
+        Raises SCHEMA_CHANGED.
+        """
+        catalog = self.node.catalog
+        # The normal case costs no call.
+        if catver != catalog.version or tau < catalog.tau:
+            catalog.compare(catver, tau, (sid, row_sid))
 
     # Reads
 
@@ -189,30 +216,26 @@ class Requests:
         connection.finish_error(request_id, MeridianError(Kind.CANCELED))
 
     def _get(self, connection: Connection, request: frames.Get) -> None:
-        _, request_id, _, tau, sid, cols, keys = request
+        _, request_id, catver, tau, sid, cols, keys = request
         node = self.node
         if tau == 0:
             tau = node.tau_start()
         if len(keys) <= _GET_SLICE and node.ready(tau):
+            if catver and (catver != node.catalog.version or tau < node.catalog.tau):
+                node.catalog.compare(catver, tau, (sid,))
             more, rows = node.engine.get(tau, sid, tuple(cols), keys)
             node.counters.gets += 1
             connection.send(frames.result_frame(request_id, tau, more, rows))
             return
         if len(keys) > GET_KEYS:
             raise MeridianError(Kind.REQUEST_TOO_LARGE, limit=GET_KEYS)
-        read = partial(self._get_all, connection, request_id, tau, sid, tuple(cols), keys)
+        read = partial(self._get_all, connection, request, tau)
         self._when_ready(connection, request_id, tau, read)
 
-    def _get_all(
-        self,
-        connection: Connection,
-        request_id: int,
-        tau: int,
-        sid: int,
-        cols: tuple[int, ...],
-        keys: list[bytes],
-    ) -> None:
-        self._spawn(connection, request_id, self._get_slices(tau, sid, cols, keys))
+    def _get_all(self, connection: Connection, request: frames.Get, tau: int) -> None:
+        _, request_id, catver, _, sid, cols, keys = request
+        self._compare(catver, tau, sid, 0)
+        self.spawn(connection, request_id, self._get_slices(tau, sid, tuple(cols), keys))
 
     async def _get_slices(
         self, tau: int, sid: int, cols: tuple[int, ...], keys: list[bytes]
@@ -234,7 +257,8 @@ class Requests:
         return lambda request_id: frames.result_frame(request_id, tau, more, joined)
 
     def _scan(self, connection: Connection, request: frames.Scan) -> None:
-        (_, request_id, _, tau, sid, lo, hi, flags, cols, where, limit, page_bytes) = request[:12]
+        (_, request_id, catver, tau, sid) = request[:5]
+        (lo, hi, flags, cols, where, limit, page_bytes) = request[5:12]
         row_sid, row_cols, row_filter, group, aggs = request[12:]
         tau = tau or self.node.tau_start()
         plain = where is None and row_filter is None and group is None and aggs is None
@@ -261,16 +285,18 @@ class Requests:
             group=None if group is None else tuple(group),
             aggs=None if aggs is None else tuple(map(tuple, aggs)),
         )
-        read = partial(self._read_range, connection, request_id, scan)
+        read = partial(self._read_range, connection, request_id, catver, scan)
         self._when_ready(connection, request_id, scan.tau, read)
 
     def _look_up(self, connection: Connection, request: frames.Scan, tau: int) -> None:
         """A range without filters or aggregates: most are short and of a shape seen before."""
-        (_, request_id, _, _, sid, lo, hi, flags, cols, _, limit, page_bytes) = request[:12]
+        (_, request_id, catver, _, sid, lo, hi, flags, cols, _, limit, page_bytes) = request[:12]
         row_sid, row_cols = request[12], request[13]
         page_bytes = min(page_bytes, SCAN_PAGE_BYTES) if page_bytes > 0 else SCAN_PAGE_BYTES
         shape = (sid, row_sid, flags, tuple(cols), tuple(row_cols))
         node = self.node
+        if catver and (catver != node.catalog.version or tau < node.catalog.tau):
+            node.catalog.compare(catver, tau, (sid, row_sid))
         assert hi is not None
         page = node.engine.try_lookup(tau, lo, hi, limit, page_bytes, shape)
         if page is not None:
@@ -289,19 +315,26 @@ class Requests:
             row_sid=row_sid,
             row_cols=shape[4],
         )
-        self._read_range(connection, request_id, scan)
+        self._read_range(connection, request_id, 0, scan)
 
     def _sample(self, connection: Connection, request: frames.Sample) -> None:
-        _, request_id, _, tau, sid, count, cols = request
+        _, request_id, catver, tau, sid, count, cols = request
         if not 0 <= count <= SAMPLE_ROWS:
             raise MeridianError(Kind.REQUEST_TOO_LARGE, limit=SAMPLE_ROWS)
         sample = SampleRequest(tau or self.node.tau_start(), sid, count, tuple(cols))
-        read = partial(self._read_range, connection, request_id, sample)
+        read = partial(self._read_range, connection, request_id, catver, sample)
         self._when_ready(connection, request_id, sample.tau, read)
 
     def _read_range(
-        self, connection: Connection, request_id: int, request: ScanRequest | SampleRequest
+        self,
+        connection: Connection,
+        request_id: int,
+        catver: int,
+        request: ScanRequest | SampleRequest,
     ) -> None:
+        if catver:
+            row_sid = request.row_sid if isinstance(request, ScanRequest) else 0
+            self._compare(catver, request.tau, request.sid, row_sid)
         engine = self.node.engine
         self.node.counters.scans += 1
         page = engine.try_scan(request)
@@ -340,7 +373,10 @@ class Requests:
         connection.start(request_id, _uninterruptible)
         connection.staged.discard(txid)
         connection.committing += 1
-        done = partial(self._committed, connection, request_id)
+        if flags & frames.COMMIT_HAS_SCHEMA:
+            done = partial(self._schema_committed, connection, request_id)
+        else:
+            done = partial(self._committed, connection, request_id)
         try:
             self.node.commits.commit(txid, tau, catver, flags, row_count, chunk, done)
         except BaseException:
@@ -360,6 +396,17 @@ class Requests:
         else:
             answer = frames.frame((frames.COMMITTED, request_id, result))
             connection.finish(request_id, answer)
+
+    def _schema_committed(
+        self, connection: Connection, request_id: int, result: int | MeridianError
+    ) -> None:
+        """DDL is answered when the other instances have it, so that it is there at the next."""
+        answer = partial(self._committed, connection, request_id, result)
+        version = 0 if isinstance(result, MeridianError) else self.node.catalog.made_at(result)
+        if version:
+            self.node.feeds.wait_applied(version, connection.instance_id, answer)
+        else:
+            answer()
 
     def _part(self, connection: Connection, request: frames.Part) -> None:
         _, request_id, txid, seq, chunk, tau = request
@@ -413,7 +460,7 @@ class Requests:
             first, granted = await self.node.leases.take(kind, count)
             return lambda rid: frames.frame((frames.LEASED, rid, first, granted))
 
-        self._spawn(connection, request_id, take())
+        self.spawn(connection, request_id, take())
 
     def _sequence(self, connection: Connection, request: frames.Sequence) -> None:
         _, request_id, sid, cache, increment, minimum, maximum, start, cycle = request
@@ -423,27 +470,28 @@ class Requests:
             connection.send(frames.frame((frames.VALUES, request_id, values)))
             return
         work = self.node.sequences.next(sid, cache, options)
-        self._spawn(connection, request_id, self._values(work))
+        self.spawn(connection, request_id, self.values(work))
 
     def _setval(self, connection: Connection, request: frames.SetVal) -> None:
         _, request_id, sid, value, is_called = request
         work = self.node.sequences.set(sid, value, bool(is_called))
-        self._spawn(connection, request_id, self._values(work))
+        self.spawn(connection, request_id, self.values(work))
 
     def _peekseq(self, connection: Connection, request: frames.PeekSeq) -> None:
         work = self.node.sequences.peek(request[2])
-        self._spawn(connection, request[1], self._values(work))
+        self.spawn(connection, request[1], self.values(work))
 
     def _admin(self, connection: Connection, request: frames.Admin) -> None:
         _, request_id, command, arguments = request
         work = self.node.admin(command, arguments)
-        self._spawn(connection, request_id, self._values(work))
+        self.spawn(connection, request_id, self.values(work))
 
-    async def _values(self, work: Coroutine[Any, Any, Any]) -> Callable[[int], bytes]:
+    async def values(self, work: Coroutine[Any, Any, Any]) -> Callable[[int], bytes]:
+        """An answer VALUES."""
         values = await work
         return lambda request_id: frames.frame((frames.VALUES, request_id, values))
 
-    def _spawn(
+    def spawn(
         self,
         connection: Connection,
         request_id: int,

@@ -38,7 +38,7 @@ class WriteSet:
         self.locks: dict[Key, None] = {}
         self.shares: dict[Key, None] = {}
         self.identities: dict[Key, None] = {}
-        self.schema: list[wire.Op] = []
+        self.schema: list[wire.Add] = []
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.locks or self.shares or self.schema)
@@ -61,7 +61,7 @@ class WriteSet:
         """`count` chunks, rows spread over them."""
         rows = list(self.rows.items())
         parts = [self._rows(rows[at::count]) for at in range(count)]
-        parts[-1] += self._locks() + self.schema
+        parts[-1] += [*self._locks(), *self.schema]
         return [wire.encode_chunk(part) for part in parts]
 
     def _rows(self, rows: list[tuple[Key, bytes | None]]) -> list[wire.Op]:

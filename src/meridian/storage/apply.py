@@ -9,6 +9,7 @@ from operator import concat, lt
 import apsw
 import msgspec
 
+from meridian.limits import NOTIFY_CHANNEL_BYTES, NOTIFY_PAYLOAD_BYTES
 from meridian.storage import relations, staging
 from meridian.storage.errors import BadWriteSet, Corrupt
 from meridian.storage.ranges import Ranges, cut_ops
@@ -24,6 +25,7 @@ from meridian.wire.ops import (
     Delete,
     Drop,
     Lock,
+    Notify,
     Op,
     Put,
     Share,
@@ -62,6 +64,11 @@ def check_ops(chunk: Sequence[Op]) -> None:
                 raise BadWriteSet("the default of a column is nil, an int or bin")
             if isinstance(op.default, int) and not -TS_MAX - 1 <= op.default <= TS_MAX:
                 raise BadWriteSet("an integer exceeds int64")
+        elif isinstance(op, Notify) and (
+            not 0 < len(op.channel) <= NOTIFY_CHANNEL_BYTES
+            or len(op.payload) > NOTIFY_PAYLOAD_BYTES
+        ):
+            raise BadWriteSet("channel or payload of a notification is too long")
 
 
 def _check_create(op: Create) -> None:

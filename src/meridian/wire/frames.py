@@ -50,6 +50,11 @@ COMMIT_HAS_PARTS = 2
 SCAN_DESCENDING = 1
 SCAN_LO_EXCLUSIVE = 2
 
+FEED_NOTIFICATION = 0
+"""First value of a row of CATALOG's answer: a notification follows; above 0 it is a version."""
+FEED_LOST = -1
+"""The same: notifications may have been lost, those who listen must be told."""
+
 LEASE_ROW = 1
 LEASE_SID = 2
 LEASE_OID = 3
@@ -92,6 +97,8 @@ Cancel = tuple[int, int, int]
 Sequence = tuple[int, int, int, int, int, int, int, int, bool | int]
 SetVal = tuple[int, int, int, int, bool | int]
 PeekSeq = tuple[int, int, int]
+Catalog = tuple[int, int, int, int, int]
+Gate = tuple[int, int, bytes, list[int], int]
 Advisory = tuple[int, int, int, int, int, int]
 Admin = tuple[int, int, str, dict[str, Any]]
 
@@ -111,6 +118,8 @@ REQUESTS: dict[int, Any] = {
     SETVAL: SetVal,
     ADMIN: Admin,
     PEEKSEQ: PeekSeq,
+    CATALOG: Catalog,
+    GATE: Gate,
     ADVISORY: Advisory,
 }
 

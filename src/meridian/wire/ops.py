@@ -106,6 +106,13 @@ class Drop(msgspec.Struct, array_like=True, tag=8):
     sid: int
 
 
+class Notify(msgspec.Struct, array_like=True, tag=9):
+    """NOTIFY: told to every instance once the transaction is durable; storage ignores it."""
+
+    channel: bytes
+    payload: bytes
+
+
 class Check(msgspec.Struct, array_like=True, tag=10):
     """Rows that must not have been written after tau_start; nothing is recorded (index builds)."""
 
@@ -121,7 +128,7 @@ class Alter(msgspec.Struct, array_like=True, tag=11):
     flags: int
 
 
-Op = Put | Delete | Lock | Share | Big | Create | Add | Drop | Check | Alter
+Op = Put | Delete | Lock | Share | Big | Create | Add | Drop | Notify | Check | Alter
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Op])
