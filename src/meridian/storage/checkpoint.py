@@ -54,11 +54,7 @@ def write(
     target_dir.mkdir(parents=True, exist_ok=False)
     target = target_dir / STORAGE_NAME
     try:
-        reader = schema.connect_reader(source, cache_bytes=CACHE_BYTES)
-        try:
-            _copy(reader, target, stop)
-        finally:
-            reader.close(True)
+        _copy_file(source, target, stop)
         info = _finish(target)
         _write_durably(target_dir / MANIFEST_NAME, msgspec.json.encode(info))
         fsync_dir(target_dir)
@@ -66,6 +62,37 @@ def write(
         return info
     except (apsw.Error, OSError) as error:
         raise Failed(f"checkpoint: {error}") from error
+
+
+def copy_file(source: Path, target: Path, stop: Callable[[], bool] = lambda: False) -> None:
+    """A consistent copy of a file that is being written; not durable. Raises Cancelled, Failed."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy_file(source, target, stop)
+    except (apsw.Error, OSError) as error:
+        raise Failed(f"copy: {error}") from error
+
+
+def finish_copy(target: Path) -> None:
+    """One clean file without a log, not synced. Raises Failed."""
+    try:
+        copy = apsw.Connection(str(target))
+        try:
+            copy.execute("PRAGMA synchronous = OFF").fetchall()
+            copy.execute("PRAGMA journal_mode = DELETE").fetchall()
+            copy.execute("UPDATE file SET clean = 1").fetchall()
+        finally:
+            copy.close(True)
+    except apsw.Error as error:
+        raise Failed(f"copy: {error}") from error
+
+
+def _copy_file(source: Path, target: Path, stop: Callable[[], bool]) -> None:
+    reader = schema.connect_reader(source, cache_bytes=CACHE_BYTES)
+    try:
+        _copy(reader, target, stop)
+    finally:
+        reader.close(True)
 
 
 def _copy(reader: apsw.Connection, target: Path, stop: Callable[[], bool]) -> None:

@@ -45,6 +45,8 @@ SHORT_ROWS = 2_000
 SHORT_STEPS = 50_000
 """SQLite steps after which a read on the caller's thread is given up: about a millisecond."""
 
+COPY_BOOT_ID = "copy"
+
 Commit = tuple[int, Sequence[Op]]
 """(tau_commit, ops)."""
 
@@ -146,6 +148,23 @@ class Engine:
         """A file made from a checkpoint, replacing that at `path`. Raises RebuildNeeded, Failed."""
         checkpoint.restore(checkpoint_dir, path)
         return cls.open(path, boot_id=boot_id, durable=durable, cache_bytes=cache_bytes)
+
+    @classmethod
+    def open_copy(cls, path: Path, *, cache_bytes: int) -> Engine:
+        """A copy that this process has just made and that nobody else uses. Raises RebuildNeeded.
+
+        It is nobody's cache yet: neither boot nor journal say anything about it.
+        """
+        try:
+            db = schema_.connect(path, cache_bytes=cache_bytes)
+            try:
+                schema_.migrate(db)
+                return cls(path, db, COPY_BOOT_ID)
+            except BaseException:
+                db.close(True)
+                raise
+        except apsw.Error as error:
+            raise RebuildNeeded(f"the copy cannot be read: {error}") from error
 
     def close(self) -> None:
         """Clean close: the next boot may trust the file."""

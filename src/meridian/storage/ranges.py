@@ -14,20 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from meridian.wire.ops import (
-    Add,
-    Alter,
-    Big,
-    Check,
-    Create,
-    Delete,
-    Drop,
-    Lock,
-    Notify,
-    Op,
-    Put,
-    Share,
-)
+from meridian.wire.ops import Add, Alter, Big, Create, Delete, Drop, Op, Put
 
 START = b""
 END = b"\x80"
@@ -205,19 +192,19 @@ class Ranges:
 def cut_ops(ops: Sequence[Op], ranges: Ranges) -> list[Op]:
     """The share of a write set that concerns these ranges, in its order.
 
-    Rows are cut by key; CREATE, ADD, DROP and ALTER go to whoever owns a part of the relation;
-    locks, shares, checks and notifications mean nothing to storage.
+    Rows are cut by key; what concerns a relation goes to whoever owns a part of it; the rest
+    (locks, shares, checks) means nothing to storage.
     """
     return [part for op in ops for part in _cut(op, ranges)]
 
 
 def _cut(op: Op, ranges: Ranges) -> Iterator[Op]:
-    if isinstance(op, (Lock, Share, Check, Notify)):
+    if not isinstance(op, (Put, Delete, Big, Create, Add, Drop, Alter)):
         return
     owned = ranges.base_parts(span(op.sid))
     if not owned:
         return
-    if isinstance(op, (Create, Add, Drop, Alter)):
+    if not isinstance(op, (Put, Delete, Big)):
         yield op
         return
     for one in owned:

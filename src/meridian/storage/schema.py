@@ -125,7 +125,7 @@ def open_file(
         db = connect(path, cache_bytes=cache_bytes)
         try:
             _check_trust(db, boot_id, durable)
-            _migrate(db)
+            migrate(db)
             _mark(db, boot_id=boot_id, clean=False)
         except BaseException:
             db.close(True)
@@ -151,7 +151,7 @@ def _check_trust(db: apsw.Connection, boot_id: str, durable: Mapping[int, int] |
             raise RebuildNeeded(f"the file is ahead of durable journal {journal}")
 
 
-def _migrate(db: apsw.Connection) -> None:
+def migrate(db: apsw.Connection) -> None:
     """A file of format 1 owns everything."""
     if fetch(db, "SELECT format FROM file")[0][0] == FORMAT:
         return

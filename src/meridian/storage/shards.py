@@ -24,7 +24,7 @@ from meridian.storage.ranges import Owned, Range, Ranges, gaps, keys_of, span
 from meridian.storage.relations import Relation
 from meridian.storage.schema import State
 from meridian.storage.sql import fetch
-from meridian.storage.types import NEVER, PROVISIONAL, TS_MAX
+from meridian.storage.types import PROVISIONAL, TS_MAX
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_keys = msgspec.msgpack.Decoder(list[bytes]).decode
@@ -127,9 +127,7 @@ def purge_slice(applier: Applier, budget_rows: int) -> bool:
         return True
     db.execute("DELETE FROM purge WHERE id = ?", (number,))
     if not applier.ranges.meets(span(sid)):
-        # Below every horizon: garbage collection drops the empty table.
-        relation.born, relation.died = NEVER, 0
-        db.execute("UPDATE relations SET born = ?, died = 0 WHERE sid = ?", (NEVER, sid))
+        _forget(applier, sid)
         applier.catalog_changed = True
     return True
 
@@ -279,6 +277,10 @@ def _sort_gc(db: apsw.Connection) -> None:
 def _import_relation(applier: Applier, theirs: Relation) -> None:
     db, sid = applier.db, theirs.sid
     mine = applier.relations.get(sid)
+    if mine is not None and not mine.died:
+        # It never came to be, or was given up.
+        _forget(applier, sid)
+        mine = None
     if mine is None:
         mine = applier.relations[sid] = relations.adopt(db, theirs)
     elif (mine.kind, mine.born, mine.died) != (theirs.kind, theirs.born, theirs.died):
