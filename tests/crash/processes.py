@@ -41,6 +41,8 @@ class Embedded:
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
         self.dsn = ""
+        self.dsns: list[str] = []
+        """One per instance."""
 
     def start(self) -> None:
         log = open(self.directory.parent / f"{self.directory.name}.err", "ab")  # noqa: SIM115
@@ -51,7 +53,8 @@ class Embedded:
         line = self.process.stdout.readline()
         log.close()
         assert line, f"meridian dev ended with {self.process.wait()}: {self.errors()}"
-        self.dsn = json.loads(line)["dsn"]
+        facts = json.loads(line)
+        self.dsn, self.dsns = facts["dsn"], facts["dsns"]
 
     def errors(self) -> str:
         return (self.directory.parent / f"{self.directory.name}.err").read_text()[-4000:]
@@ -68,6 +71,13 @@ class Embedded:
             return [pid for pid, command in below.items()
                     if command.startswith("postgres: admin") and "127.0.0.1" in command]
         return [pid for pid, command in below.items() if "/bin/postgres " in command + " "]
+
+    def postmaster(self, number: int) -> int:
+        """Pid of one instance's postmaster."""
+        found = [pid for pid in self.processes("postmaster")
+                 if os.readlink(f"/proc/{pid}/cwd").endswith(f"/postgres/{number}")]
+        assert len(found) == 1, found
+        return found[0]
 
     def kill(self, role: str) -> None:
         """kill -9 of one role, or of everything at once."""

@@ -31,6 +31,7 @@ CONFLICTS_S = 10.0
 """How long locks may keep a delta out; the extension ends their holders after 100 ms."""
 CONFLICT_PAUSE_S = 0.05
 _CONFLICTS = {"40001", "40P01", "55P03", "57014"}
+_GATEWAY_GONE = {"08001", "08003", "08004", "08006"}
 
 
 class CannotApplyError(Exception):
@@ -131,7 +132,7 @@ class Feeder:
 
 def is_gateway_gone(error: psycopg.Error) -> bool:
     """Did the backend lose the data plane, or not reach it?"""
-    return error.sqlstate is not None and error.sqlstate.startswith("08")
+    return error.sqlstate in _GATEWAY_GONE
 
 
 def _texts(values: list[bytes]) -> list[str]:

@@ -16,7 +16,7 @@ import psycopg
 
 from meridian.embedded.child import Child
 from meridian.embedded.feeder import CannotApplyError, Feeder, is_gateway_gone
-from meridian.embedded.keeper import Keeper
+from meridian.embedded.keeper import HopelessError, Keeper
 from meridian.embedded.site import Site
 from meridian.instance import config, processes, root
 from meridian.instance.errors import SetupError
@@ -62,7 +62,7 @@ class InstanceKeeper(Keeper):
         except CannotApplyError as error:
             self.report(f"{self.who} cannot apply the schema changes it lacks: {error}")
             if fresh:
-                raise SetupError(f"{self.who} cannot be brought up to date") from None
+                raise HopelessError(f"{self.who} cannot be brought up to date") from None
             self.report(f"{self.who}: its directory, a cache, is made anew")
             await self.ended()
             await asyncio.to_thread(self.instance.recreate)
@@ -76,7 +76,7 @@ class InstanceKeeper(Keeper):
         try:
             await self._behind_closed_doors(True)
         except CannotApplyError as error:
-            raise SetupError(f"{self.who} cannot be brought up to date: {error}") from None
+            raise HopelessError(f"{self.who} cannot be brought up to date: {error}") from None
 
     async def _behind_closed_doors(self, fresh: bool) -> None:
         await self._spawn()

@@ -14,6 +14,10 @@ from meridian.instance.errors import SetupError
 LAST_WORDS = 12
 
 
+class HopelessError(SetupError):
+    """Another try would fail in the same way."""
+
+
 class Keeper:
     """One per process; a subclass says how to start and end it."""
 
@@ -50,6 +54,9 @@ class Keeper:
                 self._began = time.monotonic()
                 await self.start()
                 return
+            except HopelessError:
+                await self.ended()
+                raise
             except SetupError as error:
                 await self.ended()
                 self.report(str(error))
