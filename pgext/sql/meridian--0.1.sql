@@ -145,9 +145,41 @@ CREATE FUNCTION meridian.utility_classes(OUT node_tag text, OUT statement text, 
 	RETURNS SETOF record
 	LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'mer_utility_classes';
 
+-- Background jobs (src/jobs.h): all of them, and what their runner calls.
+CREATE FUNCTION meridian.jobs(OUT job_id text, OUT status text, OUT job_type text, OUT details text,
+		OUT error_detail text, OUT object_name text, OUT phase text, OUT class_id oid, OUT object_id oid,
+		OUT table_id oid, OUT owner oid, OUT start_time timestamptz, OUT update_time timestamptz,
+		OUT rows_done int8, OUT rows_estimated int8)
+	RETURNS SETOF record
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_jobs_sql';
+CREATE FUNCTION meridian.job_step(id text, budget int4, OUT next text, OUT rows_read int8)
+	RETURNS record
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_job_step_sql';
+CREATE FUNCTION meridian.job_fail(id text, state text, message text, detail text) RETURNS void
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_job_fail_sql';
+CREATE FUNCTION meridian.jobs_prune() RETURNS int4
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_jobs_prune_sql';
+REVOKE ALL ON FUNCTION meridian.job_step, meridian.job_fail, meridian.jobs_prune FROM PUBLIC;
+
 SELECT meridian.next_oid(15900);
 
 CREATE VIEW sys.statements AS
 	SELECT node_tag, statement, class, note FROM meridian.utility_classes();
 GRANT SELECT ON sys.statements TO PUBLIC;
 COMMENT ON VIEW sys.statements IS 'Which statements are supported, and how';
+
+-- Why a job failed is for those who ordered it: it may quote a row.
+CREATE VIEW sys.jobs AS
+	SELECT job_id, status,
+		CASE WHEN pg_catalog.pg_has_role(owner, 'USAGE')
+			THEN pg_catalog.concat_ws(': ', details, error_detail) ELSE '' END AS details,
+		job_type, class_id, object_id, object_name, start_time, update_time,
+		table_id, rows_done, rows_estimated
+	FROM meridian.jobs();
+GRANT SELECT ON sys.jobs TO PUBLIC;
+COMMENT ON VIEW sys.jobs IS 'Background jobs: those that run, and those that ended within a day';
+
+CREATE PROCEDURE sys.wait_for_job(job_id text)
+	LANGUAGE C AS 'MODULE_PATHNAME', 'mer_wait_for_job';
+CREATE PROCEDURE sys.cancel_job(job_id text)
+	LANGUAGE C AS 'MODULE_PATHNAME', 'mer_cancel_job';

@@ -403,6 +403,7 @@ mer_encode(MerChunkSink sink)
 	initStringInfo(&enc.row);
 	encode_schema(&enc);
 	mer_encode_locks(&enc.ops, lock_op_done, &enc);
+	mer_encode_row_checks(&enc.ops, lock_op_done, &enc);
 	for (MerBuf *buf = mer_txn.first; buf; buf = buf->next)
 		encode_buf(&enc, buf);
 	mer_txn.rows = enc.rows;

@@ -14,6 +14,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
+#include "jobs.h"
 #include "store.h"
 
 static void
@@ -144,6 +145,15 @@ mer_index_build(Relation heap, Relation index, IndexInfo *info)
 	{
 		/* It may have had entries while the table's rows had hidden ids. */
 		mer_relmap_drop(RelationGetRelid(index));
+		return result;
+	}
+	if (mer_job_takes_build(heap, index))
+	{
+		mer_job_building = true;
+		(void) mer_relmap_recreate(index);
+		mer_job_building = false;
+		/* Nothing is known yet about how many there are. */
+		result->heap_tuples = result->index_tuples = -1;
 		return result;
 	}
 	(void) mer_relmap_recreate(index);

@@ -216,6 +216,98 @@ mer_index_list(Relation heap)
 	return result;
 }
 
+/* ---------- indexes that a job is filling (jobs_build.c) ---------- */
+
+static bool
+is_building(Relation index)
+{
+	return !index->rd_index->indisvalid;
+}
+
+typedef enum Owner
+{
+	OWNER_NONE,
+	OWNER_US,
+	OWNER_OTHER
+} Owner;
+
+static Owner
+owner_in_row(MpReader r, const char *rowkey, uint32 rowklen)
+{
+	uint32		len;
+	const char *owner = mp_get_bytes(&r, &len);
+
+	return mer_key_cmp(owner, len, rowkey, rowklen) == 0 ? OWNER_US : OWNER_OTHER;
+}
+
+/* Whose is the entry under a unique key, as this transaction sees it? */
+static Owner
+entry_owner(MerRel *mr, StringInfo key, const char *rowkey, uint32 rowklen)
+{
+	MerBuf	   *buf = mer_buf_find(mr->sid);
+	MerEntry   *e = buf ? mer_entry_find(buf, key->data, key->len) : NULL;
+	MerVersion *v = e ? mer_entry_newest(e) : NULL;
+	MerBytes	wanted = {key->data, key->len};
+	AttrNumber	attnum = 0;
+	MerPage    *page;
+	Owner		owner = OWNER_NONE;
+
+	if (v)
+	{
+		MpReader	r = {v->row, v->row + v->rowlen};
+
+		if (v->tombstone)
+			return OWNER_NONE;
+		mp_get_array(&r);
+		return owner_in_row(r, rowkey, rowklen);
+	}
+	if (mer_txn_created(mr->sid))
+		return OWNER_NONE;
+	mer_checks_flush();
+	page = mer_page_wait(mer_send_get(mr->sid, &attnum, 1, &wanted, 1), 1, false, false);
+	if (page->nrows == 1)
+		owner = owner_in_row((MpReader) {mer_page_row(page, 0)->values, page->reply.body.end},
+							 rowkey, rowklen);
+	mer_page_free(page);
+	return owner;
+}
+
+/*
+ * May a row's writer touch this entry?  While a unique index is being filled,
+ * old rows may share a key: the entry is then another row's, which must keep it
+ * until the job has found the duplicate.  The key is locked, so that the answer
+ * still holds at COMMIT.
+ */
+static bool
+is_ours(Relation index, MerRel *mr, StringInfo key, bool unique, const char *rowkey, uint32 rowklen)
+{
+	if (!unique || !is_building(index) ||
+		entry_owner(mr, key, rowkey, rowklen) != OWNER_OTHER)
+		return true;
+	mer_lock_row(mr->sid, key->data, key->len, LockTupleNoKeyExclusive);
+	return false;
+}
+
+/*
+ * A row was written and its entry stays the same: while the index is being
+ * filled the entry is written all the same, for the job relies on it.
+ */
+static void
+write_again(Relation index, MerRel *mr, StringInfo key, StringInfo payload, bool unique,
+			MerVersion *row, CommandId cid)
+{
+	AttrNumber	attnums[INDEX_MAX_KEYS + 1];
+	int			n = mer_index_payload_attnums(mr, attnums);
+	MerBuf	   *buf;
+
+	if (!is_ours(index, mr, key, unique, row->key, row->klen))
+		return;
+	buf = mer_buf_get(mr->sid, mr->relid, true);
+	mer_buf_push(buf, key->data, key->len, payload->data, payload->len,
+				 mer_buf_shape(buf, attnums, n, mr->natts), cid, true,
+				 !unique)->has_big = payload->len > MER_BIG_BYTES;
+}
+
 void
 mer_index_delete_all(Relation heap, List *indexes, TupleTableSlot *old,
 					 const char *rowkey, uint32 rowklen, CommandId cid)
@@ -235,8 +327,9 @@ mer_index_delete_all(Relation heap, List *indexes, TupleTableSlot *old,
 		{
 			bool		unique = mer_index_form(&key, NULL, mr, values, isnull, rowkey, rowklen);
 
-			mer_buf_push(mer_buf_get(mr->sid, mr->relid, true), key.data, key.len,
-						 NULL, 0, NULL, cid, true, !unique);
+			if (is_ours(index, mr, &key, unique, rowkey, rowklen))
+				mer_buf_push(mer_buf_get(mr->sid, mr->relid, true), key.data, key.len,
+							 NULL, 0, NULL, cid, true, !unique);
 		}
 		index_close(index, NoLock);
 	}
@@ -281,10 +374,14 @@ update_one(Relation heap, Relation index, Formed *was, Formed *now, TupleTableSl
 	form(now, heap, index, mr, new, row->key, row->klen);
 	same_key = was->present && now->present && same_bytes(&was->key, &now->key);
 	if (same_key && same_bytes(&was->payload, &now->payload))
+	{
+		if (is_building(index))
+			write_again(index, mr, &now->key, &now->payload, now->unique, row, cid);
 		return;
+	}
 	if (mr->unique && !same_key)
 		row->entry->identity = true;
-	if (was->present)
+	if (was->present && is_ours(index, mr, &was->key, was->unique, old_key, old_klen))
 		mer_buf_push(mer_buf_get(mr->sid, mr->relid, true), was->key.data, was->key.len,
 					 NULL, 0, NULL, cid, true, !was->unique);
 	if (now->present)

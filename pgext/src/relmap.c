@@ -28,6 +28,7 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
+#include "jobs.h"
 #include "store.h"
 
 #define Natts_relation 3
@@ -289,8 +290,8 @@ schema_create(Relation rel, int64 sid)
 
 		put_index_columns(&op, rel, index);
 		mp_put_int(&op, index->table_sid);
-		/* COMPLETE: verify then looks for rows without an entry. */
-		mp_put_int(&op, RelationGetIndexPredicate(rel) == NIL ? 1 : 0);
+		/* COMPLETE: verify then looks for rows without an entry.  BUILDING: not yet. */
+		mp_put_int(&op, mer_job_building ? 2 : RelationGetIndexPredicate(rel) == NIL ? 1 : 0);
 	}
 	else
 	{

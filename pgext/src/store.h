@@ -92,6 +92,7 @@ typedef struct MerTxn
 	bool		committed;		/* the adjudicator said yes */
 	bool		unknown;		/* nobody could tell what became of it */
 	bool		interrupts_held;
+	struct MerRowChecks *row_checks;	/* rowcheck.c */
 } MerTxn;
 
 extern MerTxn mer_txn;
@@ -304,6 +305,12 @@ pg_noreturn extern void mer_unique_violation(Oid index, MerVersion *row);
 extern void mer_lock_row(int64 sid, const char *key, uint32 klen, LockTupleMode mode);
 extern bool mer_have_locks(void);
 extern void mer_locks_reset(void);
+
+/* ---------- rowcheck.c ---------- */
+
+/* Keys in ascending order.  Refused if the row was written since tau_start; nothing is recorded. */
+extern void mer_check_row(int64 sid, const char *key, uint32 len);
+extern void mer_encode_row_checks(StringInfo out, void (*op_done) (void *), void *arg);
 
 /* ---------- commit.c, encode.c ---------- */
 

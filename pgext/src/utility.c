@@ -13,6 +13,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 
+#include "jobs.h"
 #include "meridian.h"
 #include "utility.h"
 
@@ -136,6 +137,9 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 
 	truncated_mark = mer_ddl_truncated_mark();
 	before(pstmt->utilityStmt);
+	if (IsA(pstmt->utilityStmt, IndexStmt) && !mer_maintenance())
+		mer_job_before_index((IndexStmt *) pstmt->utilityStmt, guard_context.top_level,
+							 query_string, pstmt->stmt_location, pstmt->stmt_len);
 	if (!copy(pstmt, query_string, env, qc))
 	{
 		if (prev_process_utility)
@@ -148,6 +152,8 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	/* Parts of a statement leave what is pending to the whole. */
 	if (context != PROCESS_UTILITY_SUBCOMMAND)
 		mer_ddl_flush();
+	if (IsA(pstmt->utilityStmt, IndexStmt))
+		mer_job_after_index((IndexStmt *) pstmt->utilityStmt, dest);
 }
 
 PG_FUNCTION_INFO_V1(mer_refused_function);
@@ -174,4 +180,5 @@ mer_utility_init(void)
 	mer_ddl_init();
 	mer_isolation_init();
 	mer_advisory_init();
+	mer_jobs_init();
 }

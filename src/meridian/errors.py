@@ -135,9 +135,7 @@ class Kind(Enum):
     LEASE_EXHAUSTED = ErrorSpec(55, "54000", "no identifiers of kind {lease_kind} are left", False)
 
     # Advisory locks
-    DEADLOCK = ErrorSpec(
-        60, "40P01", "deadlock detected", True, hint="Retry the transaction."
-    )
+    DEADLOCK = ErrorSpec(60, "40P01", "deadlock detected", True, hint="Retry the transaction.")
     ADVISORY_FULL = ErrorSpec(
         61, "53200", "too many advisory locks", True, hint="Release some of them."
     )
