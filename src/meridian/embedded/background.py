@@ -14,6 +14,7 @@ from pathlib import Path
 
 from meridian.instance.errors import SetupError
 from meridian.instance.root import Connection
+from meridian.jobs import runner as jobs
 
 PAUSE_FIRST_S = 0.2
 PAUSE_LAST_S = 5.0
@@ -48,7 +49,7 @@ class Cluster:
 
 Routine = Callable[[Cluster], Awaitable[None]]
 
-ROUTINES: list[tuple[str, Routine]] = []
+ROUTINES: list[tuple[str, Routine]] = [("job runner", jobs.run)]
 """(name, routine) of every cluster."""
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import psycopg
-from psycopg import AsyncConnection
 
+from meridian.instance.errors import SetupError
+from meridian.instance.root import Connection
 from meridian.jobs.core import (
     Core,
     Done,
@@ -29,8 +30,6 @@ from meridian.jobs.core import (
     Wait,
     Woken,
 )
-
-Connection = AsyncConnection[tuple[Any, ...]]
 
 CHANNEL = "meridian_jobs"
 LOCK_TIMEOUT_MS = 2_000
@@ -72,12 +71,8 @@ class Runner:
                     await session.execute(_SETTINGS)
                     while True:
                         event = await self._perform(session, self._effect(event))
-            except (psycopg.Error, OSError):
+            except (psycopg.Error, OSError, SetupError):
                 event = Woken(announced=True)
-            except Exception as error:
-                # Nobody serves now: the supervisor's own kind of error.
-                if type(error).__name__ != "SetupError":
-                    raise
             await asyncio.sleep(RECONNECT_S)
 
     def _effect(self, event: Event) -> Effect:
