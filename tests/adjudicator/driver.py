@@ -19,7 +19,8 @@ from meridian.adjudicator.events import (
 from meridian.clock.tau import Interval
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
-from meridian.wire.ops import Check, Lock, Put, Share, conflict_hash, encode_chunk
+from meridian.wire.ops import Check, Lock, Op, Put, Share, conflict_hash, encode_chunk
+from meridian.wire.reach import Reach, encode_reach
 
 START = 1_000_000_000_000_000_000
 MS = 1_000_000
@@ -55,6 +56,20 @@ def share(*keys: str, sid: int = 1000, identity: bool = True) -> bytes:
 def check(*keys: str, sid: int = 1000) -> bytes:
     ordered = [key.encode() for key in sorted(keys)]
     return encode_chunk([Check(sid, ordered, hashes(*keys, sid=sid))])
+
+
+def catalog(version: int, *ops: Op, reach: Reach | None = None) -> bytes:
+    """A transaction that makes a catalog version; without a reach it concerns everybody."""
+    key = version.to_bytes(8, "big")
+    hashed = conflict_hash(1, 0, key).to_bytes(8, "little")
+    row = (b"delta", b"text", None if reach is None else encode_reach(reach))
+    return encode_chunk([*ops, Put(1, 0, (1, 2, 3), [key], hashed, b"", [row])])
+
+
+def whole(*, sid: int = 1000, share: bool = False) -> bytes:
+    """LOCK, or SHARE, of a whole relation."""
+    hashed = conflict_hash(sid, 0, b"").to_bytes(8, "little")
+    return encode_chunk([(Share if share else Lock)(sid, [b""], hashed, b"")])
 
 
 class Driver:

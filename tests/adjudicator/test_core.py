@@ -31,7 +31,8 @@ from meridian.wire.ops import (
     Put,
     encode_chunk,
 )
-from tests.adjudicator.driver import MS, START, Driver, check, lock, put, share, txid
+from meridian.wire.reach import ADDITIVE, Reach
+from tests.adjudicator.driver import MS, START, Driver, catalog, check, lock, put, share, txid
 
 
 @pytest.fixture
@@ -263,9 +264,7 @@ def test_malformed_write_set(driver: Driver) -> None:
 
 def test_schema_change_refuses_older_writers_and_lagging_clients(driver: Driver) -> None:
     start = driver.now
-    version = (5).to_bytes(8, "big")
-    log = Put(1, 0, (1, 2), [version], b"catalog!", b"", [(b"d", b"t")])
-    ddl = encode_chunk([Add(1000, 7, 1, None), log])
+    ddl = catalog(5, Add(1000, 7, 1, None), reach=Reach(ADDITIVE))
     assert driver.commit(1, ddl, start, catver=4).outcome is Outcome.COMMITTED
     assert driver.commit(2, put("a"), start, catver=4).code is Code.CATALOG
     assert driver.commit(3, put("a", sid=1001), start, catver=4).outcome is Outcome.COMMITTED

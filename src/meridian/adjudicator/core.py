@@ -25,6 +25,8 @@ from meridian.adjudicator.events import (
     Effect,
     Event,
     Fatal,
+    Gate,
+    Gated,
     Outcome,
     Part,
     Refused,
@@ -37,6 +39,7 @@ from meridian.adjudicator.events import (
     WantHeartbeat,
 )
 from meridian.adjudicator.footprint import BadWriteSet, Footprint, footprint
+from meridian.adjudicator.gates import GATE_TIMER, Gates
 from meridian.adjudicator.large import Large, without_keys
 from meridian.adjudicator.ledger import ACK_TIMER, Change, Decision, Ledger
 from meridian.adjudicator.membership import Membership
@@ -78,6 +81,7 @@ class Adjudicator:
         self.outcomes = Outcomes(floor if start and start.n else 0)
         self.membership = Membership(start or journal.Position())
         self.relations = Relations(start.catalog if start else 0)
+        self.gates = Gates()
         self.serving = False
         self.dead = False
         self.commits_count = 0
@@ -93,6 +97,14 @@ class Adjudicator:
         """What to do about one event, in order.  After Fatal nothing comes any more."""
         if self.dead:
             return []
+        effects = self._take(now, event)
+        alarm = self.gates.alarm
+        if alarm is not None:
+            self.gates.alarm = None
+            effects.append(SetTimer(GATE_TIMER, alarm))
+        return effects
+
+    def _take(self, now: Interval, event: Event) -> list[Effect]:
         match event:
             case Commit():
                 return self._commit(now, event)
@@ -108,6 +120,8 @@ class Adjudicator:
                 return self._status(now, event)
             case Discard():
                 return self._discard(now, event.txid)
+            case Gate():
+                return [self._gate(now, event)]
             case AddJournal():
                 return self._add_journal(now, event.journal)
             case CloseJournal():
@@ -197,7 +211,7 @@ class Adjudicator:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING)]
         if tau_start > now.latest + TAU_FUTURE_NS:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.CLOCK)]
-        if len(self.ledger) + len(self._stalled) >= IN_FLIGHT:
+        if len(self.ledger) + len(self._stalled) + len(self.gates.held) >= IN_FLIGHT:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.BUSY)]
         return None
 
@@ -209,6 +223,9 @@ class Adjudicator:
         stalled = self._stalled.get(txid)
         if stalled is not None:
             return stalled[1]
+        held = self.gates.held.get(txid)
+        if held is not None:
+            return held.waiting
         large = self._large.get(txid)
         return large.waiting if large is not None and large.final is not None else None
 
@@ -236,6 +253,10 @@ class Adjudicator:
             code = Code.CONFLICT
         if code is not None:
             return self._abort(now, event.txid, event.tau_start, code, waiting)
+        if self.gates.blocks(event.txid, (print_,)):
+            if self.gates.hold(now.earliest, event, waiting, (print_,)):
+                return []
+            return self._abort(now, event.txid, event.tau_start, Code.GATED, waiting)
         tau = self.ledger.tau_for(now, event.tau_start)
         if tau > self.ledger.lease_durable:
             self._stalled[event.txid] = (event, waiting)
@@ -247,7 +268,9 @@ class Adjudicator:
     def _refusal(self, tau_start: int, catver: int, prints: Sequence[Footprint]) -> Code | None:
         if tau_start < self.window.floor:
             return Code.FLOOR
-        return Code.CATALOG if self.relations.stale(tau_start, catver, prints) else None
+        if self.relations.stale(tau_start, catver, prints):
+            return Code.CATALOG
+        return Code.CONFLICT if self.relations.conflict(tau_start, prints) else None
 
     def _append_commit(
         self,
@@ -282,6 +305,7 @@ class Adjudicator:
         self._live[decision.txid] = decision
         value = decision.tau or -decision.code
         self.outcomes.add(decision.txid, decision.tau_start, value, decided)
+        self.gates.end(decision.txid)
 
     def _expire(self, now: int) -> None:
         self.window.expire(now - CONFLICT_WINDOW_NS)
@@ -348,8 +372,14 @@ class Adjudicator:
             return [SetTimer(WORK_TIMER, 0)]
         if large.final is None:
             return []
-        if self.relations.stale(large.tau_start, large.final.catver, large.prints):
-            return self._abort_large(now, txid, large, Code.CATALOG)
+        code = self._refusal(large.tau_start, large.final.catver, large.prints)
+        if code is not None:
+            return self._abort_large(now, txid, large, code)
+        if self.gates.blocks(txid, large.prints):
+            if self.gates.hold_large(now.earliest, txid):
+                return []
+            return self._abort_large(now, txid, large, Code.GATED)
+        self.gates.large.pop(txid, None)
         tau = self.ledger.tau_for(now, large.tau_start)
         if tau > self.ledger.lease_durable:
             # Looked at again when a lease becomes durable.
@@ -364,6 +394,7 @@ class Adjudicator:
 
     def _abort_large(self, now: Interval, txid: bytes, large: Large, code: Code) -> list[Effect]:
         del self._large[txid]
+        self.gates.large.pop(txid, None)
         self.window.drop(large.draft)
         effects = self._abort(now, txid, large.tau_start, code, large.waiting)
         return [*effects, Refused(txid, code), SetTimer(WORK_TIMER, 0)]
@@ -421,10 +452,37 @@ class Adjudicator:
         stalled, self._stalled = self._stalled, {}
         for event, waiting in stalled.values():
             effects += self._decide(now, event, waiting)
+        return effects + self._progress_final(now)
+
+    def _progress_final(self, now: Interval) -> list[Effect]:
+        effects: list[Effect] = []
         for txid, large in list(self._large.items()):
             if large.final is not None:
                 effects += self._progress(now, txid, large)
         return effects
+
+    # Gates
+
+    def _gate(self, now: Interval, event: Gate) -> Effect:
+        if not self.serving or self.membership.closing:
+            return Gated(event.to, event.txid, 0, Code.STARTING)
+        code = Code.NONE
+        if event.hold_ns:
+            code = self.gates.open(now.earliest, event.txid, event.sids, event.hold_ns)
+        else:
+            self.gates.end(event.txid)
+        return Gated(event.to, event.txid, self.relations.last(event.sids), code)
+
+    def _open_gates(self, now: Interval) -> list[Effect]:
+        """Gates that ended, commits that have waited for too long."""
+        effects: list[Effect] = []
+        free, late = self.gates.release(now.earliest)
+        for held in free:
+            effects += self._decide(now, held.event, held.waiting)
+        for held in late:
+            event = held.event
+            effects += self._abort(now, event.txid, event.tau_start, Code.GATED, held.waiting)
+        return effects + self._progress_final(now)
 
     def _tell(self, decisions: list[Decision]) -> list[Effect]:
         effects: list[Effect] = []
@@ -460,7 +518,8 @@ class Adjudicator:
         for txid, large in list(self._large.items()):
             effects += self._abort_large(now, txid, large, Code.CLOSED)
         stalled, self._stalled = self._stalled, {}
-        for event, waiting in stalled.values():
+        undecided = [*stalled.values(), *((one.event, one.waiting) for one in self.gates.drop())]
+        for event, waiting in undecided:
             effects += [Answer(to, event.txid, Outcome.RETRY, 0, Code.STARTING) for to in waiting]
         self.membership.close()
         return [*effects, *self._change(now)]
@@ -485,6 +544,8 @@ class Adjudicator:
     def _timer(self, now: Interval, name: str) -> list[Effect]:
         if name == WORK_TIMER:
             return self._work(now)
+        if name == GATE_TIMER:
+            return self._open_gates(now)
         assert name == ACK_TIMER, name
         return self._tell(self.ledger.due(now)) + self.ledger.ack_timer()
 
@@ -496,6 +557,7 @@ class Adjudicator:
         for decision in self.ledger.abandoned():
             effects += [Answer(to, decision.txid, Outcome.UNKNOWN) for to in decision.waiting]
         undecided = [(event.txid, waiting) for event, waiting in self._stalled.values()]
+        undecided += [(held.event.txid, held.waiting) for held in self.gates.drop()]
         undecided += [(txid, large.waiting) for txid, large in self._large.items()]
         for txid, waiting in undecided:
             effects += [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING) for to in waiting]
@@ -508,6 +570,8 @@ class Adjudicator:
         assert len(self._live) == len(told)
         assert not self._live.keys() & self._stalled.keys()
         assert not self._live.keys() & self._large.keys()
+        assert not self.gates.held.keys() & (self._live.keys() | self._stalled.keys())
+        assert self.gates.large.keys() <= self._large.keys()
 
 
 def _is_large(print_: Footprint) -> bool:

@@ -45,6 +45,8 @@ class Code(IntEnum):
     """Somebody asked for the outcome before the commit arrived: it was made an abort."""
     CLOSED = 7
     """The journal took its last record without this transaction: it can never commit."""
+    GATED = 9
+    """40001: held by the gate of a DDL statement for too long, or too many were."""
     STARTING = 20
     """RETRY: this owner does not serve (yet)."""
     BUSY = 21
@@ -135,6 +137,18 @@ class Status(msgspec.Struct, frozen=True):
     tau_start: int
 
 
+class Gate(msgspec.Struct, frozen=True):
+    """Hold commits of others that use these relations until `txid` is decided (gates.py).
+
+    `hold_ns` 0 ends the gate.  Answered by Gated.
+    """
+
+    to: int
+    txid: bytes
+    sids: tuple[int, ...]
+    hold_ns: int
+
+
 class WantHeartbeat(msgspec.Struct, frozen=True):
     """A reader waits for this journal to be complete through `tau` (4.6)."""
 
@@ -158,6 +172,7 @@ Event = (
     | Status
     | AddJournal
     | CloseJournal
+    | Gate
     | WantHeartbeat
     | TimerFired
 )
@@ -192,6 +207,18 @@ class Closed(msgspec.Struct, frozen=True):
     """The own journal has ended, with CLOSE at `tau`; outcomes are still answered."""
 
     tau: int
+
+
+class Gated(msgspec.Struct, frozen=True):
+    """The answer to Gate `to`: all that happened to the relations so far is at or before `tau`.
+
+    `code` NONE: held from here on.  GATED: another gate has one of them.  BUSY, STARTING: later.
+    """
+
+    to: int
+    txid: bytes
+    tau: int
+    code: Code = Code.NONE
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -229,4 +256,4 @@ class Fatal(msgspec.Struct, frozen=True):
     reason: str
 
 
-Effect = Append | Answer | Refused | Heartbeat | SetTimer | Serving | Added | Closed | Fatal
+Effect = Append | Answer | Refused | Heartbeat | SetTimer | Serving | Added | Closed | Gated | Fatal

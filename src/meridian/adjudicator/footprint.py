@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from meridian.wire.ops import BUILDING, KIND_INDEX, SID_CATALOG
+from meridian.wire.reach import COLUMN_REACH, EVERYBODY, Reach, decode_reach
 
 
 class _Put(msgspec.Struct, array_like=True, tag=1):
@@ -119,7 +120,9 @@ class Footprint(msgspec.Struct, frozen=True):
     `sids` are the relations whose rows change or are locked, without sid 1; `catalog_version` is
     the version that the catalog log gets, 0 without one.  `checks` are compared with writes as
     shares are, but not recorded: whoever writes such a row later does what the checker did
-    (section 9, "Index builds").
+    (section 9, "Index builds").  `written`, `row_locked`: those of `sids` whose rows change, or are
+    only locked or shared; `locked`, `shared`: those locked or shared as a whole (a LOCK or SHARE of
+    the key b"").  `reach`: whom the catalog version concerns, None without one.
     """
 
     writes: bytes
@@ -128,6 +131,11 @@ class Footprint(msgspec.Struct, frozen=True):
     sids: tuple[int, ...]
     schema: Schema
     catalog_version: int
+    written: tuple[int, ...] = ()
+    row_locked: tuple[int, ...] = ()
+    locked: tuple[int, ...] = ()
+    shared: tuple[int, ...] = ()
+    reach: Reach | None = None
 
 
 def footprint(chunk: bytes) -> Footprint:
@@ -140,8 +148,10 @@ def footprint(chunk: bytes) -> Footprint:
     shares: list[bytes] = []
     checks: list[bytes] = []
     sids: dict[int, None] = {}
+    written: dict[int, None] = {}
+    locks: list[_Lock | _Share] = []
     schema_ops: list[_Create | _Add | _Drop] = []
-    catalog_version = 0
+    catalog_version, reach = 0, None
     for op in ops:
         if isinstance(op, _Create | _Add | _Drop):
             schema_ops.append(op)
@@ -156,13 +166,76 @@ def footprint(chunk: bytes) -> Footprint:
             writes += (op.w, _dense(op.i))
         if op.sid != SID_CATALOG:
             sids[op.sid] = None
+            if isinstance(op, _Lock | _Share):
+                locks.append(op)
+            else:
+                written[op.sid] = None
         elif isinstance(op, _Put):
             catalog_version = _version_of(op.keys)
+            reach = _reach_of(op)
     write_bytes, share_bytes, check_bytes = map(b"".join, (writes, shares, checks))
     if len(write_bytes) % 8 or len(share_bytes) % 8 or len(check_bytes) % 8:
         raise BadWriteSet("a string of hashes is no multiple of 8 bytes long")
     schema = _schema(schema_ops) if schema_ops else NO_SCHEMA
-    return Footprint(write_bytes, share_bytes, check_bytes, tuple(sids), schema, catalog_version)
+    return Footprint(
+        write_bytes,
+        share_bytes,
+        check_bytes,
+        tuple(sids),
+        schema,
+        catalog_version,
+        tuple(written),
+        *(_locks(locks) if locks else NO_LOCKS),
+        reach,
+    )
+
+
+_Locks = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+NO_LOCKS: _Locks = ((), (), ())
+
+
+def _locks(ops: list[_Lock | _Share]) -> _Locks:
+    """Relations with locked rows, locked relations, shared relations."""
+    rows: dict[int, None] = {}
+    locked: dict[int, None] = {}
+    shared: dict[int, None] = {}
+    for op in ops:
+        count, first_is_empty = _head(op.keys)
+        if first_is_empty:
+            (locked if isinstance(op, _Lock) else shared)[op.sid] = None
+        if count > first_is_empty:
+            rows[op.sid] = None
+    return tuple(rows), tuple(locked), tuple(shared)
+
+
+def _head(keys: msgspec.Raw) -> tuple[int, bool]:
+    """How many keys there are, and whether the first is empty; they stay undecoded."""
+    data = bytes(memoryview(keys)[:8])
+    if not data:
+        raise BadWriteSet("keys are no array")
+    head = data[0]
+    if 0x90 <= head <= 0x9F:
+        size_bytes, count = 1, head & 0x0F
+    elif head in (0xDC, 0xDD):
+        size_bytes = 3 if head == 0xDC else 5
+        count = int.from_bytes(data[1:size_bytes], "big")
+    else:
+        raise BadWriteSet("keys are no array")
+    return count, data[size_bytes : size_bytes + 2] == b"\xc4\x00"
+
+
+def _reach_of(op: _Put) -> Reach:
+    """Column 3 of a row of the catalog log."""
+    try:
+        attnums = msgspec.msgpack.decode(op.attnums, type=list[int])
+        if COLUMN_REACH not in attnums:
+            return EVERYBODY
+        rows = msgspec.msgpack.decode(op.rows, type=list[list[Any]])
+        value = rows[0][attnums.index(COLUMN_REACH)]
+        # Several versions in one transaction, or a reach that travels as a BIG op: seldom enough.
+        return EVERYBODY if len(rows) != 1 or isinstance(value, str) else decode_reach(value)
+    except (msgspec.DecodeError, ValueError, IndexError) as error:
+        raise BadWriteSet(str(error)) from error
 
 
 def _dense(hashes: bytes) -> bytes:

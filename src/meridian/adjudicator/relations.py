@@ -1,63 +1,136 @@
-"""Catalog coherence at the adjudicator (design section 9, "Coherence").
+"""Relations at the adjudicator: catalog coherence and relation locks (design section 9).
 
-Per relation (storage id): the tau and catalog version of its last schema change, and its last
-write.
+Per relation (storage id): the tau and catalog version of its last change of meaning, its last
+write, and the last locks of its rows and of itself. For all of them: the last change that concerns
+everybody (docs/rfcs, "Catalog coherence", points 1, 2 and 7).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from meridian.adjudicator.footprint import Footprint
+from meridian.wire.reach import GLOBAL
 
 PRUNE_AT = 65_536
-"""Relations remembered before those that no longer matter are looked for."""
+"""Entries of one kind remembered before those that no longer matter are looked for."""
+SID_FIRST = 1_000
+"""Relations below are the system's: no schema change concerns them."""
+
+_Taus = dict[int, int]
 
 
 class Relations:
-    """Invariant: every schema change and write above the window's floor is here."""
+    """Invariant: every change, write and lock above the window's floor is here."""
 
     def __init__(self, catalog_version: int = 0) -> None:
         self._changed: dict[int, tuple[int, int]] = {}
-        self._written: dict[int, int] = {}
+        self._written: _Taus = {}
+        self._row_locked: _Taus = {}
+        self._locked: _Taus = {}
+        self._shared: _Taus = {}
         self._prune_at = PRUNE_AT
         self.catalog_version = catalog_version
         self._base = 0, catalog_version
-        """Of what changed before the journal begins only the last version is known."""
+        """Of what changed before the journal begins, or long ago, only the version is known."""
+        self._everybody = 0, 0
+        """The last change that concerns everybody: tau, version."""
 
-    def stale(self, tau_start: int, catver: int, prints: Iterable[Footprint]) -> bool:
+    # Comparison
+
+    def stale(self, tau_start: int, catver: int, prints: Sequence[Footprint]) -> bool:
         """Whether a transaction must be refused with OC001.
 
         `catver` 0 = the client did not say.
         """
+        made = max(footprint.catalog_version for footprint in prints)
+        if made and catver and min(made - 1, catver) < self.catalog_version:
+            # A delta follows the last one: it was made on a catalog that holds all of them.
+            return True
+        return any(self._is_stale(tau_start, catver, footprint) for footprint in prints)
+
+    def _is_stale(self, tau_start: int, catver: int, footprint: Footprint) -> bool:
+        for sid in footprint.sids:
+            tau, version = self._changed.get(sid, self._base)
+            if tau > tau_start or 0 < catver < version:
+                return True
+        if catver and any(sid >= SID_FIRST for sid in footprint.sids):
+            tau, version = self._everybody
+            if tau > tau_start or catver < version:
+                return True
+        for sid in footprint.schema.read:
+            if self._written.get(sid, 0) > tau_start:
+                return True
+        return any(
+            self._changed.get(sid, (0, 0))[0] > tau_start for sid in footprint.schema.touched
+        )
+
+    def conflict(self, tau_start: int, prints: Iterable[Footprint]) -> bool:
+        """Whether a lock of a whole relation stands against a transaction, in either order.
+
+        A lock of a relation excludes writes, locks of rows and of itself; a share only writes and
+        locks of the relation: as PostgreSQL's EXCLUSIVE and SHARE do.
+        """
+        written, locked = self._written.get, self._locked.get
+        row_locked, shared = self._row_locked.get, self._shared.get
         for footprint in prints:
-            for sid in footprint.sids:
-                tau, version = self._changed.get(sid, self._base)
-                if tau > tau_start or 0 < catver < version:
-                    return True
-            for sid in footprint.schema.read:
-                if self._written.get(sid, 0) > tau_start:
-                    return True
-            for sid in footprint.schema.touched:
-                if self._changed.get(sid, (0, 0))[0] > tau_start:
-                    return True
+            found = [max(locked(sid, 0), shared(sid, 0)) for sid in footprint.written]
+            found += [locked(sid, 0) for sid in footprint.row_locked]
+            found += [
+                max(written(sid, 0), row_locked(sid, 0), locked(sid, 0), shared(sid, 0))
+                for sid in footprint.locked
+            ]
+            found += [max(written(sid, 0), locked(sid, 0)) for sid in footprint.shared]
+            if found and max(found) > tau_start:
+                return True
         return False
+
+    def last(self, sids: Iterable[int]) -> int:
+        """The tau of the last thing that happened to any of these relations, 0 if forgotten."""
+        taus = [0]
+        for sid in sids:
+            taus += [table.get(sid, 0) for table in self._tables()]
+            taus.append(self._changed.get(sid, (0, 0))[0])
+        return max(taus)
+
+    # Bookkeeping
 
     def record(self, tau: int, prints: Iterable[Footprint], floor: int) -> None:
         """A transaction commits at `tau`."""
         for footprint in prints:
             if footprint.catalog_version:
                 self.catalog_version = max(self.catalog_version, footprint.catalog_version)
-            for sid in footprint.sids:
+            for sid in footprint.written:
                 self._written[sid] = tau
+            for sid in footprint.row_locked:
+                self._row_locked[sid] = tau
+            for sid in footprint.locked:
+                self._locked[sid] = tau
+            for sid in footprint.shared:
+                self._shared[sid] = tau
+        change = tau, self.catalog_version
         for footprint in prints:
             for sid in footprint.schema.touched:
-                self._changed[sid] = (tau, self.catalog_version)
-        if len(self._written) > self._prune_at:
+                self._changed[sid] = change
+            if footprint.reach is not None:
+                for sid in footprint.reach.sids:
+                    self._changed[sid] = change
+                if footprint.reach.kind == GLOBAL:
+                    self._everybody = change
+        if max(len(self._written), len(self._row_locked), len(self._changed)) > self._prune_at:
             self._prune(floor)
 
+    def _tables(self) -> tuple[_Taus, ...]:
+        return self._written, self._row_locked, self._locked, self._shared
+
     def _prune(self, floor: int) -> None:
-        # Below the floor nothing is decided, so what happened there cannot matter; changes stay,
-        # because a client may lag behind the catalog for longer than the window.
-        self._written = {sid: tau for sid, tau in self._written.items() if tau > floor}
-        self._prune_at = max(PRUNE_AT, 2 * len(self._written))
+        # Below the floor nothing is decided, so what happened there cannot matter.
+        tables = [{s: tau for s, tau in table.items() if tau > floor} for table in self._tables()]
+        self._written, self._row_locked, self._locked, self._shared = tables
+        # Of changes the version may: a client that lags behind for longer than the window is then
+        # refused for every relation, which costs it a retry.
+        gone = [change for change in self._changed.values() if change[0] <= floor]
+        self._changed = {s: change for s, change in self._changed.items() if change[0] > floor}
+        self._base = 0, max((version for _, version in gone), default=self._base[1])
+        kept = max(len(self._written), len(self._row_locked), len(self._changed))
+        self._prune_at = max(PRUNE_AT, 2 * kept)

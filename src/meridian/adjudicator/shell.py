@@ -59,6 +59,7 @@ class Shell:
             ev.Heartbeat: self.heartbeat,
             ev.SetTimer: self._set_timer,
             ev.Serving: self._serve,
+            ev.Gated: self.gated,
             ev.Fatal: self._fatal,
         }
 
@@ -66,6 +67,9 @@ class Shell:
 
     def heartbeat(self, effect: ev.Heartbeat) -> None:
         """To whoever follows this journal."""
+
+    def gated(self, effect: ev.Gated) -> None:
+        """The answer to a Gate."""
 
     def landed(self, batches: list[list[Record]]) -> None:
         """Records that are durable, before anybody is told of their commits."""
