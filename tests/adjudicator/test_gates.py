@@ -169,7 +169,7 @@ def test_two_gates(driver: Driver) -> None:
     both = put("a", sid=1000)
     first = driver.ask(1, both, driver.now)
     second = driver.ask(2, put("a", sid=1002), driver.now)
-    assert gate(driver, DDL, 1001).code is Code.NONE, "the same one again, with other relations"
+    assert gate(driver, DDL, 1001).code is Code.NONE, "the same one again"
     tick(driver)
     gate(driver, DDL + 1, 1002, hold_ms=0)
     tick(driver)
@@ -179,12 +179,15 @@ def test_two_gates(driver: Driver) -> None:
     assert driver.outcome(first) is Outcome.COMMITTED
 
 
-def test_a_relation_that_left_the_gate_is_free(driver: Driver) -> None:
+def test_a_gate_grows(driver: Driver) -> None:
     gate(driver, DDL, 1000)
-    to = driver.ask(1, put("a"), driver.now)
-    gate(driver, DDL, 1001)
+    assert gate(driver, DDL, 1001).code is Code.NONE
+    asked = [driver.ask(1, put("a"), driver.now), driver.ask(2, put("a", sid=1001), driver.now)]
+    driver.sync()
+    assert not any(to in driver.answers for to in asked)
+    gate(driver, DDL, hold_ms=0)
     tick(driver)
-    assert driver.outcome(to) is Outcome.COMMITTED
+    assert all(driver.outcome(to) is Outcome.COMMITTED for to in asked)
 
 
 def test_large_transactions_are_held(driver: Driver) -> None:

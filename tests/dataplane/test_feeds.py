@@ -16,8 +16,9 @@ from meridian.dataplane.node import Node
 from meridian.errors import Kind, MeridianError
 from meridian.gateway.connection import Connection
 from meridian.gateway.requests import Requests
+from meridian.journal.file import AppendError
 from meridian.wire import frames
-from meridian.wire.ops import SID_CATALOG, Notify, Op, Put, encode_chunk
+from meridian.wire.ops import KIND_INDEX, SID_CATALOG, Create, Notify, Op, Put, encode_chunk
 from meridian.wire.reach import ADDITIVE, RELATIONS, Reach, encode_reach
 from tests.dataplane.plane import commit, create, hashes, key, put, running
 from tests.dataplane.test_node import Transport
@@ -380,5 +381,107 @@ def test_instances_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for number in (1, 2, 3):
             assert (await manager.call(frames.CATALOG, number, 0, 0))[0] == frames.VALUES
         assert (await manager.call(frames.CATALOG, 4, 0, 0))[2] == "53300"
+
+    with_node(tmp_path, work)
+
+
+# Gates
+
+
+def gated(peer: Peer, txid: bytes, *sids: int, hold_ms: int = 10_000) -> int:
+    return peer.send(frames.GATE, txid, list(sids), hold_ms)
+
+
+def test_ddl_behind_a_gate_passes_a_steady_writer(tmp_path: Path) -> None:
+    async def work(node: Node, requests: Requests) -> None:
+        ddl, writer = Peer(requests, 1), Peer(requests, 2)
+        txid = secrets.token_bytes(16)
+        node.owner.adjudicator.ledger.lead = 30_000_000  # type: ignore[union-attr]
+        first = writer.write(put(SID, {0: 0}))
+        last = (await ddl.wait(gated(ddl, txid, SID)))[1][0]
+        begin = (await ddl.call(frames.BEGIN, 0))[1]
+        assert begin > last == (await writer.wait(first))[1], (
+            "tau_start lies above what was decided"
+        )
+        held = [writer.write(put(SID, {n: n})) for n in range(1, 6)]
+        free = writer.write(put(SID + 1, {1: 1}))
+        assert (await writer.wait(free))[0] == frames.COMMITTED
+        await asyncio.sleep(0.1)
+        assert not any(writer.now(one) for one in held)
+        shown = await node.admin("status", {})
+        assert shown["gates"] == {"open": 1, "held": 5, "held_since_start": 5}
+        index = Create(2000, KIND_INDEX, [(0, 2)], SID)
+        chunk = encode_chunk([index, delta(1, Reach(RELATIONS, (SID,)))])
+        commit_ = ddl.send(frames.COMMIT, 0, begin, txid, frames.COMMIT_HAS_SCHEMA, 0, chunk)
+        assert (await ddl.wait(commit_))[0] == frames.COMMITTED
+        for one in held:
+            refusal = await writer.wait(one)
+            assert refusal[1:3] == [21, "40001"] and refusal[4].startswith("catalog 0 ")
+        assert (await writer.wait(writer.write(put(SID, {7: 7}))))[0] == frames.COMMITTED
+        assert node.counters.gates == 1
+
+    with_node(tmp_path, work)
+
+
+def test_a_gate_ends_with_its_owner(tmp_path: Path) -> None:
+    async def work(node: Node, requests: Requests) -> None:
+        writer = Peer(requests, 2)
+        for how in ("connection", "rollback", "next", "cancel"):
+            ddl, txid = Peer(requests, 1), secrets.token_bytes(16)
+            await ddl.wait(gated(ddl, txid, SID))
+            held = writer.write(put(SID, {1: 1}))
+            await asyncio.sleep(0.05)
+            assert writer.now(held) is None, how
+            if how == "connection":
+                ddl.close()
+            elif how == "rollback":
+                await ddl.wait(gated(ddl, txid, hold_ms=0))
+            elif how == "next":
+                await ddl.wait(gated(ddl, secrets.token_bytes(16), SID + 1))
+            else:
+                # A gate that is cancelled while its answer waits for the clock.
+                node.owner.adjudicator.ledger.lead = 50_000_000  # type: ignore[union-attr]
+                busy = writer.write(put(SID + 1, {1: 1}))
+                asked = gated(ddl, txid, SID + 1)
+                await asyncio.sleep(0.01)
+                ddl.send(frames.CANCEL, asked)
+                assert (await ddl.wait(asked))[2] == "57014"
+                await writer.wait(busy)
+            assert (await writer.wait(held))[0] == frames.COMMITTED, how
+            ddl.close()
+            assert len(node.owner.adjudicator.gates) == 0  # type: ignore[union-attr]
+
+    with_node(tmp_path, work)
+
+
+def test_gates_are_refused_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meridian.adjudicator.gates.GATE_HOLD_MS", 100)
+
+    async def work(node: Node, requests: Requests) -> None:
+        one, two, writer = Peer(requests, 1), Peer(requests, 2), Peer(requests, 3)
+        await one.wait(gated(one, b"1" * 16, SID))
+        assert (await two.wait(gated(two, b"2" * 16, SID, SID + 1)))[1:3] == [21, "40001"]
+        assert (await two.wait(gated(two, b"2" * 16, SID + 1)))[0] == frames.VALUES
+        assert (await two.wait(gated(two, b"short", SID)))[2] == "08P01"
+        assert (await two.wait(gated(two, b"2" * 16, SID, hold_ms=-1)))[2] == "08P01"
+        late = await writer.wait(writer.write(put(SID, {1: 1})))
+        assert late[2] == "40001" and "held" in late[4]
+        assert node.counters.gate_timeouts == 1
+
+    with_node(tmp_path, work)
+
+
+def test_held_commits_survive_a_failed_journal(tmp_path: Path) -> None:
+    """The owner fails, gates are gone, and whoever waited is decided by the next one."""
+
+    async def work(node: Node, requests: Requests) -> None:
+        ddl, writer = Peer(requests, 1), Peer(requests, 2)
+        await ddl.wait(gated(ddl, b"1" * 16, SID))
+        held = writer.write(put(SID, {1: 1}))
+        await asyncio.sleep(0.02)
+        assert node.owner is not None
+        node.owner._failed(AppendError(OSError("gone"), nothing_written=True))
+        assert (await writer.wait(held))[0] == frames.COMMITTED
+        assert node.counters.owners == 2
 
     with_node(tmp_path, work)

@@ -51,7 +51,8 @@ class Gates:
 
     def open(self, now: int, txid: bytes, sids: Iterable[int], hold_ns: int) -> Code:
         """NONE: the gate is closed to others.  BUSY: too many; GATED: another one is in the way."""
-        sids = tuple(dict.fromkeys(sids))
+        # A transaction that asks again adds relations.
+        sids = tuple(dict.fromkeys((*self._gates.get(txid, ((), 0))[0], *sids)))
         if any(self._by_sid.get(sid, txid) != txid for sid in sids):
             # Two that wait for each other would end by time only.
             return Code.GATED

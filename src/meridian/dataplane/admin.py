@@ -49,6 +49,7 @@ def status(node: Node) -> dict[str, Any]:
         "catalog_version": node.catalog.version,
         "catalog_versions_kept": len(node.catalog),
         "instances": node.feeds.status(),
+        "gates": node.gates.status(),
         "counters": node.counters.as_map(),
     }
 

@@ -151,6 +151,8 @@ class Asker:
         elif code is ev.Code.CATALOG:
             counters.catalog_aborts += 1
             return self.node.catalog.refusal(tau_start)
+        elif code is ev.Code.GATED:
+            counters.gate_timeouts += 1
         elif code is ev.Code.FLOOR:
             counters.false_aborts += 1
         return abort_error(code)
@@ -184,6 +186,8 @@ class Asker:
 
 def abort_error(code: ev.Code) -> MeridianError:
     """What a client is told about an abort."""
+    if code is ev.Code.GATED:
+        return MeridianError(Kind.SCHEMA_CHANGED, detail="a schema change held this commit")
     kind = _ABORTS.get(code)
     if kind is not None:
         return MeridianError(kind)

@@ -61,6 +61,10 @@ class Counters:
     """Reads of an instance whose catalog was newer than their tau."""
     catalog_waits_expired: int = 0
     """DDL answered although an instance had not applied it."""
+    gates: int = 0
+    """Gates that held back commits of others for a DDL statement."""
+    gate_timeouts: int = 0
+    """Commits refused because a gate held them for too long, or too many were held."""
     notifications: int = 0
     notifications_lost: int = 0
     """Instances that were told to end the sessions that listen count once each time."""

@@ -23,6 +23,7 @@ from meridian.dataplane.catalog import Catalog
 from meridian.dataplane.commits import CommitPath
 from meridian.dataplane.counters import Counters
 from meridian.dataplane.feeds import Feeds
+from meridian.dataplane.gates import Gates
 from meridian.dataplane.housekeeping import Housekeeping
 from meridian.dataplane.leases import Leases
 from meridian.dataplane.owner import Owner
@@ -91,6 +92,7 @@ class Node:
         self.owner: Owner | None = None
         self.catalog = Catalog(self.counters)
         self.feeds = Feeds(self)
+        self.gates = Gates(self)
         self.commits = CommitPath(self)
         self.sequences = Sequences(self)
         self.leases: Leases
@@ -201,6 +203,7 @@ class Node:
             refused=self.commits.large.refused,
             lost=self._lost,
             catalog_made=self.catalog.add,
+            gated=self.gates.answered,
         )
         owner.writer = self.journal.open_writer(
             recovered.segments, recovered.tail, owner.durable_in_thread, owner.failed_in_thread

@@ -39,6 +39,7 @@ class Owner(Shell):
         refused: Callable[[ev.Refused], None],
         lost: Callable[[str, AppendError | None], None],
         catalog_made: Callable[[int, int], None],
+        gated: Callable[[ev.Gated], None],
     ) -> None:
         super().__init__(
             clock=clock, adjudicator=adjudicator, answered=answered, refused=refused, lost=lost
@@ -51,6 +52,7 @@ class Owner(Shell):
         replica.want = self.want
         self.boundaries: list[Position] = []
         self._catalog_made = catalog_made
+        self._gated = gated
 
     def landed(self, batches: list[list[Record]]) -> None:
         accepted: list[tuple[Record, Payload]] = []
@@ -82,6 +84,9 @@ class Owner(Shell):
 
     def _took(self, size_bytes: int) -> None:
         self.cross(crossbar.Credit(SUBSCRIBER, size_bytes))
+
+    def gated(self, effect: ev.Gated) -> None:
+        self._gated(effect)
 
     def heartbeat(self, effect: ev.Heartbeat) -> None:
         self.cross(crossbar.Beat(JOURNAL, effect.epoch, effect.n, effect.tau))

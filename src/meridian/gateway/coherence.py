@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meridian.errors import Kind, MeridianError
@@ -17,7 +18,11 @@ class Coherence:
 
     def __init__(self, requests: Requests) -> None:
         self.node = requests.node
-        requests.register(frames.CATALOG, self._catalog, self._closed)
+        self._requests = requests
+        self._gates: dict[Connection, bytes] = {}
+        """The gate last asked for on a connection; it may have ended since."""
+        requests.register(frames.CATALOG, self._catalog)
+        requests.register(frames.GATE, self._gate, self._closed)
 
     def _catalog(self, connection: Connection, request: frames.Catalog) -> None:
         _, request_id, instance_id, applied, wait_ms = request
@@ -40,8 +45,31 @@ class Coherence:
 
         connection.running[request_id] = stop
 
+    def _gate(self, connection: Connection, request: frames.Gate) -> None:
+        _, request_id, txid, sids, hold_ms = request
+        before = self._gates.get(connection)
+        if before is not None and before != txid:
+            # A backend has one transaction at a time: that one has ended.
+            self.node.gates.end(before)
+        if hold_ms:
+            self._gates[connection] = txid
+
+        async def work() -> Callable[[int], bytes]:
+            try:
+                tau = await self.node.gates.open(txid, sids, hold_ms)
+            except BaseException:
+                # Nobody knows whether it was closed to others meanwhile (CANCEL).
+                self.node.gates.end(txid)
+                raise
+            return lambda rid: frames.frame((frames.VALUES, rid, [tau]))
+
+        self._requests.spawn(connection, request_id, work())
+
     def _closed(self, connection: Connection) -> None:
         self.node.feeds.closed(connection)
+        txid = self._gates.pop(connection, None)
+        if txid is not None:
+            self.node.gates.end(txid)
 
 
 def _nothing() -> None:
