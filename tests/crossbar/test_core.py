@@ -296,3 +296,14 @@ def test_a_close_that_is_read_again_is_still_an_infinite_heartbeat() -> None:
     bar.step(AddJournal(0, Position(n=1, tau=50)))
     bar.step(Source(0).write(journal.Close(), 40))
     assert bar.tau == TAU_MAX
+
+
+def test_a_marker_without_a_number_drops_open_transactions_too() -> None:
+    """In a shared stream the marker's writer does not know its n: see docs/bugs.md."""
+    bar, (a,) = crossbar(1)
+    txid = bytes(15) + b"z"
+    bar.step(a.write(journal.Body(0, b"chunk"), 0, txid))
+    marker = make((2, 2), 0, journal.Marker(1))
+    effects = bar.step(Accepted(0, [(marker, journal.Marker(1))]))
+    assert isinstance(effects[0], Deliver)
+    assert effects[0].items == [Dropped(txid, 0, 1)]

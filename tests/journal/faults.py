@@ -29,9 +29,7 @@ class FaultyFiles(Files):
     def fail(self, name: str, nth: int = 1, error: int = errno.EIO, times: int = 1) -> None:
         """The nth next call of `name`, and `times - 1` more, raise OSError(error)."""
         first = self.calls.get(name, 0) + nth
-        self._faults.setdefault(name, {}).update(
-            dict.fromkeys(range(first, first + times), error)
-        )
+        self._faults.setdefault(name, {}).update(dict.fromkeys(range(first, first + times), error))
 
     def _call(self, name: str) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1

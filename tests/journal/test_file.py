@@ -243,9 +243,7 @@ def test_failed_cut_is_not_called_certain(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["create", "rename", "fsync_dir", "write", "fdatasync"])
-def test_failure_while_rolling(
-    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failure_while_rolling(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_backend, "JOURNAL_SEGMENT_BYTES", 300)
     files = FaultyFiles()
     appender = Appender(FileJournal(tmp_path, 0, files))

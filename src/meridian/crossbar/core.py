@@ -244,7 +244,10 @@ class Crossbar:
             # Every accepted record bears the epoch in force, those that are skipped too.
             one.epoch = max(one.epoch, record.epoch)
             if record.n <= one.n:
-                if isinstance(payload, journal.Close):
+                # A marker in a shared stream bears no number, and a CLOSE may be read again.
+                if isinstance(payload, journal.Marker):
+                    self._drop_open(event.journal, one)
+                elif isinstance(payload, journal.Close):
                     one.tau = TAU_MAX
                 continue
             assert record.n == one.n + 1, (record.n, one.n)
@@ -271,8 +274,7 @@ class Crossbar:
             case journal.Abort():
                 self._drop(number, one, record.txid)
             case journal.Marker():
-                for txid in list(one.open):
-                    self._drop(number, one, txid)
+                self._drop_open(number, one)
             case journal.Add():
                 if record.tau > one.base:
                     self._advance(one, record)
@@ -280,10 +282,11 @@ class Crossbar:
                 tau = max(record.tau, one.base)
                 self._journals.setdefault(payload.journal, _Journal(tau))
             case journal.Close():
-                for txid in list(one.open):
-                    self._drop(number, one, txid)
+                self._drop_open(number, one)
                 one.tau = TAU_MAX
             case journal.Seal() | journal.Lease() | journal.Release() | journal.Acquire():
+                pass
+            case journal.Skip():
                 pass
 
     def _advance(self, one: _Journal, record: Record) -> None:
@@ -292,6 +295,10 @@ class Crossbar:
                 f"record {record.n}: tau {record.tau} comes after completeness through {one.tau}"
             )
         one.tau = record.tau
+
+    def _drop_open(self, number: int, one: _Journal) -> None:
+        for txid in list(one.open):
+            self._drop(number, one, txid)
 
     def _drop(self, number: int, one: _Journal, txid: bytes) -> None:
         n = one.open.pop(txid, None)

@@ -24,6 +24,7 @@ LEASE = int(RecordKind.LEASE)
 SEAL = int(RecordKind.SEAL)
 ADD = int(RecordKind.ADD)
 CLOSE = int(RecordKind.CLOSE)
+SKIP = int(RecordKind.SKIP)
 ABORT = int(RecordKind.ABORT)
 RELEASE = int(RecordKind.RELEASE)
 ACQUIRE = int(RecordKind.ACQUIRE)
@@ -47,10 +48,16 @@ class Marker(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Seal(msgspec.Struct, array_like=True, frozen=True):
-    """SEAL: history ended one before it, the old lease at `lease_old`; `lease` is the first."""
+    """SEAL: history ended one before it, the old lease at `lease_old`; `lease` is the first.
+
+    In a coded journal (6.5): everything through `base`, where the epoch `prior` was in force, was
+    valid on two streams; what lies between `base` and the SEAL was adopted and comes before it.
+    """
 
     lease_old: int
     lease: int
+    base: int = 0
+    prior: EpochId = NO_EPOCH
 
 
 class Lease(msgspec.Struct, array_like=True, frozen=True):
@@ -116,7 +123,17 @@ class Acquire(msgspec.Struct, array_like=True, frozen=True):
     holding: Holding
 
 
-Payload = Marker | Seal | Lease | Body | Commit | Abort | Add | Close | Release | Acquire
+class Skip(msgspec.Struct, array_like=True, frozen=True):
+    """SKIP: records `first` through the own n are not here (6.2).
+
+    In one of three streams: both others hold them.  In a journal: one body of a transaction that
+    never commits.
+    """
+
+    first: int
+
+
+Payload = Marker | Seal | Lease | Body | Commit | Abort | Add | Close | Release | Acquire | Skip
 
 _TYPES: dict[int, type[Payload]] = {
     EPOCH: Marker,
@@ -129,6 +146,7 @@ _TYPES: dict[int, type[Payload]] = {
     CLOSE: Close,
     RELEASE: Release,
     ACQUIRE: Acquire,
+    SKIP: Skip,
 }
 _KINDS = {payload: kind for kind, payload in _TYPES.items()}
 _DECODERS = {kind: msgspec.msgpack.Decoder(payload) for kind, payload in _TYPES.items()}
@@ -270,6 +288,9 @@ class Reader:
             case Release() | Acquire():
                 self.holding = payload.holding
                 self._renew(payload.lease)
+            case Skip():
+                if payload.first != record.n:
+                    raise JournalError(f"record {record.n}: records before it are missing")
             case Marker():
                 raise AssertionError("markers are accepted elsewhere")
 

@@ -49,6 +49,8 @@ class RecordKind(IntEnum):
     SKIP = 9
     ABORT = 10
     ACQUIRE = 11
+    SHARD = 12
+    ADOPT = 13
 
 
 class Record(NamedTuple):
@@ -133,7 +135,7 @@ _KINDS = frozenset(int(kind) for kind in RecordKind)
 
 
 # Kind, no flags, reserved zero: what every record has behind its prefix.
-_CANDIDATE = re.compile(rb"(?=[\x01-\x0b]\x00\x00\x00)")
+_CANDIDATE = re.compile(rb"(?=[\x01-\x0d]\x00\x00\x00)")
 _N_OFFSET = PREFIX_SIZE_BYTES + 16
 _RECORDS_PER_SEGMENT_MAX = 1 << 24
 
