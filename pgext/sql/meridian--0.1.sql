@@ -161,6 +161,14 @@ CREATE FUNCTION meridian.jobs_prune() RETURNS int4
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_jobs_prune_sql';
 REVOKE ALL ON FUNCTION meridian.job_step, meridian.job_fail, meridian.jobs_prune FROM PUBLIC;
 
+-- Tell the sessions of this instance what another one notified.
+CREATE FUNCTION meridian.notify_here(channel text, payload text) RETURNS void
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_notify_here';
+
+-- End the sessions that listen, because notifications may have been lost; how many there were.
+CREATE FUNCTION meridian.end_listeners() RETURNS int8
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_end_listeners';
+
 SELECT meridian.next_oid(15900);
 
 CREATE VIEW sys.statements AS

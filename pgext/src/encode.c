@@ -87,7 +87,7 @@ skip_buf(MerBuf *buf)
 uint64
 mer_encoded_size(void)
 {
-	uint64		size = 0;
+	uint64		size = mer_notify_size();
 	MerVersion *v;
 
 	for (MerBuf *buf = mer_txn.first; buf; buf = buf->next)
@@ -404,6 +404,7 @@ mer_encode(MerChunkSink sink)
 	encode_schema(&enc);
 	mer_encode_locks(&enc.ops, lock_op_done, &enc);
 	mer_encode_row_checks(&enc.ops, lock_op_done, &enc);
+	mer_encode_notes(&enc.ops, lock_op_done, &enc);
 	for (MerBuf *buf = mer_txn.first; buf; buf = buf->next)
 		encode_buf(&enc, buf);
 	mer_txn.rows = enc.rows;

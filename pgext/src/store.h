@@ -312,6 +312,13 @@ extern void mer_locks_reset(void);
 extern void mer_check_row(int64 sid, const char *key, uint32 len);
 extern void mer_encode_row_checks(StringInfo out, void (*op_done) (void *), void *arg);
 
+/* ---------- notify.c ---------- */
+
+extern bool mer_notify_pending(void);
+extern uint64 mer_notify_size(void);
+extern void mer_encode_notes(StringInfo out, void (*op_done) (void *), void *arg);
+extern void mer_notify_reset(void);
+
 /* ---------- commit.c, encode.c ---------- */
 
 extern void mer_commit(void);

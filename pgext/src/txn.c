@@ -355,8 +355,15 @@ txn_reset(void)
 	mer_tids_reset();
 	mer_checks_reset();
 	mer_locks_reset();
+	mer_notify_reset();
 	mer_relmap_end();
 	mer_reldesc_end();
+}
+
+static bool
+has_something_to_ship(void)
+{
+	return mer_txn_has_writes() || mer_have_locks() || mer_notify_pending();
 }
 
 /*
@@ -367,12 +374,12 @@ static void
 pre_commit(void)
 {
 	mer_checks_flush();
-	if (!mer_txn_has_writes() && !mer_have_locks() && callbacks == NULL)
+	if (!has_something_to_ship() && callbacks == NULL)
 		return;
 	mer_relmap_flush();
 	for (PrecommitCallback *c = callbacks; c; c = c->next)
 		c->callback();
-	if (mer_txn_has_writes() || mer_have_locks())
+	if (has_something_to_ship())
 		mer_commit();
 }
 

@@ -27,6 +27,12 @@ mer_maintenance(void)
 	return !IsUnderPostmaster || (maintenance && superuser());
 }
 
+bool
+mer_several_instances(void)
+{
+	return instances > 1;
+}
+
 static const char *
 statement_name(Node *stmt)
 {
@@ -57,6 +63,8 @@ before(Node *stmt)
 		mer_sequence_before_alter((AlterSeqStmt *) stmt);
 	else if (IsA(stmt, AlterTableStmt))
 		mer_rewrite_before_alter((AlterTableStmt *) stmt);
+	else if (IsA(stmt, ListenStmt))
+		mer_listen();
 }
 
 static void
@@ -80,12 +88,18 @@ after(Node *stmt, int truncated_mark)
 			mer_sequence_adopt_local(((AlterTableStmt *) stmt)->relation);
 			mer_check_attach((AlterTableStmt *) stmt);
 			break;
+		case T_LockStmt:
+			mer_lock_table((LockStmt *) stmt);
+			break;
 		case T_DiscardStmt:
 			if (((DiscardStmt *) stmt)->target == DISCARD_ALL ||
 				((DiscardStmt *) stmt)->target == DISCARD_SEQUENCES)
 				mer_sequence_discard();
 			if (((DiscardStmt *) stmt)->target == DISCARD_ALL)
+			{
 				mer_advisory_unlock_all();
+				mer_unlisten_all();
+			}
 			break;
 		default:
 			break;
@@ -93,7 +107,7 @@ after(Node *stmt, int truncated_mark)
 	list_free(truncated);
 }
 
-/* COPY into an identity column's default is run here, not by PostgreSQL. */
+/* COPY into an identity column's default. */
 static bool
 copy(PlannedStmt *pstmt, const char *query_string, QueryEnvironment *env, QueryCompletion *qc)
 {
@@ -101,8 +115,6 @@ copy(PlannedStmt *pstmt, const char *query_string, QueryEnvironment *env, QueryC
 	uint64		processed;
 	bool		done;
 
-	if (!IsA(pstmt->utilityStmt, CopyStmt))
-		return false;
 	pstate = make_parsestate(NULL);
 	pstate->p_sourcetext = query_string;
 	pstate->p_queryEnv = env;
@@ -111,6 +123,21 @@ copy(PlannedStmt *pstmt, const char *query_string, QueryEnvironment *env, QueryC
 	if (done && qc)
 		SetQueryCompletion(qc, CMDTAG_COPY, processed);
 	return done;
+}
+
+/* Statements that are run here, not by PostgreSQL. */
+static bool
+run_here(PlannedStmt *pstmt, const char *query_string, QueryEnvironment *env, QueryCompletion *qc)
+{
+	switch (nodeTag(pstmt->utilityStmt))
+	{
+		case T_CopyStmt:
+			return copy(pstmt, query_string, env, qc);
+		case T_NotifyStmt:
+			return mer_notify((NotifyStmt *) pstmt->utilityStmt);
+		default:
+			return false;
+	}
 }
 
 static void
@@ -140,7 +167,7 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	if (IsA(pstmt->utilityStmt, IndexStmt) && !mer_maintenance())
 		mer_job_before_index((IndexStmt *) pstmt->utilityStmt, guard_context.top_level,
 							 query_string, pstmt->stmt_location, pstmt->stmt_len);
-	if (!copy(pstmt, query_string, env, qc))
+	if (!run_here(pstmt, query_string, env, qc))
 	{
 		if (prev_process_utility)
 			prev_process_utility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
@@ -181,4 +208,5 @@ mer_utility_init(void)
 	mer_isolation_init();
 	mer_advisory_init();
 	mer_jobs_init();
+	mer_notify_init();
 }

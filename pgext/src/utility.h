@@ -58,6 +58,9 @@ pg_noreturn extern void mer_refuse(const char *what, const char *hint);
  */
 extern bool mer_maintenance(void);
 
+/* Does this cluster have more than one instance? (utility.c) */
+extern bool mer_several_instances(void);
+
 /* Will a CREATE of this name make a temporary relation? */
 extern bool mer_creates_temp(RangeVar *rv);
 
@@ -125,6 +128,19 @@ extern void mer_advisory_unlock_all(void);
 
 /* FATAL if the session has lost its advisory locks. */
 extern void mer_advisory_check(void);
+
+/* ---------- notify.c ---------- */
+
+extern void mer_notify_init(void);
+
+/* False: left to PostgreSQL. */
+extern bool mer_notify(NotifyStmt *stmt);
+extern void mer_listen(void);
+extern void mer_unlisten_all(void);
+
+/* ---------- locktable.c ---------- */
+
+extern void mer_lock_table(LockStmt *stmt);
 
 /* ---------- isolation.c ---------- */
 
