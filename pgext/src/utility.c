@@ -51,8 +51,6 @@ classify(Node *stmt, const MerGuardContext *context)
 	run = row->guard && row->guard(stmt, context);
 	if (row->cls == MER_REFUSED && !run)
 		mer_refuse(statement_name(stmt), row->note);
-	if (row->cls == MER_ONE_INSTANCE && instances > 1)
-		mer_refuse(statement_name(stmt), "This cluster has more than one instance.");
 	return run || row->cls != MER_NOOP;
 }
 

@@ -19,7 +19,6 @@ typedef enum MerUtilityClass
 	MER_REFUSED,				/* 0A000 with the row's note as its hint */
 	MER_REPLICATED,				/* changes the catalog or rows: part of the commit */
 	MER_LOCAL,					/* concerns this session only, or runs other statements */
-	MER_ONE_INSTANCE,			/* right while a cluster has one instance, refused beyond */
 	MER_NOOP					/* accepted, nothing to do */
 } MerUtilityClass;
 

@@ -111,9 +111,10 @@ static const MerUtilityRow utility_rows[] = {
 	ROW(SecLabelStmt, "SECURITY LABEL", MER_REFUSED, NULL, "No label provider is loaded."),
 
 	/* locks, messages, maintenance */
-	ROW(LockStmt, "LOCK TABLE", MER_ONE_INSTANCE, NULL, "locks of PostgreSQL among the backends of one instance"),
-	ROW(NotifyStmt, "NOTIFY", MER_ONE_INSTANCE, NULL, "heard by the sessions of one instance"),
-	ROW(ListenStmt, "LISTEN", MER_ONE_INSTANCE, NULL, "hears the sessions of one instance"),
+	ROW(LockStmt, "LOCK TABLE", MER_REPLICATED, NULL,
+		"waits for sessions of its own instance; those of others are met at COMMIT"),
+	ROW(NotifyStmt, "NOTIFY", MER_REPLICATED, NULL, "comes with the commit, to the sessions of all instances"),
+	ROW(ListenStmt, "LISTEN", MER_LOCAL, NULL, "hears the sessions of all instances"),
 	ROW(UnlistenStmt, "UNLISTEN", MER_LOCAL, NULL, "session state only"),
 	ROW(VacuumStmt, "VACUUM, ANALYZE", MER_NOOP, mer_guard_vacuum,
 		"old row versions go by time alone; ANALYZE, also as VACUUM ANALYZE, runs"),
@@ -180,8 +181,6 @@ mer_utility_class_name(MerUtilityClass cls)
 			return "replicated";
 		case MER_LOCAL:
 			return "local";
-		case MER_ONE_INSTANCE:
-			return "one instance";
 		case MER_NOOP:
 			return "no-op";
 	}

@@ -1,4 +1,4 @@
-"""LISTEN/NOTIFY, LOCK TABLE and advisory locks among the sessions of one instance."""
+"""LISTEN/NOTIFY, LOCK TABLE and advisory locks on one instance (on two: tests/locks)."""
 
 from __future__ import annotations
 

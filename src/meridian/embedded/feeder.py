@@ -83,7 +83,7 @@ class Feeder:
             await self._take(session, answer[0])
 
     async def _take(self, session: Connection, rows: list[list[Any]]) -> None:
-        """Rows of the feed: [version], or [0, channel, payload]."""
+        """Rows of the feed: [version], [0, channel, payload], or [-1]: some of those were lost."""
         before = self.version
         if any(row[0] > before for row in rows):
             await self.catch_up(session)
@@ -91,7 +91,10 @@ class Feeder:
                 # Seen in the journal, not yet through storage: do not ask in a circle.
                 await asyncio.sleep(CONFLICT_PAUSE_S)
         for row in rows:
-            if row[0] == 0:
+            if row[0] == frames.FEED_LOST:
+                await session.execute("SELECT meridian.end_listeners()")
+            elif row[0] == frames.FEED_NOTIFICATION:
+                # A transaction each: PostgreSQL tells twice the same in one transaction once.
                 await session.execute("SELECT meridian.notify_here(%s, %s)", _texts(row[1:]))
 
     async def catch_up(
