@@ -14,7 +14,6 @@
 
 #define OP_PUT 1
 #define OP_DELETE 2
-#define OP_SHARE 4
 #define OP_BIG 5
 #define FLAG_FRESH 1
 #define FLAG_BLIND 2
@@ -331,29 +330,6 @@ encode_entry(Encoder *enc, MerBuf *buf, MerEntry *e, bool created)
 		ship_chunk(enc, false);
 }
 
-/*
- * Writers of a table share its relation key, so that a lock of the relation
- * (an index build) conflicts with them whichever commits first.
- */
-static void
-share_relation(Encoder *enc, int64 sid)
-{
-	StringInfo	out = &enc->ops;
-	StringInfoData hash;
-
-	initStringInfo(&hash);
-	add_hash(&hash, sid, MER_HASH_ROW, "", 0);
-	mp_put_array(out, 5);
-	mp_put_int(out, OP_SHARE);
-	mp_put_int(out, sid);
-	mp_put_array(out, 1);
-	mp_put_bin(out, "", 0);
-	mp_put_bin(out, hash.data, hash.len);
-	mp_put_bin(out, "", 0);
-	enc->nops++;
-	pfree(hash.data);
-}
-
 static void
 encode_buf(Encoder *enc, MerBuf *buf)
 {
@@ -361,8 +337,6 @@ encode_buf(Encoder *enc, MerBuf *buf)
 
 	if (skip_buf(buf))
 		return;
-	if (!buf->is_index && !created && buf->sid >= 1000)
-		share_relation(enc, buf->sid);
 	for (MerEntry *e = mer_entry_first(buf); e; e = mer_entry_next(e))
 		encode_entry(enc, buf, e, created);
 }

@@ -25,8 +25,9 @@
 #include "utility.h"
 
 /*
- * SHARE UPDATE EXCLUSIVE lets writers by, but not itself nor the modes that
- * exclude writers: it writes a key that no row has, and so passes for a writer.
+ * SHARE UPDATE EXCLUSIVE lets writers by, but neither itself nor SHARE: it
+ * locks a key that no row has, and SHARE shares that key.  The modes above
+ * exclude locks of any key.
  */
 static const char no_row[1] = {0};
 
@@ -45,10 +46,19 @@ lock_one(Oid relid, LOCKMODE mode)
 	/* No rows of its own, temporary, or nobody else knows it yet. */
 	if (sid == 0 || mer_txn_created(sid))
 		return;
-	if (mode == ShareUpdateExclusiveLock)
-		mer_lock_row(sid, no_row, sizeof(no_row), LockTupleNoKeyExclusive);
-	else
-		mer_lock_row(sid, "", 0, LockTupleNoKeyExclusive);
+	switch (mode)
+	{
+		case ShareUpdateExclusiveLock:
+			mer_lock_row(sid, no_row, sizeof(no_row), LockTupleNoKeyExclusive);
+			break;
+		case ShareLock:
+			mer_lock_row(sid, "", 0, LockTupleShare);
+			mer_lock_row(sid, no_row, sizeof(no_row), LockTupleShare);
+			break;
+		default:
+			mer_lock_row(sid, "", 0, LockTupleNoKeyExclusive);
+			break;
+	}
 }
 
 static void

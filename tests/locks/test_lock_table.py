@@ -10,7 +10,6 @@ import pytest
 from tests.locks.conftest import Connect, Session
 
 WRITERS_OUT = ["SHARE", "SHARE ROW EXCLUSIVE", "EXCLUSIVE", "ACCESS EXCLUSIVE"]
-SHARES = pytest.mark.xfail(strict=True, reason="relation shares of the adjudicator")
 WRITERS_BY = ["ACCESS SHARE", "ROW SHARE", "ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"]
 
 SCHEMA = """
@@ -89,13 +88,13 @@ def test_weaker_modes_let_writers_by(pair: tuple[Session, Session], mode: str) -
     ("mine", "yours", "both"),
     [
         ("SHARE UPDATE EXCLUSIVE", "SHARE UPDATE EXCLUSIVE", False),
-        pytest.param("SHARE UPDATE EXCLUSIVE", "SHARE", False, marks=SHARES),
-        pytest.param("SHARE", "SHARE UPDATE EXCLUSIVE", False, marks=SHARES),
+        ("SHARE UPDATE EXCLUSIVE", "SHARE", False),
+        ("SHARE", "SHARE UPDATE EXCLUSIVE", False),
         ("SHARE", "SHARE ROW EXCLUSIVE", False),
         ("SHARE ROW EXCLUSIVE", "SHARE ROW EXCLUSIVE", False),
         ("EXCLUSIVE", "SHARE", False),
         ("ROW EXCLUSIVE", "ROW EXCLUSIVE", True),
-        pytest.param("SHARE", "SHARE", True, marks=SHARES),
+        ("SHARE", "SHARE", True),
         ("ACCESS EXCLUSIVE", "EXCLUSIVE", False),
     ],
 )
