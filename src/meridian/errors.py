@@ -132,7 +132,13 @@ class Kind(Enum):
     )
     SEQUENCE_BUSY = ErrorSpec(53, "40001", "sequence is changed by too many others", True)
     BAD_SEQUENCE = ErrorSpec(54, "22023", "invalid sequence parameters: {why}", False)
-    LEASE_EXHAUSTED = ErrorSpec(55, "54000", "no identifiers of kind {lease_kind} are left", False)
+    LEASE_EXHAUSTED = ErrorSpec(
+        55,
+        "54000",
+        "no {lease_kind} is left in this cluster: all through {last} have been given out",
+        False,
+        hint="Dump the database and restore it into a new cluster.",
+    )
 
     # Advisory locks
     DEADLOCK = ErrorSpec(60, "40P01", "deadlock detected", True, hint="Retry the transaction.")

@@ -28,7 +28,7 @@ class Leases:
         if left == 0:
             return None
         # Fewer than asked for is a valid answer; the block's rest is not thrown away.
-        granted = min(count, left)
+        granted = min(count, left, LEASES[kind].granted)
         self._left[kind] = (first + granted, left - granted)
         return first, granted
 
@@ -38,7 +38,8 @@ class Leases:
             taken = self.take_now(kind, count)
             if taken is not None:
                 return taken
-            block = max(count, LEASES[kind].block)
+            space = LEASES[kind]
+            block = max(min(count, space.granted), space.block)
             loop = asyncio.get_running_loop()
             self._left[kind] = await loop.run_in_executor(None, lease, self._store, kind, block)
             taken = self.take_now(kind, count)

@@ -13,19 +13,22 @@ _ATTEMPTS = 1_000
 
 
 class LeaseSpace(NamedTuple):
-    """Numbers first..last of one kind; `block` are leased at a time."""
+    """Numbers first..last of one kind; `block` are leased at a time, at most `granted` at once."""
 
+    name: str
     first: int
     last: int
     block: int
+    granted: int
 
 
 LEASES: dict[int, LeaseSpace] = {
-    LEASE_ROW: LeaseSpace(1, (1 << 63) - 1, 1 << 20),
-    LEASE_SID: LeaseSpace(1_000, (1 << 62) - 1, 1 << 10),
-    LEASE_OID: LeaseSpace(1 << 20, (1 << 32) - 1, 1 << 13),
+    LEASE_ROW: LeaseSpace("row id", 1, (1 << 63) - 1, 1 << 20, 1 << 20),
+    LEASE_SID: LeaseSpace("storage id", 1_000, (1 << 62) - 1, 1 << 10, 1 << 20),
+    LEASE_OID: LeaseSpace("object id (OID)", 1 << 20, (1 << 32) - 1, 1 << 13, 1 << 13),
 }
-"""OIDs begin far above what initdb and the first local objects use."""
+"""OIDs begin far above those of the template, which every instance has, and are few: 2^32 must
+last for the life of a cluster, so nobody gets many at once."""
 
 
 def cluster_id(store: MetadataStore) -> str:
@@ -51,17 +54,21 @@ def next_epoch(store: MetadataStore, journal_id: int, at_least: int) -> tuple[in
 
 
 def lease(store: MetadataStore, kind: int, count: int) -> tuple[int, int]:
-    """`count` numbers of a kind, never given out before: (first, count). Raises LEASE_EXHAUSTED."""
+    """Up to `count` numbers of a kind, never given out before: (first, granted).
+
+    Raises LEASE_EXHAUSTED when none is left.
+    """
     space = LEASES[kind]
     key = f"lease/{kind}"
     for _ in range(_ATTEMPTS):
         entry = store.get(key)
         first = space.first if entry is None else int(entry.value)
-        if first + count - 1 > space.last:
-            raise MeridianError(Kind.LEASE_EXHAUSTED, lease_kind=kind)
-        value = str(first + count).encode()
+        granted = min(count, space.last - first + 1)
+        if granted < 1:
+            raise MeridianError(Kind.LEASE_EXHAUSTED, lease_kind=space.name, last=space.last)
+        value = str(first + granted).encode()
         if store.put(key, value, entry.revision if entry else 0) is not None:
-            return first, count
+            return first, granted
     raise MeridianError(Kind.BAD_METADATA, path=store.path, why="lease cannot be taken")
 
 
