@@ -147,32 +147,32 @@ def footprint(chunk: bytes) -> Footprint:
     writes: list[bytes] = []
     shares: list[bytes] = []
     checks: list[bytes] = []
-    sids: dict[int, None] = {}
     written: dict[int, None] = {}
     locks: list[_Lock | _Share] = []
     schema_ops: list[_Create | _Add | _Drop] = []
     catalog_version, reach = 0, None
     for op in ops:
-        if isinstance(op, _Create | _Add | _Drop):
-            schema_ops.append(op)
-            continue
-        if isinstance(op, _Check):
-            checks.append(op.r)
-        if isinstance(op, _Big | _Check | _Alter | _Notify):
-            continue
-        if isinstance(op, _Share):
-            shares += (_dense(op.r), _dense(op.i))
-        else:
+        # Rows first: nearly all ops are.
+        if isinstance(op, (_Put, _Delete)):
             writes += (op.w, _dense(op.i))
-        if op.sid != SID_CATALOG:
-            sids[op.sid] = None
-            if isinstance(op, _Lock | _Share):
-                locks.append(op)
-            else:
+            if op.sid != SID_CATALOG:
                 written[op.sid] = None
-        elif isinstance(op, _Put):
-            catalog_version = _version_of(op.keys)
-            reach = _reach_of(op)
+            elif isinstance(op, _Put):
+                catalog_version = _version_of(op.keys)
+                reach = _reach_of(op)
+        elif isinstance(op, _Lock):
+            writes += (op.w, _dense(op.i))
+            locks.append(op)
+        elif isinstance(op, _Share):
+            shares += (_dense(op.r), _dense(op.i))
+            locks.append(op)
+        elif isinstance(op, _Check):
+            checks.append(op.r)
+        elif isinstance(op, (_Create, _Add, _Drop)):
+            schema_ops.append(op)
+    sids = written
+    if locks:
+        sids = {**written, **{op.sid: None for op in locks if op.sid != SID_CATALOG}}
     write_bytes, share_bytes, check_bytes = map(b"".join, (writes, shares, checks))
     if len(write_bytes) % 8 or len(share_bytes) % 8 or len(check_bytes) % 8:
         raise BadWriteSet("a string of hashes is no multiple of 8 bytes long")

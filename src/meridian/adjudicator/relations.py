@@ -43,27 +43,26 @@ class Relations:
 
         `catver` 0 = the client did not say.
         """
-        made = max(footprint.catalog_version for footprint in prints)
-        if made and catver and min(made - 1, catver) < self.catalog_version:
-            # A delta follows the last one: it was made on a catalog that holds all of them.
-            return True
-        return any(self._is_stale(tau_start, catver, footprint) for footprint in prints)
-
-    def _is_stale(self, tau_start: int, catver: int, footprint: Footprint) -> bool:
-        for sid in footprint.sids:
-            tau, version = self._changed.get(sid, self._base)
-            if tau > tau_start or 0 < catver < version:
+        # One pass, no generators: every commit comes through here.
+        changed, base = self._changed.get, self._base
+        tau, version = self._everybody
+        outdated = catver and (tau > tau_start or catver < version)
+        for footprint in prints:
+            for sid in footprint.sids:
+                tau, version = changed(sid, base)
+                if tau > tau_start or 0 < catver < version or (outdated and sid >= SID_FIRST):
+                    return True
+            made = footprint.catalog_version
+            if made and catver and min(made - 1, catver) < self.catalog_version:
+                # A delta follows the last one: it was made on a catalog that holds all of them.
                 return True
-        if catver and any(sid >= SID_FIRST for sid in footprint.sids):
-            tau, version = self._everybody
-            if tau > tau_start or catver < version:
-                return True
-        for sid in footprint.schema.read:
-            if self._written.get(sid, 0) > tau_start:
-                return True
-        return any(
-            self._changed.get(sid, (0, 0))[0] > tau_start for sid in footprint.schema.touched
-        )
+            for sid in footprint.schema.read:
+                if self._written.get(sid, 0) > tau_start:
+                    return True
+            for sid in footprint.schema.touched:
+                if changed(sid, base)[0] > tau_start:
+                    return True
+        return False
 
     def conflict(self, tau_start: int, prints: Iterable[Footprint]) -> bool:
         """Whether a lock of a whole relation stands against a transaction, in either order.
@@ -71,17 +70,17 @@ class Relations:
         A lock of a relation excludes writes, locks of rows and of itself; a share only writes and
         locks of the relation: as PostgreSQL's EXCLUSIVE and SHARE do.
         """
-        written, locked = self._written.get, self._locked.get
-        row_locked, shared = self._row_locked.get, self._shared.get
+        tables = self._written, self._row_locked, self._locked, self._shared
+        written, _, locked, shared = tables
         for footprint in prints:
-            found = [max(locked(sid, 0), shared(sid, 0)) for sid in footprint.written]
-            found += [locked(sid, 0) for sid in footprint.row_locked]
-            found += [
-                max(written(sid, 0), row_locked(sid, 0), locked(sid, 0), shared(sid, 0))
-                for sid in footprint.locked
-            ]
-            found += [max(written(sid, 0), locked(sid, 0)) for sid in footprint.shared]
-            if found and max(found) > tau_start:
+            if (locked or shared) and (
+                _any_after(tau_start, footprint.written, (locked, shared))
+                or _any_after(tau_start, footprint.row_locked, (locked,))
+            ):
+                return True
+            if footprint.locked and _any_after(tau_start, footprint.locked, tables):
+                return True
+            if footprint.shared and _any_after(tau_start, footprint.shared, (written, locked)):
                 return True
         return False
 
@@ -134,3 +133,7 @@ class Relations:
         self._base = 0, max((version for _, version in gone), default=self._base[1])
         kept = max(len(self._written), len(self._row_locked), len(self._changed))
         self._prune_at = max(PRUNE_AT, 2 * kept)
+
+
+def _any_after(tau: int, sids: tuple[int, ...], tables: tuple[_Taus, ...]) -> bool:
+    return any(table.get(sid, 0) > tau for table in tables for sid in sids)
