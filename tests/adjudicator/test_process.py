@@ -29,15 +29,18 @@ class Host:
         self.socket.settimeout(10)
         self.socket.connect(str(path))
         self.splitter = Splitter()
+        self.bodies: list[bytes] = []
 
     def send(self, message: object) -> None:
         self.socket.sendall(frames.frame(message))
 
     def receive(self) -> frames.Answer:
-        while data := self.socket.recv(65536):
-            for body in self.splitter.feed(data):
-                return frames.decode_answer(body)
-        raise ConnectionError("the adjudicator closed the connection")
+        while not self.bodies:
+            data = self.socket.recv(65536)
+            if not data:
+                raise ConnectionError("the adjudicator closed the connection")
+            self.bodies += self.splitter.feed(data)
+        return frames.decode_answer(self.bodies.pop(0))
 
     def hello(self) -> frames.Welcome:
         self.send(frames.Hello(frames.PROTOCOL_VERSION))
