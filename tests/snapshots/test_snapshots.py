@@ -30,7 +30,7 @@ from meridian.snapshots import (
 from meridian.snapshots.objects import Entry
 from meridian.storage import Engine, schema
 from meridian.storage.errors import BadRequest, Cancelled
-from meridian.storage.ranges import ALL, END, Owned, place
+from meridian.wire.ranges import ALL, END, Owned, place
 from tests.storage.feed import KEYS, SIDS, Feed, gathered, rows_of
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from meridian.storage import Engine, ScanRequest
 from meridian.storage.errors import WrongPlace
-from meridian.storage.ranges import Owned, place
+from meridian.wire.ranges import Owned, place
 from meridian.wire import ops
 
 SIDS = (2000, 2001, 2002, 2003)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from meridian.storage import Engine, RebuildNeeded, SampleRequest, ScanRequest, schema
 from meridian.storage.errors import BadRequest, BelowHorizon, UnknownRelation, WrongPlace
-from meridian.storage.ranges import (
+from meridian.wire.ranges import (
     ALL,
     END,
     Owned,

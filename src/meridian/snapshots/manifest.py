@@ -11,7 +11,7 @@ import msgspec
 
 from meridian.journal.core import Position
 from meridian.snapshots.errors import SnapshotUnusable
-from meridian.storage.ranges import Owned
+from meridian.wire.ranges import Owned
 
 MAGIC = b"MSNP"
 VERSION = 1

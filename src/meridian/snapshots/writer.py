@@ -18,7 +18,7 @@ from meridian.snapshots.manifest import MANIFEST_NAME, PART_BYTES, Manifest, Par
 from meridian.snapshots.objects import Objects
 from meridian.storage import Engine, checkpoint, schema
 from meridian.storage.errors import Cancelled, Failed
-from meridian.storage.ranges import Owned
+from meridian.wire.ranges import Owned
 
 COPY_CACHE_BYTES = 8 << 20
 

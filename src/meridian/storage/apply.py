@@ -12,7 +12,6 @@ import msgspec
 from meridian.limits import NOTIFY_CHANNEL_BYTES, NOTIFY_PAYLOAD_BYTES
 from meridian.storage import relations, staging
 from meridian.storage.errors import BadWriteSet, Corrupt
-from meridian.storage.ranges import Ranges, cut_ops
 from meridian.storage.relations import Overlay, Relation
 from meridian.storage.types import NEVER, PROVISIONAL, TS_MAX
 from meridian.wire import ops
@@ -30,6 +29,7 @@ from meridian.wire.ops import (
     Put,
     Share,
 )
+from meridian.wire.ranges import Ranges, cut_ops
 
 encode = msgspec.msgpack.Encoder().encode
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -22,7 +22,6 @@ from meridian.storage.errors import (
     UnknownRelation,
     WrongPlace,
 )
-from meridian.storage.ranges import ALL, Owned, Range, Ranges, Scanned, asked, check_disjoint, span
 from meridian.storage.readers import ReadPool
 from meridian.storage.relations import Relation, Snapshot, Staged, load_overlay, load_relations
 from meridian.storage.sql import fetch
@@ -38,6 +37,7 @@ from meridian.storage.types import (
 from meridian.storage.verify import Report
 from meridian.storage.wal import WalCopier
 from meridian.wire.ops import Op
+from meridian.wire.ranges import ALL, Owned, Range, Ranges, Scanned, asked, check_disjoint, span
 
 CACHE_BYTES = 64 << 20
 SHORT_ROWS = 2_000
@@ -475,12 +475,32 @@ class Engine:
         self._gets[shape] = known
         return known
 
-    def _get_many(self, tau: int, sid: int, cols: tuple[int, ...], keys: Sequence[bytes]) -> Page:
-        sql = query.get_many(self._snapshot, tau, sid, cols)
+    def get_filtered(
+        self, tau: int, sid: int, cols: tuple[int, ...], keys: Sequence[bytes], where: Any
+    ) -> Page:
+        """`get` of those rows that pass a filter (joins whose index lies in another file)."""
+        if not self._whole:
+            self._check_keys(tau, sid, keys)
+        return self._get_many(tau, sid, cols, keys, where)
+
+    def _get_many(
+        self,
+        tau: int,
+        sid: int,
+        cols: tuple[int, ...],
+        keys: Sequence[bytes],
+        where: Any = None,
+    ) -> Page:
+        statement = query.Statement(query.get_many(self._snapshot, tau, sid, cols), ())
         if not keys:
             return False, reading.EMPTY
         try:
-            cursor = self._execute(sql, (tau, apsw.carray(tuple(keys))))
+            array = apsw.carray(tuple(keys))
+            if where is None:
+                statement = statement._replace(values=(tau, array))
+            else:
+                statement = query.get_filtered(self._snapshot, tau, sid, cols, array, where)
+            cursor = self._execute(*statement)
             try:
                 big = self._relations[sid].has_big
                 return reading.collect_page(cursor, GET_BYTES_MAX, limit=0, big=big)

@@ -119,6 +119,18 @@ def get_one(relation: Relation, cols: tuple[int, ...], overlay: tuple[Staged, ..
     )
 
 
+def get_filtered(
+    snapshot: Snapshot, tau: int, sid: int, cols: tuple[int, ...], keys: Any, where: Any
+) -> Statement:
+    """`get_many` of the rows that pass a filter; `keys`: what SQLite takes as an array."""
+    parameters = Parameters(tau)
+    parameters.add(keys)
+    source = Source(relation_at(snapshot, sid, tau), "r")
+    condition = compile_filter(where, source, parameters)
+    sql = f"{get_many(snapshot, tau, sid, cols)} AND {condition}"
+    return Statement(sql, tuple(parameters.values))
+
+
 def get_many(snapshot: Snapshot, tau: int, sid: int, cols: tuple[int, ...]) -> str:
     """GET of an array of keys (`?2`), in the order of the array."""
     relation = relation_at(snapshot, sid, tau)
@@ -149,12 +161,13 @@ def lookup_one(snapshot: Snapshot, request: ScanRequest) -> str:
     )
 
 
-def _key_range(request: ScanRequest, key: str, parameters: Parameters) -> list[str]:
+def _key_range(request: ScanRequest | SampleRequest, key: str, parameters: Parameters) -> list[str]:
     conditions = []
+    flags = request.flags if isinstance(request, ScanRequest) else 0
     if request.lo is not None and request.lo != b"":
-        word = ">" if request.flags & LO_EXCLUSIVE else ">="
+        word = ">" if flags & LO_EXCLUSIVE else ">="
         conditions.append(f"{key} {word} {parameters.add(request.lo)}")
-    elif request.lo == b"" and request.flags & LO_EXCLUSIVE:
+    elif request.lo == b"" and flags & LO_EXCLUSIVE:
         conditions.append(f"{key} > x''")
     if request.hi is not None:
         conditions.append(f"{key} < {parameters.add(request.hi)}")
@@ -276,10 +289,12 @@ def sample(snapshot: Snapshot, request: SampleRequest) -> Statement:
     columns = ", ".join(["e.k", *source.expressions(request.cols)])
     chance = min(1.0, request.count / max(1, relation.rows))
     threshold = int(chance * (1 << 31))
+    parameters = Parameters(request.tau)
+    coin = f"(random() & 2147483647) < {parameters.add(threshold)}"
+    where = [source.as_of(overlay), coin, *_key_range(request, "e.k", parameters)]
     return Statement(
-        f"SELECT {columns} FROM {relation.table} e WHERE {source.as_of(overlay)}"
-        " AND (random() & 2147483647) < ?2 ORDER BY e.k",
-        (request.tau, threshold),
+        f"SELECT {columns} FROM {relation.table} e WHERE {' AND '.join(where)} ORDER BY e.k",
+        tuple(parameters.values),
     )
 
 

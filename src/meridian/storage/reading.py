@@ -19,7 +19,6 @@ from meridian.storage.errors import (
     StorageError,
     WrongPlace,
 )
-from meridian.storage.ranges import Scanned, asked, keys_of, span
 from meridian.storage.relations import Snapshot, load_snapshot
 from meridian.storage.schema import load_generation
 from meridian.storage.types import (
@@ -31,6 +30,7 @@ from meridian.storage.types import (
     SampleRequest,
     ScanRequest,
 )
+from meridian.wire.ranges import Scanned, asked, keys_of, span
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -177,9 +177,9 @@ def place_request(
     ranges = snapshot.ranges
     if isinstance(request, SampleRequest):
         # Each shard samples what it has.
-        if not ranges.whole and not ranges.meets(span(request.sid)):
+        if not ranges.whole and not ranges.meets(asked(request.sid, request.lo, request.hi)):
             raise WrongPlace()
-        return request, EVERY_KEY
+        return request, Scanned(request.lo or b"", request.hi)
     wanted = Scanned(request.lo or b"", request.hi)
     if ranges.whole:
         return request, wanted

@@ -13,10 +13,10 @@ from typing import Any
 import apsw
 
 from meridian.storage import schema
-from meridian.storage.ranges import Ranges
 from meridian.storage.sql import fetch
 from meridian.storage.types import PROVISIONAL, TS_MAX
 from meridian.wire import ops
+from meridian.wire.ranges import Ranges
 
 
 @dataclass(slots=True)

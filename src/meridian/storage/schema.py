@@ -16,8 +16,8 @@ import apsw
 import msgspec
 
 from meridian.storage.errors import RebuildNeeded
-from meridian.storage.ranges import ALL, Owned, Ranges
 from meridian.storage.sql import fetch
+from meridian.wire.ranges import ALL, Owned, Ranges
 
 FORMAT = 2
 FORMATS = (1, FORMAT)

@@ -20,11 +20,11 @@ import msgspec
 from meridian.storage import relations, schema, staging
 from meridian.storage.apply import Applier
 from meridian.storage.errors import BadRequest, Corrupt
-from meridian.storage.ranges import Owned, Range, Ranges, gaps, keys_of, span
 from meridian.storage.relations import Relation
 from meridian.storage.schema import State
 from meridian.storage.sql import fetch
 from meridian.storage.types import PROVISIONAL, TS_MAX
+from meridian.wire.ranges import Owned, Range, Ranges, gaps, keys_of, span
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_keys = msgspec.msgpack.Decoder(list[bytes]).decode

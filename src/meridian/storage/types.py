@@ -58,12 +58,14 @@ class ScanRequest(msgspec.Struct, frozen=True):
 
 
 class SampleRequest(msgspec.Struct, frozen=True):
-    """SAMPLE of docs/protocol.md: about `count` random rows."""
+    """SAMPLE of docs/protocol.md: about `count` random rows of the file's, of lo <= k < hi."""
 
     tau: int
     sid: int
     count: int
     cols: tuple[int, ...] = ()
+    lo: bytes | None = None
+    hi: bytes | None = None
 
 
 ReadRequest = ScanRequest | SampleRequest

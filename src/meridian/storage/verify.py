@@ -15,11 +15,11 @@ import msgspec
 from meridian.storage import reading, schema
 from meridian.storage.errors import UnknownRelation
 from meridian.storage.query import Source, overlay_at, relation_at
-from meridian.storage.ranges import span
 from meridian.storage.relations import Relation, Snapshot, load_snapshot
 from meridian.storage.sql import fetch
 from meridian.storage.types import PROVISIONAL, TS_MAX
 from meridian.wire.ops import KIND_INDEX
+from meridian.wire.ranges import span
 
 EXAMPLES = 3
 """Keys named per damage."""
