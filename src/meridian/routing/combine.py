@@ -18,12 +18,12 @@ from meridian.errors import Kind, MeridianError
 
 COUNT_ROWS, COUNT, MINIMUM, MAXIMUM, SUM, SUM_HALVES = range(1, 7)
 _MERGE = {
-    COUNT_ROWS: ("sum",),
-    COUNT: ("sum",),
-    MINIMUM: ("min",),
-    MAXIMUM: ("max",),
-    SUM: ("sum",),
-    SUM_HALVES: ("sum", "sum"),
+    COUNT_ROWS: ("coalesce(sum({}), 0)",),
+    COUNT: ("coalesce(sum({}), 0)",),
+    MINIMUM: ("min({})",),
+    MAXIMUM: ("max({})",),
+    SUM: ("sum({})",),
+    SUM_HALVES: ("sum({})", "sum({})"),
 }
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -43,7 +43,7 @@ def aggregate(
     merge = [word for function, _ in aggs for word in _MERGE[function]]
     columns = [f"c{i}" for i in range(groups + len(merge))]
     group = ", ".join(columns[:groups])
-    cells = [f"{w}({c})" for w, c in zip(merge, columns[groups:], strict=True)]
+    cells = [word.format(column) for word, column in zip(merge, columns[groups:], strict=True)]
     db = apsw.Connection(":memory:")
     try:
         db.execute(f"CREATE TABLE t({', '.join(columns)})")
