@@ -10,8 +10,8 @@ import msgspec
 
 from meridian.storage import Engine, ScanRequest
 from meridian.storage.errors import WrongPlace
-from meridian.wire.ranges import Owned, place
 from meridian.wire import ops
+from meridian.wire.ranges import Owned, place
 
 SIDS = (2000, 2001, 2002, 2003)
 KEYS = [bytes((a, b)) for a in range(6) for b in range(4)]

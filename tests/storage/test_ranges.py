@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from meridian.storage import Engine, RebuildNeeded, SampleRequest, ScanRequest, schema
 from meridian.storage.errors import BadRequest, BelowHorizon, UnknownRelation, WrongPlace
+from meridian.wire import ops
 from meridian.wire.ranges import (
     ALL,
     END,
@@ -27,7 +28,6 @@ from meridian.wire.ranges import (
     span,
     subtract,
 )
-from meridian.wire import ops
 from tests.storage.feed import KEYS, SIDS, Feed, decode, gathered, partition, rows_of
 
 SEEDS = range(12)
