@@ -45,3 +45,6 @@ CREATE FUNCTION meridian_debug.capture() RETURNS bytea
 
 CREATE FUNCTION meridian_debug.apply(delta bytea) RETURNS void
 	LANGUAGE C VOLATILE STRICT AS 'meridian', 'mer_debug_apply';
+
+CREATE FUNCTION meridian_debug.reach() RETURNS bytea
+	LANGUAGE C VOLATILE AS 'meridian', 'mer_debug_reach';

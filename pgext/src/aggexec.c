@@ -18,6 +18,7 @@
 #include "utils/numeric.h"
 
 #include "aggpush.h"
+#include "coherence.h"
 #include "store.h"
 
 #define SCAN_FIELDS 17
@@ -155,7 +156,7 @@ put_request(StringInfo buf, AggPushState *state)
 {
 	uint32		id = mer_wire_begin(buf, MER_SCAN, SCAN_FIELDS);
 
-	mp_put_int(buf, mer_catver);
+	mp_put_int(buf, mer_catver());
 	mp_put_int(buf, mer_txn.tau);
 	mp_put_int(buf, mer_rel(state->table)->sid);
 	mp_put_bin(buf, state->range.lo ? state->range.lo : "",

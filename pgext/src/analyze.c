@@ -21,6 +21,7 @@
 #include "utils/snapmgr.h"
 
 #include "push.h"
+#include "coherence.h"
 #include "store.h"
 
 /* Rows per unit of statistics target, as core counts. */
@@ -109,7 +110,7 @@ draw_sample(Sample *sample, Relation rel, int wanted)
 
 	initStringInfo(&buf);
 	id = mer_wire_begin(&buf, MER_SAMPLE, 7);
-	mp_put_int(&buf, mer_catver);
+	mp_put_int(&buf, mer_catver());
 	mp_put_int(&buf, tau);
 	mp_put_int(&buf, mrel->sid);
 	mp_put_int(&buf, wanted);

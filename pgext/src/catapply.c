@@ -41,6 +41,8 @@
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
+#include "coherence.h"
+#include "reach.h"
 #include "seqfile.h"
 
 typedef struct Row
@@ -73,7 +75,6 @@ typedef struct Apply
 	List	   *dropped;
 	List	   *sequences;		/* with a new, empty file */
 	List	   *indexed;		/* relations that got an index */
-	Oid			max_oid;
 } Apply;
 
 /* ---------- decoding ---------- */
@@ -282,11 +283,12 @@ collect_affected(Apply *a)
 static void
 lock_relations(Apply *a)
 {
-	ListCell   *cell;
+	List	   *relids = NIL;
 
-	foreach(cell, a->affected)
-		if (!IsCatalogRelationOid(lfirst_oid(cell)))
-			LockRelationOid(lfirst_oid(cell), AccessExclusiveLock);
+	foreach_oid(relid, a->affected)
+		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
+			relids = lappend_oid(relids, relid);
+	mer_apply_lock(relids);
 }
 
 static void
@@ -404,8 +406,6 @@ localise(Apply *a, Catalog *c, Row *row)
 	else if (relid == IndexRelationId)
 		a->indexed = list_append_unique_oid(a->indexed,
 											DatumGetObjectId(COLUMN(row, Anum_pg_index_indrelid)));
-	if (strcmp(NameStr(TupleDescAttr(RelationGetDescr(c->rel), 0)->attname), "oid") == 0)
-		a->max_oid = Max(a->max_oid, DatumGetObjectId(row->values[0]));
 }
 
 /* ---------- applying ---------- */
@@ -463,21 +463,6 @@ set_relhasindex(Oid relid)
 	table_close(rel, RowExclusiveLock);
 }
 
-/* Objects of this instance must not get the OIDs of objects that came. */
-static void
-advance_oids(Oid max_oid)
-{
-	if (max_oid < FirstNormalObjectId)
-		return;
-	LWLockAcquire(OidGenLock, LW_EXCLUSIVE);
-	if (TransamVariables->nextOid <= max_oid)
-	{
-		TransamVariables->nextOid = max_oid + 1;
-		TransamVariables->oidCount = 0;
-	}
-	LWLockRelease(OidGenLock);
-}
-
 static void
 finish(Apply *a)
 {
@@ -495,25 +480,36 @@ finish(Apply *a)
 			CacheInvalidateRelcacheByRelid(lfirst_oid(cell));
 	if (find_catalog(a, PublicationRelationId) != NULL)
 		CacheInvalidateRelcacheAll();
-	advance_oids(a->max_oid);
 	CommandCounterIncrement();
 }
 
+/* May be rolled back and run again. */
+static void
+apply_rows(void *arg)
+{
+	Apply	   *a = arg;
+	int			i;
+
+	a->dropped = a->sequences = a->indexed = NIL;
+	drop_relations(a);
+	for (i = 0; i < a->ncatalogs; i++)
+		delete_rows(&a->catalogs[i]);
+	for (i = 0; i < a->ncatalogs; i++)
+		insert_rows(a, &a->catalogs[i]);
+	finish(a);
+}
+
 void
-mer_catalog_apply(const char *delta, uint32 len)
+mer_catalog_apply(const char *delta, uint32 len, int kind)
 {
 	Apply		a = {0};
 	int			i;
 
 	decode(&a, delta, len);
 	collect_affected(&a);
-	lock_relations(&a);
-	drop_relations(&a);
-	for (i = 0; i < a.ncatalogs; i++)
-		delete_rows(&a.catalogs[i]);
-	for (i = 0; i < a.ncatalogs; i++)
-		insert_rows(&a, &a.catalogs[i]);
-	finish(&a);
+	if (kind != MER_REACH_ADDITIVE)
+		lock_relations(&a);
+	mer_apply_insist(apply_rows, &a);
 	for (i = 0; i < a.ncatalogs; i++)
 		table_close(a.catalogs[i].rel, NoLock);
 }

@@ -32,6 +32,11 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#include "reach.h"
+
+/* Of oids.c; tests of deltas alone do without. */
+extern bool mer_oid_leased(Oid oid) __attribute__((weak));
+
 typedef struct Object
 {
 	Oid			classid;
@@ -45,11 +50,14 @@ typedef struct DeltaRow
 	uint32		key_len;
 	char	   *row;
 	uint32		row_len;
+	HeapTuple	tuple;
+	HeapTuple	before;			/* of a row born: the one it replaces */
 } DeltaRow;
 
 typedef struct Capture
 {
 	HTAB	   *temporary;		/* temporary objects met so far */
+	MerReach   *reach;
 	const MerCatalogRule *rule;
 	Relation	rel;
 	MerColumn  *cols;
@@ -171,8 +179,7 @@ add_tuple(Capture *c, HeapTuple tuple, bool born)
 	StringInfoData buf;
 	DeltaRow   *r;
 
-	if (HeapTupleHasExternal(tuple))
-		tuple = toast_flatten_tuple(tuple, desc);
+	tuple = HeapTupleHasExternal(tuple) ? toast_flatten_tuple(tuple, desc) : heap_copytuple(tuple);
 	heap_deform_tuple(tuple, desc, c->values, c->nulls);
 	if (row_is_temporary(c))
 		return;
@@ -186,6 +193,8 @@ add_tuple(Capture *c, HeapTuple tuple, bool born)
 	encode_columns(c, &buf, NULL, desc->natts);
 	r->row = buf.data;
 	r->row_len = (uint32) buf.len;
+	r->tuple = tuple;
+	r->before = NULL;
 }
 
 static int
@@ -217,7 +226,10 @@ drop_replaced(Capture *c)
 		while (i < c->nborn && compare_keys(&c->born[i], &c->gone[j]) < 0)
 			i++;
 		if (i < c->nborn && compare_keys(&c->born[i], &c->gone[j]) == 0)
+		{
+			c->born[i].before = c->gone[j].tuple;
 			continue;
+		}
 		c->gone[kept++] = c->gone[j];
 	}
 	c->nreplaced = c->ngone - kept;
@@ -266,6 +278,41 @@ refuse_unshippable(Capture *c)
 				 errhint("Use schemas.")));
 }
 
+/*
+ * Another instance may give the same number to an object of its own, if it does
+ * not come from this one's ranges.
+ */
+static void
+check_oid(Capture *c, HeapTuple tuple)
+{
+	bool		isnull;
+	Oid			oid = DatumGetObjectId(heap_getattr(tuple, 1, RelationGetDescr(c->rel), &isnull));
+
+	if (!mer_oid_leased(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("object id %u in \"%s\" lies outside of the ranges of this instance",
+						oid, RelationGetRelationName(c->rel)),
+				 errhint("Retry the transaction, in parts if it makes thousands of objects.")));
+}
+
+static void
+note_reach(Capture *c)
+{
+	TupleDesc	desc = RelationGetDescr(c->rel);
+	bool		has_oid = strcmp(NameStr(TupleDescAttr(desc, 0)->attname), "oid") == 0;
+	int			i;
+
+	for (i = 0; i < c->nborn; i++)
+	{
+		if (has_oid && c->born[i].before == NULL && mer_oid_leased != NULL)
+			check_oid(c, c->born[i].tuple);
+		mer_reach_row(c->reach, c->rule, desc, c->born[i].before, c->born[i].tuple);
+	}
+	for (i = 0; i < c->ngone; i++)
+		mer_reach_row(c->reach, c->rule, desc, c->gone[i].tuple, NULL);
+}
+
 static void
 put_catalog(Capture *c, StringInfo out)
 {
@@ -301,6 +348,7 @@ capture_catalog(Capture *c, Oid relid, StringInfo out)
 	read_catalog(c);
 	drop_replaced(c);
 	refuse_unshippable(c);
+	note_reach(c);
 	any = c->nborn + c->ngone > 0;
 	if (any)
 		put_catalog(c, out);
@@ -330,7 +378,7 @@ maybe_written(Oid relid)
 }
 
 bool
-mer_catalog_capture(StringInfo out, bool *secret)
+mer_catalog_capture(StringInfo out, MerReach *reach, bool *secret)
 {
 	HASHCTL		ctl = {.keysize = sizeof(Object),.entrysize = sizeof(Object)};
 	Capture		c = {0};
@@ -339,6 +387,8 @@ mer_catalog_capture(StringInfo out, bool *secret)
 	int			i;
 
 	*secret = false;
+	mer_reach_init(reach);
+	c.reach = reach;
 	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
 		return false;
 	ctl.hcxt = CurrentMemoryContext;

@@ -3,7 +3,7 @@
  *	  The catalog in the journal: a transaction that changed catalogs ships
  *	  its catalog delta in the same write set as its rows, as the row of the
  *	  next catalog version (system relation 1); deltas that this instance
- *	  lacks are applied at its start.
+ *	  lacks are applied at its start and as they come.
  *
  * Transactions of one instance get their versions one after the other: the
  * version row is locked from the delta's capture to the end of the local
@@ -28,11 +28,14 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "varatt.h"
 
+#include "coherence.h"
+#include "reach.h"
 #include "store.h"
 #include "utility.h"
 #include "wire.h"
@@ -50,7 +53,6 @@ extern void mer_catdelta_init(void);
 
 static ProcessUtility_hook_type next_utility = NULL;
 static StringInfo audit = NULL; /* DDL texts of this transaction, in its memory */
-static int64 shipped = 0;		/* version this transaction has put into its write set */
 static bool applying = false;	/* this transaction applies deltas: it makes none */
 
 /* ---------- the local version ---------- */
@@ -130,33 +132,39 @@ version_key(int64 version, char *key)
 	memcpy(key, &order, VERSION_KEY_BYTES);
 }
 
-/* A page of deltas from this version on; rows are [key, delta]. */
+/*
+ * A page of deltas from this version on; rows are [key, delta, reach].  Whoever
+ * asks for newer versions is behind and need not be told so.
+ */
 static MerReply
 read_deltas(int64 from, int64 limit, uint32 *nrows, bool *more)
 {
-	static const AttrNumber delta_column = 1;
+	static const AttrNumber columns[] = {1, 3};
 	char		key[VERSION_KEY_BYTES];
 	MerRequest	request = {
-		.sid = MER_CATALOG_SID,.lo = key,.lo_len = sizeof(key),.cols = &delta_column,.ncols = 1,
-		.limit = limit,.page_bytes = DELTA_PAGE_BYTES
+		.sid = MER_CATALOG_SID,.lo = key,.lo_len = sizeof(key),.cols = columns,
+		.ncols = lengthof(columns),.limit = limit,.page_bytes = DELTA_PAGE_BYTES,
+		.any_version = true
 	};
 	MerReply	reply;
 
 	version_key(from, key);
-	(void) mer_tau_start();
 	reply = mer_wire_wait(mer_send_scan(&request));
 	if (reply.type != MER_RESULT)
 		mp_malformed("not an answer to SCAN");
-	(void) mp_get_int(&reply.body);
+	mer_txn_saw_tau(mp_get_int(&reply.body));
 	*more = mp_get_bool(&reply.body);
 	*nrows = mp_get_array(&reply.body);
 	return reply;
 }
 
 /*
- * The journal may hold a version that this instance has not seen: a commit
- * that was given up by its backend and decided late.  With the version locked,
- * nobody here is about to bring it; only a start does.
+ * The journal may hold a version that this instance has not seen: another one's,
+ * or one whose own backend gave up before the answer came.  It is about to be
+ * applied, as soon as this transaction lets go of the version lock.
+ *
+ * Nor may this transaction have looked at functions, types or roles of before a
+ * change that was applied while it ran: its own changes may rest on them.
  */
 static void
 check_not_behind(int64 next)
@@ -166,11 +174,8 @@ check_not_behind(int64 next)
 	MerReply	reply = read_deltas(next, 1, &nrows, &more);
 
 	pfree(reply.frame);
-	if (nrows > 0)
-		ereport(PANIC,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("catalog version " INT64_FORMAT " is committed, but not in this instance", next),
-				 errhint("The instance starts again and applies it; retry the transaction.")));
+	if (nrows > 0 || mer_catalog_changed_globally())
+		mer_schema_changed();
 }
 
 /* ---------- shipping ---------- */
@@ -193,11 +198,12 @@ audit_text(bool secret)
 }
 
 static void
-put_delta(StringInfo delta, bool secret)
+put_delta(StringInfo delta, MerReach *reach, bool secret)
 {
 	int64		version;
 	char		key[VERSION_KEY_BYTES];
-	Datum		values[2];
+	Datum		values[3];
+	StringInfoData concerned;
 
 	if (delta->len > MER_DELTA_MAX_BYTES)
 		ereport(ERROR,
@@ -211,39 +217,28 @@ put_delta(StringInfo delta, bool secret)
 	version_key(version, key);
 	values[0] = PointerGetDatum(cstring_to_text_with_len(delta->data, delta->len));
 	values[1] = audit_text(secret);
-	mer_txn_put_system(MER_CATALOG_SID, key, sizeof(key), 2, values);
+	initStringInfo(&concerned);
+	mer_reach_put(reach, &concerned);
+	values[2] = PointerGetDatum(cstring_to_text_with_len(concerned.data, concerned.len));
+	mer_txn_put_system(MER_CATALOG_SID, key, sizeof(key), lengthof(values), values);
 	mer_catalog_version_set(version);
-	shipped = version;
+	mer_version_moves(version, false);
 }
 
 static void
 ship(void)
 {
 	StringInfoData delta;
+	MerReach	reach;
 	bool		secret;
 
 	/* Values out of line need a snapshot to be read under, and no statement runs now. */
 	PushActiveSnapshot(GetLatestSnapshot());
 	initStringInfo(&delta);
-	if (mer_catalog_capture(&delta, &secret))
-		put_delta(&delta, secret);
+	if (mer_catalog_capture(&delta, &reach, &secret))
+		put_delta(&delta, &reach, secret);
 	pfree(delta.data);
 	PopActiveSnapshot();
-}
-
-/*
- * The journal holds this transaction, or may hold it, and the local catalog
- * does not.  Statements that ran on would see the old catalog with new rows,
- * so the whole instance stops; its start applies what is missing.
- */
-static void
-check_outcome(void)
-{
-	if (shipped != 0 && (mer_txn.committed || mer_txn.unknown))
-		ereport(PANIC,
-				(errcode(ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
-				 errmsg("catalog version " INT64_FORMAT " is or may be committed, but not in this instance",
-						shipped)));
 }
 
 static void
@@ -257,11 +252,8 @@ at_transaction_event(XactEvent event, void *arg)
 				mer_txn_at_precommit(ship);
 			break;
 		case XACT_EVENT_ABORT:
-			check_outcome();
-			/* FALLTHROUGH */
 		case XACT_EVENT_COMMIT:
 			audit = NULL;
-			shipped = 0;
 			applying = false;
 			break;
 		default:
@@ -299,6 +291,8 @@ note_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	bool		ddl = context <= PROCESS_UTILITY_QUERY && ships_catalog() &&
 		GetCommandLogLevel(pstmt->utilityStmt) == LOGSTMT_DDL;
 
+	if (ddl)
+		mer_oids_ensure();
 	next_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 	/* A statement that ends its transaction leaves nothing to note it in. */
 	if (ddl && IsTransactionState())
@@ -319,13 +313,22 @@ begin_apply(void)
 			ereport(ERROR,
 					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 					 errmsg("catalog deltas are applied in a transaction of their own")));
+	/* A version moves with the whole transaction or not at all. */
+	if (IsSubTransaction())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("catalog deltas are not applied in a subtransaction")));
 	applying = true;
 	mer_catalog_version_lock();
 }
 
-/* True if the delta was applied now, false if it had been before. */
+/*
+ * True if the delta was applied now, false if it had been before.  Those who
+ * use what no lock protects learn of a global change by an invalidation of the
+ * state table (coherence.c).
+ */
 static bool
-apply_version(int64 version, const char *delta, uint32 len)
+apply_version(int64 version, const char *delta, uint32 len, int kind)
 {
 	int64		local = mer_catalog_version();
 
@@ -335,8 +338,11 @@ apply_version(int64 version, const char *delta, uint32 len)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("catalog version " INT64_FORMAT " follows " INT64_FORMAT, version, local)));
-	mer_catalog_apply(delta, len);
+	mer_catalog_apply(delta, len, kind);
 	mer_catalog_version_set(version);
+	if (kind == MER_REACH_GLOBAL)
+		CacheInvalidateRelcacheByRelid(state_table());
+	mer_version_moves(version, kind == MER_REACH_GLOBAL);
 	return true;
 }
 
@@ -355,7 +361,20 @@ mer_apply_catalog_delta(PG_FUNCTION_ARGS)
 
 	begin_apply();
 	PG_RETURN_BOOL(apply_version(PG_GETARG_INT64(0), VARDATA_ANY(delta),
-								 (uint32) VARSIZE_ANY_EXHDR(delta)));
+								 (uint32) VARSIZE_ANY_EXHDR(delta), MER_REACH_GLOBAL));
+}
+
+/* Rows of older versions have no reach. */
+static int
+next_kind(MpReader *r)
+{
+	uint32		len;
+	const char *reach;
+
+	if (mp_try_nil(r))
+		return MER_REACH_GLOBAL;
+	reach = mp_get_bytes(r, &len);
+	return mer_reach_kind(reach, len);
 }
 
 /* apply_pending_catalog(most): how many versions were applied */
@@ -378,15 +397,17 @@ mer_apply_pending_catalog(PG_FUNCTION_ARGS)
 			const char *key;
 			const char *delta;
 			uint64		version;
+			int			kind;
 
-			if (mp_get_array(&reply.body) != 2)
+			if (mp_get_array(&reply.body) != 3)
 				mp_malformed("row of another width");
 			key = mp_get_bytes(&reply.body, &len);
 			if (len != VERSION_KEY_BYTES)
 				mp_malformed("catalog version of another length");
 			memcpy(&version, key, sizeof(version));
 			delta = mp_get_bytes(&reply.body, &len);
-			applied += apply_version((int64) pg_ntoh64(version), delta, len) ? 1 : 0;
+			kind = next_kind(&reply.body);
+			applied += apply_version((int64) pg_ntoh64(version), delta, len, kind) ? 1 : 0;
 		}
 		pfree(reply.frame);
 	}

@@ -68,15 +68,22 @@ extern int	mer_catalog_key(Relation rel, AttrNumber *attnums, Oid *index);
 extern int64 mer_template_fingerprint(void);
 
 /*
- * Append the delta of the running transaction.  False: nothing to ship.
- * *secret: the statement's text may hold a password.
+ * Append the delta of the running transaction and learn whom it concerns.
+ * False: nothing to ship.  *secret: the statement's text may hold a password.
  */
-extern bool mer_catalog_capture(StringInfo out, bool *secret);
+struct MerReach;
+extern bool mer_catalog_capture(StringInfo out, struct MerReach *reach, bool *secret);
 
-/* Apply a delta in the running transaction. */
-extern void mer_catalog_apply(const char *delta, uint32 len);
+/*
+ * Apply a delta in the running transaction.  kind: of its reach; what is merely
+ * additive needs no locks.
+ */
+extern void mer_catalog_apply(const char *delta, uint32 len, int kind);
 
-/* Version of this instance's catalog (catdelta.c); the lock is held to the end of the transaction. */
+/*
+ * Version of this instance's catalog in the state table (catdelta.c); the lock is held to the end
+ * of the transaction.
+ */
 extern int64 mer_catalog_version(void);
 extern void mer_catalog_version_lock(void);
 extern void mer_catalog_version_set(int64 version);

@@ -14,6 +14,7 @@
 #include "portability/instr_time.h"
 #include "utils/memutils.h"
 
+#include "coherence.h"
 #include "store.h"
 #include "wire.h"
 
@@ -69,7 +70,7 @@ send_commit(StringInfo chunk)
 
 	initStringInfo(&buf);
 	id = mer_wire_begin(&buf, MER_COMMIT, 8);
-	mp_put_int(&buf, mer_catver);
+	mp_put_int(&buf, mer_catver());
 	mp_put_int(&buf, mer_txn.tau);
 	mp_put_bin(&buf, txid, TXID_BYTES);
 	mp_put_int(&buf, schema ? 1 : 0);

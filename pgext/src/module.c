@@ -33,6 +33,7 @@ MER_OPTIONAL(mer_utility_init);
 MER_OPTIONAL(mer_sequence_init);
 MER_OPTIONAL(mer_catdelta_init);
 MER_OPTIONAL(mer_doors_init);
+MER_OPTIONAL(mer_coherence_init);
 
 static void
 define_settings(void)
@@ -71,6 +72,8 @@ _PG_init(void)
 		mer_catdelta_init();
 	if (mer_doors_init)
 		mer_doors_init();
+	if (mer_coherence_init)
+		mer_coherence_init();
 	if (mer_planner_init)
 		mer_planner_init();
 	if (mer_utility_init)

@@ -6,6 +6,7 @@
 
 #include "miscadmin.h"
 
+#include "coherence.h"
 #include "store.h"
 
 int
@@ -44,7 +45,7 @@ mer_send_scan(const MerRequest *req)
 	mer_checks_flush();
 	initStringInfo(&buf);
 	id = mer_wire_begin(&buf, MER_SCAN, 17);
-	mp_put_int(&buf, mer_catver);
+	mp_put_int(&buf, req->any_version ? 0 : mer_catver());
 	mp_put_int(&buf, mer_txn.tau);
 	mp_put_int(&buf, req->sid);
 	mp_put_bin(&buf, req->lo ? req->lo : "", req->lo ? req->lo_len : 0);
@@ -75,7 +76,7 @@ mer_send_get(int64 sid, const AttrNumber *cols, int ncols, const MerBytes *keys,
 
 	initStringInfo(&buf);
 	id = mer_wire_begin(&buf, MER_GET, 7);
-	mp_put_int(&buf, mer_catver);
+	mp_put_int(&buf, mer_catver());
 	mp_put_int(&buf, mer_txn.tau);
 	mp_put_int(&buf, sid);
 	put_cols(&buf, cols, ncols);

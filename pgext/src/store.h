@@ -101,7 +101,6 @@ extern MerTxn mer_txn;
 
 extern void mer_txn_start(void);	/* idempotent; call before touching mer_txn */
 extern void mer_txn_saw_tau(int64 tau);
-extern int64 mer_catver;		/* catalog version sent with reads and commits */
 extern void mer_undo_push(MerVersion *version);
 extern void mer_undo_kill(MerVersion *row); /* and its index entries */
 extern bool mer_txn_created(int64 sid);	/* by this transaction: storage has nothing yet */
@@ -247,6 +246,7 @@ typedef struct MerRequest
 	uint32		filter_len;
 	uint64		limit;
 	uint32		page_bytes;
+	bool		any_version;	/* of the catalog will do */
 } MerRequest;
 
 extern uint32 mer_send_scan(const MerRequest *req);

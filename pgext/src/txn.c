@@ -9,10 +9,10 @@
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
+#include "coherence.h"
 #include "store.h"
 
 MerTxn		mer_txn;
-int64		mer_catver = 0;
 
 /* A subtransaction remembers how much there was when it started. */
 typedef struct Savepoint
@@ -84,7 +84,7 @@ mer_tau_start(void)
 
 		initStringInfo(&buf);
 		id = mer_wire_begin(&buf, MER_BEGIN, 3);
-		mp_put_int(&buf, mer_catver);
+		mp_put_int(&buf, mer_catver());
 		reply = mer_wire_call(&buf, id);
 		if (reply.type != MER_RESULT)
 			ereport(ERROR,

@@ -61,6 +61,10 @@ static MerLimit limits[LIMITS_MAX];
 /* The counters live with EXPLAIN; a library without it still counts somewhere. */
 extern MerCounters mer_counters __attribute__((weak));
 
+/* So does a library without coherence.c. */
+extern void mer_stale_note(StringInfo request) __attribute__((weak));
+extern bool mer_stale_retry(MerReply *reply, uint32 *id) __attribute__((weak));
+
 /* ---------- what proto.c asks of the server ---------- */
 
 static int64
@@ -498,6 +502,8 @@ mer_wire_send(StringInfo buf)
 	if (!first)
 		raise_refused();
 	sock.serve_interrupts = true;
+	if (mer_stale_note != NULL)
+		mer_stale_note(buf);
 	status = mer_proto_send(proto, buf, MER_NO_DEADLINE);
 	if (status == MER_LOST && first)
 	{
@@ -518,8 +524,8 @@ mer_wire_forget(uint32 id)
 		mer_proto_forget(proto, id);
 }
 
-MerReply
-mer_wire_wait(uint32 id)
+static MerReply
+wait_for_answer(uint32 id)
 {
 	MerAnswer	answer;
 	MerReply	reply;
@@ -540,9 +546,21 @@ mer_wire_wait(uint32 id)
 	if (status != MER_OK)
 		raise_status(status);
 	take_answer(&reply, &answer);
-	if (reply.type == MER_ERROR)
-		mer_wire_raise(&reply);
 	return reply;
+}
+
+MerReply
+mer_wire_wait(uint32 id)
+{
+	for (;;)
+	{
+		MerReply	reply = wait_for_answer(id);
+
+		if (reply.type != MER_ERROR)
+			return reply;
+		if (mer_stale_retry == NULL || !mer_stale_retry(&reply, &id))
+			mer_wire_raise(&reply);
+	}
 }
 
 MerReply

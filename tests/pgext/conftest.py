@@ -16,7 +16,7 @@ from meridian.instance.users import pg_user
 
 CODEC_FILES = ["module", "msgpack", "orderbytes", "rowcodec", "keyenc", "proto", "wire",
                "wireerror", "debug",
-               "catrules", "catcapture", "catapply", "seqfile", "catdebug"]
+               "catrules", "catcapture", "catapply", "catlock", "reach", "seqfile", "catdebug"]
 
 
 def build_library(target: Path, names: list[str]) -> None:
