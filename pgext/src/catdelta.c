@@ -339,9 +339,9 @@ apply_version(int64 version, const char *delta, uint32 len, int kind)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("catalog version " INT64_FORMAT " follows " INT64_FORMAT, version, local)));
 	mer_catalog_apply(delta, len, kind);
-	mer_catalog_version_set(version);
 	if (kind == MER_REACH_GLOBAL)
 		CacheInvalidateRelcacheByRelid(state_table());
+	mer_catalog_version_set(version);
 	mer_version_moves(version, kind == MER_REACH_GLOBAL);
 	return true;
 }

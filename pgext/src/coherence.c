@@ -287,9 +287,9 @@ wait_for_version(int64 version)
 
 /* ---------- requests that ask for tau_start ---------- */
 
-/* Type and version of a request, and what follows them. */
+/* Number of fields, type and id of a request, and what follows them. */
 static uint32
-open_request(const char *data, int len, int *type, int64 *catver, MpReader *rest)
+open_request(const char *data, int len, int *type, uint32 *id, MpReader *rest)
 {
 	uint32		n;
 
@@ -298,19 +298,8 @@ open_request(const char *data, int len, int *type, int64 *catver, MpReader *rest
 	rest->end = data + len;
 	n = mp_get_array(rest);
 	*type = (int) mp_get_int(rest);
-	(void) mp_get_int(rest);
-	*catver = mp_get_int(rest);
+	*id = (uint32) mp_get_int(rest);
 	return n;
-}
-
-static uint32
-id_of(const char *data, int len)
-{
-	MpReader	r = {data + sizeof(uint32), data + len};
-
-	(void) mp_get_array(&r);
-	(void) mp_get_int(&r);
-	return (uint32) mp_get_int(&r);
 }
 
 void
@@ -318,12 +307,12 @@ mer_stale_note(StringInfo buf)
 {
 	MpReader	rest;
 	int			type;
-	int64		catver;
+	uint32		id;
 
 	if (mer_txn.tau != 0)
 		return;
-	(void) open_request(buf->data, buf->len, &type, &catver, &rest);
-	if ((type != MER_BEGIN && type != MER_GET && type != MER_SCAN) || catver == 0)
+	(void) open_request(buf->data, buf->len, &type, &id, &rest);
+	if ((type != MER_BEGIN && type != MER_GET && type != MER_SCAN) || mp_get_int(&rest) == 0)
 		return;
 	if (asked_max < buf->len)
 	{
@@ -334,7 +323,7 @@ mer_stale_note(StringInfo buf)
 	}
 	memcpy(asked, buf->data, buf->len);
 	asked_len = buf->len;
-	asked_id = id_of(buf->data, buf->len);
+	asked_id = id;
 }
 
 /* The version in force at the tau that the refused request was given. */
@@ -367,10 +356,10 @@ ask_again(void)
 	StringInfoData buf;
 	MpReader	rest;
 	int			type;
-	int64		before;
-	uint32		n = open_request(asked, asked_len, &type, &before, &rest);
 	uint32		id;
+	uint32		n = open_request(asked, asked_len, &type, &id, &rest);
 
+	(void) mp_get_int(&rest);
 	initStringInfo(&buf);
 	id = mer_wire_begin(&buf, type, n);
 	mp_put_int(&buf, mer_catver());
@@ -393,6 +382,7 @@ mer_stale_retry(MerReply *reply, uint32 *id)
 {
 	MpReader	rest;
 	int			type;
+	uint32		sent_id;
 	int64		sent;
 	int64		in_force;
 
@@ -402,7 +392,8 @@ mer_stale_retry(MerReply *reply, uint32 *id)
 		INSTR_TIME_SET_CURRENT(retry_start);
 	retrying = true;
 	pfree(reply->frame);
-	(void) open_request(asked, asked_len, &type, &sent, &rest);
+	(void) open_request(asked, asked_len, &type, &sent_id, &rest);
+	sent = mp_get_int(&rest);
 	if (remaining_ms() <= 0 || !wait_for_version(in_force) || mer_catalog_changed_globally())
 		mer_schema_changed();
 	if (in_force < sent)

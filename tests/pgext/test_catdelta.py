@@ -159,16 +159,83 @@ def test_an_open_session_notices(pair: tuple[Connection, Connection]) -> None:
             other.execute("SELECT * FROM v")
 
 
-def test_new_objects_do_not_get_oids_that_came(pair: tuple[Connection, Connection]) -> None:
+BEFORE = [
+    "CREATE TABLE t (a int PRIMARY KEY, b text)", "CREATE TABLE parent (a int PRIMARY KEY)",
+    "CREATE VIEW v AS SELECT a FROM t", "CREATE TYPE mood AS ENUM ('a')",
+    "CREATE DOMAIN d AS int", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE TABLE part (a int) PARTITION BY LIST (a)",
+    "CREATE TABLE part_1 PARTITION OF part FOR VALUES IN (1)",
+    "CREATE ROLE r1", "CREATE ROLE r2", "CREATE SEQUENCE seq", "CREATE SCHEMA s",
+]
+ADDITIVE, RELATIONS, GLOBAL = 0, 1, 2
+REACHES = [
+    (ADDITIVE, "CREATE TABLE n (a serial PRIMARY KEY, b mood CHECK (b > 'a'), c d UNIQUE)"),
+    (ADDITIVE, "CREATE TABLE n (LIKE t INCLUDING ALL)"),
+    (ADDITIVE, "CREATE VIEW n AS SELECT * FROM t"),
+    (ADDITIVE, "CREATE TABLE n (a int) PARTITION BY LIST (a);"
+               "CREATE TABLE n_1 PARTITION OF n FOR VALUES IN (1)"),
+    (ADDITIVE, "CREATE TYPE n AS ENUM ('x'); ALTER TYPE n ADD VALUE 'y'"),
+    (ADDITIVE, "CREATE FUNCTION n() RETURNS int LANGUAGE sql AS 'SELECT 1'"),
+    (ADDITIVE, "CREATE AGGREGATE n(int) (SFUNC = int4pl, STYPE = int)"),
+    (ADDITIVE, "CREATE ROLE r3 IN ROLE r1"),
+    (ADDITIVE, "GRANT SELECT ON t TO r1; GRANT SELECT (b) ON t TO r2"),
+    (ADDITIVE, "GRANT EXECUTE ON FUNCTION f() TO r1; GRANT USAGE ON SCHEMA s TO r1"),
+    (ADDITIVE, "GRANT USAGE ON TYPE mood TO r1; GRANT USAGE ON SEQUENCE seq TO r1"),
+    (ADDITIVE, "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO r1"),
+    (ADDITIVE, "COMMENT ON TABLE t IS 'x'; COMMENT ON ROLE r1 IS 'y'"),
+    (ADDITIVE, "CREATE STATISTICS st ON a, b FROM t"),
+    (ADDITIVE, "ALTER ROLE r1 SET work_mem = '1MB'; ALTER ROLE r1 PASSWORD 'x'"),
+    (ADDITIVE, "ALTER TABLE t ALTER b SET STATISTICS 10"),
+    (RELATIONS, "ALTER TABLE t ADD c int"),
+    (RELATIONS, "ALTER TABLE t RENAME TO t2"),
+    (RELATIONS, "ALTER TABLE t ALTER b TYPE varchar"),
+    (RELATIONS, "ALTER TABLE t ALTER b SET DEFAULT 'x'"),
+    (RELATIONS, "ALTER TABLE t ADD CHECK (a > 0)"),
+    (RELATIONS, "ALTER TABLE t ENABLE ROW LEVEL SECURITY"),
+    (RELATIONS, "CREATE INDEX ON t (b)"),
+    (RELATIONS, "CREATE TABLE n (a int REFERENCES parent)"),
+    (RELATIONS, "DROP TABLE parent"),
+    (RELATIONS, "CREATE TABLE n PARTITION OF part FOR VALUES IN (2)"),
+    (RELATIONS, "CREATE TABLE n (x int) INHERITS (t)"),
+    (RELATIONS, "DROP TABLE part_1"),
+    (RELATIONS, "ALTER TABLE part DETACH PARTITION part_1"),
+    (RELATIONS, "ALTER SEQUENCE seq INCREMENT 5"),
+    (RELATIONS, "TRUNCATE t"),
+    (RELATIONS, "ALTER TABLE t OWNER TO r1"),
+    (GLOBAL, "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'"),
+    (GLOBAL, "DROP FUNCTION f()"),
+    (GLOBAL, "CREATE OR REPLACE VIEW v AS SELECT a, b FROM t"),
+    (GLOBAL, "DROP VIEW v"),
+    (GLOBAL, "ALTER TYPE mood ADD VALUE 'b'"),
+    (GLOBAL, "ALTER TYPE mood RENAME TO m2"),
+    (GLOBAL, "ALTER DOMAIN d ADD CHECK (VALUE > 0)"),
+    (GLOBAL, "CREATE POLICY p ON t USING (true)"),
+    (GLOBAL, "CREATE RULE r AS ON DELETE TO t DO INSTEAD NOTHING"),
+    (GLOBAL, "ALTER ROLE r1 CREATEDB"),
+    (GLOBAL, "GRANT r1 TO r2"),
+    (GLOBAL, "DROP ROLE r2"),
+    (GLOBAL, "ALTER SCHEMA s RENAME TO s3"),
+    (GLOBAL, "CREATE CAST (mood AS int) WITH INOUT"),
+    (GLOBAL, "CREATE TABLE n (a int); DROP SCHEMA s"),
+]
+
+
+def test_whom_a_delta_concerns(pair: tuple[Connection, Connection]) -> None:
     origin, copy = pair
-    for n in range(50):
-        run(origin, [f"CREATE TABLE skipped_{n} (x int)", f"DROP TABLE skipped_{n}"])
-    apply(copy, run(origin, ["CREATE TABLE far (x int)"]))
-    far = copy.execute("SELECT 'far'::regclass::oid").fetchone()
-    copy.execute("CREATE TABLE local (x int)")
-    local = copy.execute("SELECT 'local'::regclass::oid").fetchone()
-    copy.execute("DROP TABLE local")
-    assert far is not None and local is not None and local[0] > far[0]
+    apply(copy, run(origin, BEFORE))
+    wrong = []
+    for kind, statements in REACHES:
+        origin.execute(statements.encode())
+        row = origin.execute("SELECT meridian_debug.reach()").fetchone()
+        origin.rollback()
+        assert row is not None and row[0] is not None, statements
+        found = msgspec.msgpack.decode(row[0])
+        if found[0] != kind:
+            wrong.append((statements, kind, found))
+    assert not wrong
+    origin.execute("CREATE TEMP TABLE x (a int)")
+    assert origin.execute("SELECT meridian_debug.reach()").fetchone() == (None,)
+    origin.rollback()
 
 
 def test_nothing_to_ship(pair: tuple[Connection, Connection]) -> None:
