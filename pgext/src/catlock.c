@@ -32,6 +32,8 @@
 /* Of coherence.c, which a library for tests of deltas alone does without. */
 extern void mer_apply_wants(List *relids) __attribute__((weak));
 
+static emit_log_hook_type next_emit_log = NULL;
+
 typedef struct LockStep
 {
 	Oid			relid;
@@ -119,6 +121,31 @@ attempt(void (*step) (void *arg), void *arg)
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	return done;
+}
+
+/*
+ * PostgreSQL's words for the conflict speak of a standby's recovery.  The code
+ * is right; who sends a report gets to see it here first.
+ */
+static void
+reword(ErrorData *error)
+{
+	if (error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE && error->message_id != NULL &&
+		strstr(error->message_id, "due to conflict with recovery") != NULL)
+	{
+		error->message = pstrdup(MER_OC001);
+		error->detail = pstrdup("The session was using what a schema change concerns.");
+		error->hint = pstrdup("Retry the transaction.");
+	}
+	if (next_emit_log != NULL)
+		next_emit_log(error);
+}
+
+void
+mer_catlock_init(void)
+{
+	next_emit_log = emit_log_hook;
+	emit_log_hook = reword;
 }
 
 pg_noreturn static void

@@ -138,7 +138,7 @@ mer_schema_changed(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("schema has been updated by another transaction, please retry: (OC001)"),
+			 errmsg(MER_OC001),
 			 errhint("Retry the transaction.")));
 }
 
@@ -412,4 +412,5 @@ mer_coherence_init(void)
 	RegisterXactCallback(at_xact, NULL);
 	RegisterResourceReleaseCallback(at_release, NULL);
 	CacheRegisterRelcacheCallback(at_invalidation, (Datum) 0);
+	mer_catlock_init();
 }

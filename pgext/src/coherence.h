@@ -12,6 +12,8 @@
 #define MER_CATALOG_WAIT_MS 2000
 #define MER_CATALOG_LOCK_MS 100
 
+#define MER_OC001 "schema has been updated by another transaction, please retry: (OC001)"
+
 
 /* The version to send with a request. */
 extern int64 mer_catver(void);
@@ -53,6 +55,7 @@ extern void mer_apply_lock(List *relids);
 
 /* Run in a subtransaction, again and again while local transactions stand in its way. */
 extern void mer_apply_insist(void (*step) (void *arg), void *arg);
+extern void mer_catlock_init(void);
 
 /* ---------- OIDs (oids.c) ---------- */
 
