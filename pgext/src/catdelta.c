@@ -293,6 +293,8 @@ note_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 	if (ddl)
 		mer_oids_ensure();
+	if (context <= PROCESS_UTILITY_QUERY && IsA(pstmt->utilityStmt, TruncateStmt))
+		mer_gate_before_truncate((TruncateStmt *) pstmt->utilityStmt);
 	next_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 	/* A statement that ends its transaction leaves nothing to note it in. */
 	if (ddl && IsTransactionState())

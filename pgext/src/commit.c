@@ -18,13 +18,13 @@
 #include "store.h"
 #include "wire.h"
 
-#define TXID_BYTES 16
 #define COMMIT_TIMEOUT_MS 60000
 #define STATUS_TIMEOUT_MS 10000
 #define STATUS_PATIENCE_MS 30000
 #define STATUS_PAUSE_US 200000
 
-static char txid[TXID_BYTES];
+static char txid[MER_TXID_BYTES];
+static bool txid_chosen = false;
 static uint32 part_seq;
 static MerReply answer;
 static MerStatus status;
@@ -52,7 +52,7 @@ send_part(StringInfo chunk)
 
 	initStringInfo(&buf);
 	(void) mer_wire_begin(&buf, MER_PART, 6);
-	mp_put_bin(&buf, txid, TXID_BYTES);
+	mp_put_bin(&buf, txid, MER_TXID_BYTES);
 	mp_put_int(&buf, part_seq++);
 	mp_put_bin(&buf, chunk->data, chunk->len);
 	mp_put_int(&buf, mer_txn.tau);
@@ -72,7 +72,7 @@ send_commit(StringInfo chunk)
 	id = mer_wire_begin(&buf, MER_COMMIT, 8);
 	mp_put_int(&buf, mer_catver());
 	mp_put_int(&buf, mer_txn.tau);
-	mp_put_bin(&buf, txid, TXID_BYTES);
+	mp_put_bin(&buf, txid, MER_TXID_BYTES);
 	mp_put_int(&buf, schema ? 1 : 0);
 	mp_put_int(&buf, mer_txn.rows);
 	mp_put_bin(&buf, chunk->data, chunk->len);
@@ -118,7 +118,7 @@ ask_status(void)
 		return 0;
 	initStringInfo(&buf);
 	id = mer_wire_begin(&buf, MER_STATUS, 4);
-	mp_put_bin(&buf, txid, TXID_BYTES);
+	mp_put_bin(&buf, txid, MER_TXID_BYTES);
 	mp_put_int(&buf, mer_txn.tau);
 	if (mer_wire_try_call(&buf, id, STATUS_TIMEOUT_MS, &reply) != MER_OK ||
 		reply.type != MER_OUTCOME)
@@ -177,15 +177,30 @@ take_answer(void)
 		outcome_unknown();
 }
 
+/* By this id the transaction commits, and before that holds a gate. */
+const char *
+mer_commit_txid(void)
+{
+	if (!txid_chosen && !pg_strong_random(txid, MER_TXID_BYTES))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate a transaction id")));
+	txid_chosen = true;
+	return txid;
+}
+
+void
+mer_commit_reset(void)
+{
+	txid_chosen = false;
+}
+
 void
 mer_commit(void)
 {
 	/* The gateway is there, or the transaction fails before anything is sent. */
 	check_size();
-	if (!pg_strong_random(txid, TXID_BYTES))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate a transaction id")));
+	(void) mer_commit_txid();
 	mer_txn.shipping = true;
 	part_seq = 0;
 	status = MER_OK;

@@ -218,7 +218,7 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 	if (prev_object_access)
 		prev_object_access(access, class_id, object_id, sub_id, arg);
 	if (class_id == ConstraintRelationId && (access == OAT_POST_CREATE || access == OAT_POST_ALTER))
-		mer_check_note_constraint(object_id);
+		mer_check_note_constraint(object_id, access == OAT_POST_ALTER);
 	if (class_id != RelationRelationId)
 		return;
 	switch (access)
@@ -363,4 +363,5 @@ mer_ddl_init(void)
 	object_access_hook = object_access;
 	RegisterXactCallback(at_xact, NULL);
 	RegisterSubXactCallback(at_subxact, NULL);
+	mer_gate_init();
 }

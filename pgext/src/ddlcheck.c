@@ -20,9 +20,12 @@
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_constraint.h"
+#include "catalog/pg_depend.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
 #include "catalog/namespace.h"
+#include "storage/lmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -76,10 +79,34 @@ note(List **list, Oid oid)
 	MemoryContextSwitchTo(old);
 }
 
-void
-mer_check_note_constraint(Oid constraint)
+/*
+ * Is VALIDATE CONSTRAINT what changes a constraint?  All commits since it was
+ * added NOT VALID keep to it, and a tau_start before that is refused for its
+ * catalog version: the rows that were there then are checked as of tau_start,
+ * and nobody has to be kept out.  The catalog caches still show the constraint
+ * as it was.
+ */
+static bool
+is_validation(Oid constraint)
 {
-	note(&constraints, constraint);
+	HeapTuple	tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(constraint));
+	Form_pg_constraint con;
+	bool		validation;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	con = (Form_pg_constraint) GETSTRUCT(tuple);
+	validation = con->conenforced && !con->convalidated && OidIsValid(con->conrelid) &&
+		!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
+	ReleaseSysCache(tuple);
+	return validation;
+}
+
+void
+mer_check_note_constraint(Oid constraint, bool altered)
+{
+	if (!altered || !is_validation(constraint))
+		note(&constraints, constraint);
 }
 
 void
@@ -188,6 +215,50 @@ is_new_and_empty(Oid relid)
 	return buf == NULL || buf->nentries == 0;
 }
 
+/*
+ * Tables with columns of a domain, or of one over it.  In types made of it
+ * PostgreSQL refuses new constraints, if a table has such a column.
+ */
+static List *
+tables_of_domain(Oid type, List *tables)
+{
+	Relation	depend = table_open(DependRelationId, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	List	   *domains = NIL;
+
+	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(TypeRelationId));
+	ScanKeyInit(&keys[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(type));
+	scan = systable_beginscan(depend, DependReferenceIndexId, true, NULL, 2, keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend row = (Form_pg_depend) GETSTRUCT(tuple);
+
+		if (row->classid == TypeRelationId && get_typtype(row->objid) == TYPTYPE_DOMAIN)
+			domains = lappend_oid(domains, row->objid);
+		else if (row->classid == RelationRelationId && row->objsubid > 0)
+			tables = list_append_unique_oid(tables, row->objid);
+	}
+	systable_endscan(scan);
+	table_close(depend, AccessShareLock);
+	foreach_oid(domain, domains)
+		tables = tables_of_domain(domain, tables);
+	return tables;
+}
+
+static void
+lock_users_of_domain(Oid type)
+{
+	foreach_oid(table, tables_of_domain(type, NIL))
+	{
+		LockRelationOid(table, AccessShareLock);
+		lock_table(table);
+	}
+}
+
 static void
 lock_validated(Oid constraint)
 {
@@ -198,6 +269,8 @@ lock_validated(Oid constraint)
 		return;
 	memcpy(&con, GETSTRUCT(tuple), sizeof(con));
 	ReleaseSysCache(tuple);
+	if (OidIsValid(con.contypid) && con.convalidated)
+		lock_users_of_domain(con.contypid);
 	if (!OidIsValid(con.conrelid) || !con.convalidated || is_new_and_empty(con.conrelid))
 		return;
 	if (con.contype == CONSTRAINT_CHECK || con.contype == CONSTRAINT_NOTNULL ||

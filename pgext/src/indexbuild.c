@@ -16,6 +16,7 @@
 
 #include "jobs.h"
 #include "store.h"
+#include "utility.h"
 
 static void
 refuse(const char *what, const char *hint)
@@ -158,7 +159,10 @@ mer_index_build(Relation heap, Relation index, IndexInfo *info)
 	}
 	(void) mer_relmap_recreate(index);
 	if (!mer_txn_created(mer_rel(heap)->sid))
+	{
+		mer_gate(list_make1_oid(RelationGetRelid(heap)));
 		mer_txn_lock_relation(heap);
+	}
 	b.estate = CreateExecutorState();
 	b.predicate = ExecPrepareQual(info->ii_Predicate, b.estate);
 	build_entries(&b);

@@ -96,6 +96,7 @@ pg_noreturn extern void mp_malformed(const char *why);
 #define MER_SETVAL 13
 #define MER_PEEKSEQ 14
 #define MER_ADVISORY 17
+#define MER_GATE 16
 #define MER_ADMIN 20
 
 #define MER_RESULT 64

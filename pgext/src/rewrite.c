@@ -143,6 +143,7 @@ mer_rewrite_before_alter(AlterTableStmt *stmt)
 {
 	Oid			parent;
 
+	mer_gate_before_alter(stmt);
 	if (XactReadOnly || !may_break_row_keys(stmt))
 		return;
 	parent = RangeVarGetRelid(stmt->relation, AccessExclusiveLock, true);

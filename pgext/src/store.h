@@ -321,7 +321,11 @@ extern void mer_notify_reset(void);
 
 /* ---------- commit.c, encode.c ---------- */
 
+#define MER_TXID_BYTES 16
+
 extern void mer_commit(void);
+extern const char *mer_commit_txid(void);
+extern void mer_commit_reset(void);
 
 typedef void (*MerChunkSink) (StringInfo chunk, bool last);
 

@@ -352,6 +352,7 @@ txn_reset(void)
 	nsavepoints = 0;
 	nschema_ops = 0;
 	callbacks = NULL;
+	mer_commit_reset();
 	mer_tids_reset();
 	mer_checks_reset();
 	mer_locks_reset();

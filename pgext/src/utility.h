@@ -92,7 +92,7 @@ extern List *mer_ddl_take_truncated(int mark);
 
 /* ---------- ddlcheck.c ---------- */
 
-extern void mer_check_note_constraint(Oid constraint);
+extern void mer_check_note_constraint(Oid constraint, bool altered);
 extern void mer_check_note_index(Oid index);
 extern void mer_check_note_drop(Oid relid);
 extern void mer_check_note_rewrite(Oid relid);
@@ -105,6 +105,14 @@ extern void mer_check_forget_subxact(SubTransactionId subxact);
 
 /* Move rows to hidden ids where the statement takes their primary key away. */
 extern void mer_rewrite_before_alter(AlterTableStmt *stmt);
+
+/* ---------- gate.c ---------- */
+
+/* Hold commits of other instances' sessions that write these relations. */
+extern void mer_gate(List *relids);
+extern void mer_gate_before_alter(AlterTableStmt *stmt);
+extern void mer_gate_before_truncate(TruncateStmt *stmt);
+extern void mer_gate_init(void);
 
 /* ---------- sequence.c ---------- */
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.pgext.instances import two_instances
 from tests.pgext.test_catdelta import differences
 
 Connection = psycopg.Connection[Any]
@@ -22,26 +19,14 @@ SOON_S = 5.0
 
 
 @pytest.fixture(scope="module")
-def two_instances() -> Iterator[tuple[str, str]]:
-    with tempfile.TemporaryFile() as errors:
-        command = [sys.executable, "-m", "meridian", "dev", "--ephemeral", "--port", "0", "--json",
-                   "--query-hosts", "2"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            process.wait(30)
-            errors.seek(0)
-            pytest.fail(f"meridian dev ended: {errors.read().decode()[-4000:]}")
-        first, second = json.loads(line)["dsns"]
-        yield first, second
-        process.terminate()
-        assert process.wait(30) == 0
+def dsns() -> Iterator[tuple[str, str]]:
+    with two_instances() as both:
+        yield both
 
 
 @pytest.fixture
-def pair(two_instances: tuple[str, str]) -> Iterator[Pair]:
-    here, there = (psycopg.connect(dsn, autocommit=True) for dsn in two_instances)
+def pair(dsns: tuple[str, str]) -> Iterator[Pair]:
+    here, there = (psycopg.connect(dsn, autocommit=True) for dsn in dsns)
     with here, there:
         here.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         yield here, there
