@@ -46,6 +46,12 @@ def clean(connection: Connection, prefix: str) -> None:
         connection.execute(f"DROP ROLE {role}".encode())
 
 
+def compare(one: Connection, other: Connection, where: object) -> None:
+    for session in (one, other):
+        session.execute("DISCARD TEMP")
+    assert not differences(one, other), where
+
+
 @pytest.mark.parametrize("seed", range(PROGRAMS))
 def test_program(dsns: tuple[str, str], seed: int) -> None:
     states: Counter[str] = Counter()
@@ -66,10 +72,8 @@ def test_program(dsns: tuple[str, str], seed: int) -> None:
                     states[state] += 1
             done += len(group)
             if done % COMPARED_EVERY < len(group):
-                assert not differences(one, other), (number, group)
-        for session in (one, other):
-            session.execute("DISCARD TEMP")
-        assert not differences(one, other)
+                compare(one, other, (number, group))
+        compare(one, other, states)
         assert states["00000"] > STATEMENTS // 4, states
         clean(one, "r")
         assert not differences(one, other)
