@@ -221,7 +221,8 @@ class Objects:
         role, other = self._role_name(), self._role_name()
         return self.r.choice((
             f"CREATE ROLE {role}", f"CREATE ROLE {role} IN ROLE {other}", f"DROP ROLE {role}",
-            f"ALTER ROLE {role} NOINHERIT", f"GRANT {role} TO {other}", f"REVOKE {role} FROM {other}",
+            f"ALTER ROLE {role} NOINHERIT", f"GRANT {role} TO {other}",
+            f"REVOKE {role} FROM {other}",
             f"ALTER ROLE {role} SET work_mem = '8MB'", f"DROP OWNED BY {role}",
             f"ALTER ROLE {role} PASSWORD NULL", f"GRANT {role} TO admin",
             f"REASSIGN OWNED BY {role} TO admin",
@@ -258,7 +259,8 @@ class Objects:
         return self.r.choice((
             f"COMMENT ON TABLE {self._name('t')} IS 'c{self.r.randrange(9)}'",
             f"COMMENT ON COLUMN {self._name('t')}.{self._column()} IS 'x'",
-            f"COMMENT ON TYPE {self._name('e')} IS NULL", f"COMMENT ON ROLE {self._role_name()} IS 'r'",
+            f"COMMENT ON TYPE {self._name('e')} IS NULL",
+            f"COMMENT ON ROLE {self._role_name()} IS 'r'",
         ))  # fmt: skip
 
     def _statistics(self) -> str:

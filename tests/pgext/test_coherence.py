@@ -1,4 +1,4 @@
-"""Two instances of one cluster: what one changes in the catalog, and what sessions of the other see."""
+"""Two instances: what one changes in the catalog, and what sessions of the other see."""
 
 from __future__ import annotations
 
