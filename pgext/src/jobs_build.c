@@ -486,6 +486,7 @@ mer_job_drop_indexes(MerJob *job)
 	/* Tables before their indexes, as DROP INDEX does. */
 	if (!OidIsValid(table))
 		return;
+	LockRelationOid(table, AccessExclusiveLock);
 	(void) find_all_inheritors(table, AccessExclusiveLock, NULL);
 	if (IndexGetRelation(object.objectId, true) == table)
 		performDeletion(&object, DROP_RESTRICT, PERFORM_DELETION_INTERNAL);

@@ -13,10 +13,10 @@ LIST_MS = 2_000
 PRUNE_MS = 600_000
 BUDGET_FIRST_ROWS = 100
 BUDGET_MAX_ROWS = 2_000
-STEP_MS = 25.0
+STEP_MS = 40.0
 """A step aims at this: short, for what is written meanwhile makes it be made again."""
-REST = 1.0
-"""Rest after a step, in units of its duration: others keep at least half of everything."""
+REST = 0.5
+"""Rest after a step, in units of its duration: others keep well over half of everything."""
 PAUSE_FIRST_MS = 10.0
 PAUSE_LAST_MS = 1_000.0
 ODD_FAILURES_MAX = 20
