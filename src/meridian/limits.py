@@ -138,6 +138,20 @@ CONFLICT_KEYS = 4_000_000
 """Keys in one adjudicator's window; beyond it the oldest are forgotten and the floor rises."""
 LEASE_NS = 1 * S
 """Length of one journal lease (design 6.6): acknowledgements after a restart may wait for it."""
+HOLD_NS = 200 * MS
+"""Longest promise of a voter (design 5.3): several round trips between regions."""
+VOTE_WAIT_NS = 100 * MS
+"""How long a leader waits for votes before it gives the attempt up."""
+HOLD_KEYS = 65_536
+"""Keys in one promise, about 20 ms of work; a larger transaction must be led by their owner."""
+HOLDS = 8_192
+"""Promises given and asked for at once at one adjudicator; more are asked to come again."""
+BALLOTS = 8_192
+"""Transactions that wait for votes at one leader; more are asked to come again."""
+ATTEMPTS_SPENT = 65_536
+"""Transactions without outcome whose attempts are remembered; the oldest are aborted for good."""
+HANDOVER_RESEND_NS = 100 * MS
+"""Between two messages that a range was released, until its new owner answers."""
 CATALOG_WAIT_MS = 2_000
 """Longest wait for other instances to apply a catalog version, and of a session for its own."""
 CATALOG_LOCK_MS = 100

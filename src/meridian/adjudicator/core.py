@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from meridian.adjudicator.cut import cut
 from meridian.adjudicator.events import (
     Added,
     AddJournal,
@@ -17,6 +18,7 @@ from meridian.adjudicator.events import (
     Append,
     Appended,
     AppendFailed,
+    CatalogKnown,
     Closed,
     CloseJournal,
     Code,
@@ -27,6 +29,8 @@ from meridian.adjudicator.events import (
     Fatal,
     Gate,
     Gated,
+    Heard,
+    Move,
     Outcome,
     Part,
     Refused,
@@ -39,16 +43,16 @@ from meridian.adjudicator.events import (
     WantHeartbeat,
 )
 from meridian.adjudicator.footprint import BadWriteSet, Footprint, footprint
-from meridian.adjudicator.gates import GATE_TIMER, Gates
+from meridian.adjudicator.gates import GATE_TIMER
 from meridian.adjudicator.large import Large, without_keys
-from meridian.adjudicator.ledger import ACK_TIMER, Change, Decision, Ledger
-from meridian.adjudicator.membership import Membership
-from meridian.adjudicator.outcomes import Outcomes
-from meridian.adjudicator.relations import Relations
-from meridian.adjudicator.window import Window, keys_of
+from meridian.adjudicator.ledger import ACK_TIMER, Change, Decision
+from meridian.adjudicator.partitioned import HANDOVER_TIMER, HOLD_TIMER, Partitioned
+from meridian.adjudicator.window import keys_of
 from meridian.clock.tau import Interval
 from meridian.journal import core as journal
 from meridian.limits import CONFLICT_KEYS, CONFLICT_WINDOW_NS, LARGE_COMMITS, TAU_FUTURE_NS
+from meridian.wire.partition import EVERYTHING, Span
+from meridian.wire.votes import Vote
 
 WORK_TIMER: Final = "work"
 IN_FLIGHT = 8_192
@@ -61,8 +65,8 @@ EXPIRE_EVERY = 1_024
 """Commits between two looks at what is older than the window."""
 
 
-class Adjudicator:
-    """One adjudicator with the journal it writes.
+class Adjudicator(Partitioned):
+    """One adjudicator with the journal it writes; `spans` is what it was made to own.
 
     Feed `Replay` for every accepted record after `start`, then `Replayed`, then anything.
     """
@@ -72,22 +76,13 @@ class Adjudicator:
         number: int,
         start: journal.Position | None = None,
         window_keys: int = CONFLICT_KEYS,
+        spans: tuple[Span, ...] = (EVERYTHING,),
     ) -> None:
-        floor = start.tau if start else 0
-        self.number = number
-        self.ledger = Ledger(number)
-        self.window = Window(floor, window_keys)
-        # A journal that begins here, not behind a trim, holds every outcome it ever had.
-        self.outcomes = Outcomes(floor if start and start.n else 0)
-        self.membership = Membership(start or journal.Position())
-        self.relations = Relations(start.catalog if start else 0)
-        self.gates = Gates()
-        self.serving = False
+        super().__init__(number, start or journal.Position(), window_keys, spans)
         self.dead = False
         self.commits_count = 0
         self.aborts_count: dict[Code, int] = {}
         self._seal_n = 0
-        self._live: dict[bytes, Decision] = {}
         self._large: dict[bytes, Large] = {}
         self._stalled: dict[bytes, tuple[Commit, list[int]]] = {}
         """Small commits that wait for a lease to become durable, in order of arrival."""
@@ -111,7 +106,7 @@ class Adjudicator:
             case Appended():
                 return self._appended(now, event.n)
             case WantHeartbeat():
-                return self.ledger.want(now, event.tau) if self.serving else []
+                return self.ledger.want(now, event.tau) if self.sealed else []
             case Part():
                 return self._part(now, event)
             case TimerFired():
@@ -126,6 +121,12 @@ class Adjudicator:
                 return self._add_journal(now, event.journal)
             case CloseJournal():
                 return self._close_journal(now)
+            case Heard():
+                return self._heard(now, event.message)
+            case Move():
+                return self._move(now, event)
+            case CatalogKnown():
+                return self._catalog_known(now, event)
             case Replay():
                 return self._replay(event)
             case Replayed():
@@ -151,6 +152,8 @@ class Adjudicator:
                 self._replay_commit(record.txid, record.tau, payload)
             case journal.Add() | journal.Close():
                 self.membership.read(payload, record.tau)
+            case journal.Release() | journal.Acquire():
+                self.ranges.load(payload.holding)
             case _:
                 pass
         return []
@@ -173,7 +176,7 @@ class Adjudicator:
         if position.closed:
             # The journal takes no more records, so there is no epoch to begin: outcomes only.
             self.ledger.end(position.tau)
-            self.serving = True
+            self.serving = self.sealed = True
             return [Serving()]
         marked = event.epoch == position.epoch
         assert not self.ledger.n and (marked or event.epoch[0] > position.epoch[0])
@@ -182,6 +185,7 @@ class Adjudicator:
         lease_old = max(position.lease, position.tau)
         effects = self.ledger.begin(now, event.epoch, position.n, lease_old, marked=marked)
         self._seal_n = self.ledger.n
+        self._begin_partitioned(lease_old)
         return effects
 
     # Commits
@@ -190,6 +194,8 @@ class Adjudicator:
         """What to do if no new decision is due; ids come before floor and conflicts (5.6)."""
         if not self.serving:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING)]
+        if self._misled(txid):
+            return [Answer(to, txid, Outcome.RETRY, 0, Code.LEADER)]
         waiting = self._waiting(txid)
         if waiting is not None:
             if to not in waiting and len(waiting) < WAITING:
@@ -220,20 +226,29 @@ class Adjudicator:
         live = self._live.get(txid)
         if live is not None:
             return live.waiting
-        stalled = self._stalled.get(txid)
-        if stalled is not None:
-            return stalled[1]
+        for pair in (self._stalled.get(txid), self._blocked.get(txid)):
+            if pair is not None:
+                return pair[1]
         held = self.gates.held.get(txid)
         if held is not None:
             return held.waiting
+        ballot = self.ballots.get(txid)
+        if ballot is not None and ballot.event is not None:
+            return ballot.waiting
         large = self._large.get(txid)
         return large.waiting if large is not None and large.final is not None else None
 
     def _commit(self, now: Interval, event: Commit) -> list[Effect]:
+        effects: list[Effect] = []
+        ballot = self.ballots.get(event.txid)
+        if ballot is not None and event.attempt > ballot.attempt and self.serving:
+            effects = self._give_up(ballot, Code.ATTEMPT)
         known = self._known(now, event.to, event.txid, event.tau_start)
         if known is not None:
-            return known
+            return effects + known
         waiting = [event.to]
+        if event.voters:
+            return effects + self._open_ballot(now, event, waiting)
         if event.parts or event.txid in self._large:
             return self._commit_large(now, event, waiting)
         return self._decide(now, event, waiting)
@@ -246,24 +261,39 @@ class Adjudicator:
             return self._abort(now, event.txid, event.tau_start, Code.MALFORMED, waiting)
         if _is_large(print_):
             return self._commit_large(now, event, waiting)
-        code = self._refusal(event.tau_start, event.catver, (print_,))
-        writes, shares = keys_of(print_.writes), keys_of(print_.shares)
-        unwritten = keys_of(print_.shares + print_.checks) if print_.checks else shares
-        if code is None and self.window.conflicts(event.tau_start, writes, unwritten):
-            code = Code.CONFLICT
+        schema = False
+        if not self.ranges.alone:
+            placed = self._place(event, waiting)
+            if isinstance(placed, list):
+                return placed
+            schema = placed.everywhere
+            print_ = placed.part(self.number).footprint
+            code = self._own_refusal(event, placed, placed.part(self.number))
+        else:
+            code = self._alone_refusal(event, print_)
         if code is not None:
             return self._abort(now, event.txid, event.tau_start, code, waiting)
         if self.gates.blocks(event.txid, (print_,)):
             if self.gates.hold(now.earliest, event, waiting, (print_,)):
                 return []
             return self._abort(now, event.txid, event.tau_start, Code.GATED, waiting)
+        if self.voter.holds:
+            met = self._meet(now, event, waiting, print_, schema=schema)
+            if met is not None:
+                return met
         tau = self.ledger.tau_for(now, event.tau_start)
         if tau > self.ledger.lease_durable:
             self._stalled[event.txid] = (event, waiting)
             return self.ledger.renew(now, tau)
-        self.window.record(tau, writes, shares)
+        self.window.record(tau, keys_of(print_.writes), keys_of(print_.shares))
         self.relations.record(tau, (print_,), self.window.floor)
         return [self._append_commit(now, event, tau, waiting, (), 0, (print_,))]
+
+    def _alone_refusal(self, event: Commit, print_: Footprint) -> Code | None:
+        code = self._refusal(event.tau_start, event.catver, (print_,))
+        if code is not None:
+            return code
+        return Code.CONFLICT if self._conflicts(event.tau_start, print_) else None
 
     def _refusal(self, tau_start: int, catver: int, prints: Sequence[Footprint]) -> Code | None:
         if tau_start < self.window.floor:
@@ -331,7 +361,7 @@ class Adjudicator:
             # Doubled, or one before it was lost: COMMIT will find too few.
             return []
         try:
-            large.take(event.chunk, footprint(event.chunk))
+            self._take_chunk(large, event.chunk)
         except BadWriteSet:
             return self._abort_large(now, event.txid, large, Code.MALFORMED)
         n, append = self.ledger.body(now, event.txid, event.seq, event.chunk)
@@ -339,9 +369,15 @@ class Adjudicator:
         return [append, SetTimer(WORK_TIMER, 0)]
 
     def _open_large(self, txid: bytes, tau_start: int) -> Large:
-        large = Large(tau_start, self.window.open_draft(tau_start))
-        self._large[txid] = large
+        draft = self.window.open_draft(tau_start)
+        large = self._large[txid] = Large(tau_start, draft, alone=self.ranges.alone)
         return large
+
+    def _take_chunk(self, large: Large, chunk: bytes) -> None:
+        if large.alone:
+            large.take(chunk, footprint(chunk))
+        else:
+            large.take_cut(chunk, cut(chunk, self.ranges.map), self.number)
 
     def _commit_large(self, now: Interval, event: Commit, waiting: list[int]) -> list[Effect]:
         large = self._large.get(event.txid)
@@ -355,15 +391,22 @@ class Adjudicator:
         large.final, large.waiting = event, waiting
         if event.parts != len(large.bodies) or event.tau_start != large.tau_start:
             return self._abort_large(now, event.txid, large, Code.PARTS)
+        if large.last is not None and large.last != event.chunk:
+            return self._abort_large(now, event.txid, large, Code.PARTS)
         try:
-            large.take(event.chunk, footprint(event.chunk))
+            if large.last is None:
+                self._take_chunk(large, event.chunk)
+                large.last = event.chunk
         except BadWriteSet:
             return self._abort_large(now, event.txid, large, Code.MALFORMED)
         return self._progress(now, event.txid, large)
 
     def _progress(self, now: Interval, txid: bytes, large: Large) -> list[Effect]:
         """A few milliseconds of work on a large transaction; decides it when all is compared."""
-        if large.tau_start < self.window.floor:
+        floor = self._large_floor(large)
+        if floor is None:
+            return self._abort_large(now, txid, large, Code.MOVED)
+        if large.tau_start < max(floor, self.window.floor):
             return self._abort_large(now, txid, large, Code.FLOOR)
         self.window.work(large.draft)
         if large.draft.conflict:
@@ -380,23 +423,70 @@ class Adjudicator:
                 return []
             return self._abort_large(now, txid, large, Code.GATED)
         self.gates.large.pop(txid, None)
-        tau = self.ledger.tau_for(now, large.tau_start)
+        votes: Sequence[Vote] = ()
+        if large.final.voters:
+            ballot = self.ballots.get(txid)
+            if ballot is None or ballot.event is None or not ballot.complete:
+                return []
+            votes = ballot.all_votes()
+        if not self._covers(large.foreign, large.everywhere, votes):
+            return self._large_again(txid, large, Code.PLACE)
+        return self._publish(now, txid, large, votes)
+
+    def _large_floor(self, large: Large) -> int | None:
+        """The floor of the ranges that hold its keys; None if one of them has gone."""
+        if large.alone:
+            return 0 if self.ranges.alone else None
+        return self.ranges.floor_max if large.everywhere else self.ranges.floor(large.bounds)
+
+    def _large_again(self, txid: bytes, large: Large, code: Code) -> list[Effect]:
+        """Another attempt may pass; its chunks are here."""
+        waiting = large.waiting
+        self._keep_chunks(txid)
+        ballot = self.ballots.get(txid)
+        if ballot is not None:
+            return self._give_up(ballot, code, self.ranges.version)
+        return self._retry(waiting, txid, code, self.ranges.version)
+
+    def _publish(
+        self, now: Interval, txid: bytes, large: Large, votes: Sequence[Vote]
+    ) -> list[Effect]:
+        final = large.final
+        assert final is not None
+        if self.voter.holds:
+            age = large.tau_start, txid
+            if self.voter.holds.meets_draft(
+                age, large.draft, large.prints, everywhere=large.everywhere
+            ):
+                # However old: its chunks are here, and holds end soon.
+                return []
+        tau = self.ledger.tau_for(now, max([large.tau_start, *(vote.tau_a for vote in votes)]))
+        if any(tau > vote.tau_max for vote in votes):
+            return self._large_again(txid, large, Code.VOTES)
         if tau > self.ledger.lease_durable:
             # Looked at again when a lease becomes durable.
             return self.ledger.renew(now, tau)
+        ballot = self.ballots.get(txid)
         del self._large[txid]
+        self.ballots.end(txid)
         self.window.publish(large.draft, tau)
         self.relations.record(tau, large.prints, self.window.floor)
         bodies = tuple(large.bodies)
         crc = large.crc if bodies else 0
-        final, prints = large.final, large.prints
-        return [self._append_commit(now, final, tau, large.waiting, bodies, crc, prints)]
+        append = self._append_commit(now, final, tau, large.waiting, bodies, crc, large.prints)
+        if ballot is not None and votes:
+            self._go_ahead(ballot, tau)
+        return [append]
 
     def _abort_large(self, now: Interval, txid: bytes, large: Large, code: Code) -> list[Effect]:
         del self._large[txid]
         self.gates.large.pop(txid, None)
         self.window.drop(large.draft)
-        effects = self._abort(now, txid, large.tau_start, code, large.waiting)
+        effects: list[Effect] = []
+        ballot = self.ballots.get(txid)
+        if ballot is not None:
+            effects += self._end_ballot(ballot)
+        effects += self._abort(now, txid, large.tau_start, code, large.waiting)
         return [*effects, Refused(txid, code), SetTimer(WORK_TIMER, 0)]
 
     def _discard(self, now: Interval, txid: bytes) -> list[Effect]:
@@ -433,15 +523,20 @@ class Adjudicator:
         if large is not None:
             large.waiting = waiting
             return self._abort_large(now, event.txid, large, Code.RESOLVED)
+        ballot = self.ballots.get(event.txid)
+        if ballot is not None:
+            ballot.waiting = waiting
+            return self._abort_ballot(now, ballot, Code.RESOLVED)
         return self._abort(now, event.txid, event.tau_start, Code.RESOLVED, waiting)
 
     def _appended(self, now: Interval, n: int) -> list[Effect]:
         lease = self.ledger.lease_durable
-        effects = self._tell(self.ledger.appended(now, n))
-        if not self.serving and self.ledger.n_durable >= self._seal_n:
-            self.serving = True
-            effects.append(Serving())
-        if not self.serving:
+        decisions = self.ledger.appended(now, n)
+        effects = self._now_durable(n) + self._tell(decisions)
+        if not self.sealed and self.ledger.n_durable >= self._seal_n:
+            self.sealed = True
+            effects += self._serve()
+        if not self.sealed:
             return effects
         if self.ledger.lease_durable > lease:
             effects += self._retry_stalled(now)
@@ -452,7 +547,27 @@ class Adjudicator:
         stalled, self._stalled = self._stalled, {}
         for event, waiting in stalled.values():
             effects += self._decide(now, event, waiting)
+        effects += self.voter.again(now) + self._poll_ballots(now) + self.hold_timer()
         return effects + self._progress_final(now)
+
+    def _holds_chunks(self, txid: bytes) -> bool:
+        return txid in self._large
+
+    def _keep_chunks(self, txid: bytes) -> None:
+        """For the next attempt."""
+        large = self._large.get(txid)
+        if large is not None:
+            large.final, large.waiting = None, []
+
+    def _abort_chunks(
+        self, now: Interval, txid: bytes, code: Code, waiting: list[int]
+    ) -> list[Effect]:
+        large = self._large[txid]
+        large.waiting = waiting
+        return self._abort_large(now, txid, large, code)
+
+    def _retry_large(self, now: Interval) -> list[Effect]:
+        return self._progress_final(now)
 
     def _progress_final(self, now: Interval) -> list[Effect]:
         effects: list[Effect] = []
@@ -521,6 +636,12 @@ class Adjudicator:
         undecided = [*stalled.values(), *((one.event, one.waiting) for one in self.gates.drop())]
         for event, waiting in undecided:
             effects += [Answer(to, event.txid, Outcome.RETRY, 0, Code.STARTING) for to in waiting]
+        for ballot in self.ballots:
+            effects += self._give_up(ballot, Code.STARTING)
+        for event, waiting, _ in self._blocked.values():
+            effects += self._retry(waiting, event.txid, Code.STARTING)
+        self._blocked = {}
+        effects += self.voter.drop_waiting()
         self.membership.close()
         return [*effects, *self._change(now)]
 
@@ -546,6 +667,10 @@ class Adjudicator:
             return self._work(now)
         if name == GATE_TIMER:
             return self._open_gates(now)
+        if name == HOLD_TIMER:
+            return self._hold_due(now) if self.serving else []
+        if name == HANDOVER_TIMER:
+            return self._handover_due(now)
         assert name == ACK_TIMER, name
         return self._tell(self.ledger.due(now)) + self.ledger.ack_timer()
 
@@ -561,7 +686,7 @@ class Adjudicator:
         undecided += [(txid, large.waiting) for txid, large in self._large.items()]
         for txid, waiting in undecided:
             effects += [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING) for to in waiting]
-        return [*effects, Fatal(reason)]
+        return [*effects, *self._waiting_for_others(), Fatal(reason)]
 
     def check(self) -> None:
         """Invariants too dear for every step; the simulator calls it."""
@@ -572,6 +697,9 @@ class Adjudicator:
         assert not self._live.keys() & self._large.keys()
         assert not self.gates.held.keys() & (self._live.keys() | self._stalled.keys())
         assert self.gates.large.keys() <= self._large.keys()
+        assert not self._live.keys() & self._blocked.keys()
+        assert not any(ballot.txid in self._live for ballot in self.ballots)
+        assert all(hold.tau_max <= self.ledger.lease_durable for hold in self.voter.holds)
 
 
 def _is_large(print_: Footprint) -> bool:

@@ -12,6 +12,8 @@ import msgspec
 
 from meridian.journal.core import Payload, Position
 from meridian.journal.record import Record
+from meridian.wire.partition import Handover, Place
+from meridian.wire.votes import Message
 
 
 class Outcome(IntEnum):
@@ -47,12 +49,28 @@ class Code(IntEnum):
     """The journal took its last record without this transaction: it can never commit."""
     GATED = 9
     """40001: held by the gate of a DDL statement for too long, or too many were."""
+    MOVED = 10
+    """40001: a key range moved while a large transaction arrived."""
+    KEYS = 11
+    """54000: too many keys outside of the leader's ranges (HOLD_KEYS)."""
     STARTING = 20
     """RETRY: this owner does not serve (yet)."""
     BUSY = 21
     """RETRY: too many commits or large transactions are under way."""
     CLOCK = 22
     """RETRY: tau_start lies more than TAU_FUTURE_NS beyond this owner's clock (4.3)."""
+    EPOCH = 23
+    """RETRY: the attempt named another epoch of this leader; the answer names the present one."""
+    PLACE = 24
+    """RETRY: keys are not where the partition map said; `version` of the answer exists."""
+    LEADER = 25
+    """RETRY: the transaction id names another leader (5.6)."""
+    HELD = 26
+    """RETRY: an older transaction holds a key (5.3); the next attempt may pass."""
+    VOTES = 27
+    """RETRY: votes are missing or came too late for their promises; make another attempt."""
+    ATTEMPT = 28
+    """RETRY: this attempt was given up; make another one with a higher number."""
 
 
 # Events
@@ -99,6 +117,12 @@ class Commit(msgspec.Struct, frozen=True):
     flags: int
     parts: int
     chunk: bytes
+    attempt: int = 0
+    """Of a transaction with voters: 1, 2, ...; each is given up before the next one counts."""
+    epoch: tuple[int, int] = (0, 0)
+    """Of a transaction with voters: the leader's epoch that this attempt is for."""
+    voters: tuple[int, ...] = ()
+    """The owners of the other keys, ascending; an Ask of this attempt goes to each."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -155,6 +179,28 @@ class WantHeartbeat(msgspec.Struct, frozen=True):
     tau: int
 
 
+class Heard(msgspec.Struct, frozen=True):
+    """A message of another adjudicator, or an Ask of whoever commits."""
+
+    message: Message
+
+
+class Move(msgspec.Struct, frozen=True):
+    """Give [lo, hi) to `target` (5.8); a map of this `version` says so.  Ask until Moved comes."""
+
+    lo: Place
+    hi: Place
+    target: int
+    version: int
+
+
+class CatalogKnown(msgspec.Struct, frozen=True):
+    """The answer to WantCatalog: the newest catalog version with a tau at or below `tau`."""
+
+    tau: int
+    version: int
+
+
 class TimerFired(msgspec.Struct, frozen=True):
     """A timer set by SetTimer fired.  Late, early and double firings are harmless."""
 
@@ -173,6 +219,9 @@ Event = (
     | AddJournal
     | CloseJournal
     | Gate
+    | Heard
+    | Move
+    | CatalogKnown
     | WantHeartbeat
     | TimerFired
 )
@@ -194,6 +243,10 @@ class Answer(msgspec.Struct, frozen=True):
     outcome: Outcome
     tau: int = 0
     code: Code = Code.NONE
+    epoch: tuple[int, int] = (0, 0)
+    """The leader's epoch, for the next attempt of a transaction with voters."""
+    version: int = 0
+    """A version of the partition map that exists, with Code.PLACE."""
 
 
 class Added(msgspec.Struct, frozen=True):
@@ -219,6 +272,33 @@ class Gated(msgspec.Struct, frozen=True):
     txid: bytes
     tau: int
     code: Code = Code.NONE
+class Send(msgspec.Struct, frozen=True):
+    """A message to whoever is adjudicator number `to` now."""
+
+    to: int
+    message: Message
+
+
+class WantCatalog(msgspec.Struct, frozen=True):
+    """Read the catalog version as of `tau` from storage, until it is complete; then CatalogKnown.
+
+    A later WantCatalog does not replace an earlier one.
+    """
+
+    tau: int
+
+
+class Expired(msgspec.Struct, frozen=True):
+    """For the log: a promise ended without a verdict; its keys count as written at `tau`."""
+
+    txid: bytes
+    tau: int
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """A range of the own has a new owner, who has acquired it."""
+
+    handover: Handover
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -256,4 +336,19 @@ class Fatal(msgspec.Struct, frozen=True):
     reason: str
 
 
-Effect = Append | Answer | Refused | Heartbeat | SetTimer | Serving | Added | Closed | Gated | Fatal
+Effect = (
+    Append
+    | Answer
+    | Send
+    | WantCatalog
+    | Expired
+    | Moved
+    | Refused
+    | Heartbeat
+    | SetTimer
+    | Serving
+    | Added
+    | Closed
+    | Gated
+    | Fatal
+)

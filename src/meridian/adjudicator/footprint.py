@@ -154,17 +154,17 @@ def footprint(chunk: bytes) -> Footprint:
     for op in ops:
         # Rows first: nearly all ops are.
         if isinstance(op, (_Put, _Delete)):
-            writes += (op.w, _dense(op.i))
+            writes += (op.w, dense(op.i))
             if op.sid != SID_CATALOG:
                 written[op.sid] = None
             elif isinstance(op, _Put):
                 catalog_version = _version_of(op.keys)
                 reach = _reach_of(op)
         elif isinstance(op, _Lock):
-            writes += (op.w, _dense(op.i))
+            writes += (op.w, dense(op.i))
             locks.append(op)
         elif isinstance(op, _Share):
-            shares += (_dense(op.r), _dense(op.i))
+            shares += (dense(op.r), dense(op.i))
             locks.append(op)
         elif isinstance(op, _Check):
             checks.append(op.r)
@@ -238,7 +238,7 @@ def _reach_of(op: _Put) -> Reach:
         raise BadWriteSet(str(error)) from error
 
 
-def _dense(hashes: bytes) -> bytes:
+def dense(hashes: bytes) -> bytes:
     """Hashes without the zeros that keep them parallel to the keys."""
     if _ZERO not in hashes or len(hashes) % 8:
         return hashes

@@ -6,17 +6,33 @@ from zlib import crc32
 
 import msgspec
 
+from meridian.adjudicator.cut import Bounds, Cut
 from meridian.adjudicator.events import Commit
 from meridian.adjudicator.footprint import Footprint
 from meridian.adjudicator.window import Draft, keys_of
+from meridian.wire.partition import NOBODY
+from meridian.wire.votes import Tally
 
 
 class Large:
     """Its keys lie in `draft`, its relations in `prints`, its chunks in the journal at `bodies`."""
 
-    __slots__ = ("bodies", "crc", "draft", "final", "prints", "tau_start", "waiting")
+    __slots__ = (
+        "alone",
+        "bodies",
+        "bounds",
+        "crc",
+        "draft",
+        "everywhere",
+        "final",
+        "foreign",
+        "last",
+        "prints",
+        "tau_start",
+        "waiting",
+    )
 
-    def __init__(self, tau_start: int, draft: Draft) -> None:
+    def __init__(self, tau_start: int, draft: Draft, *, alone: bool) -> None:
         self.tau_start = tau_start
         self.draft = draft
         self.prints: list[Footprint] = []
@@ -24,6 +40,13 @@ class Large:
         self.crc = 0
         self.final: Commit | None = None
         self.waiting: list[int] = []
+        self.last: bytes | None = None
+        """The chunk of COMMIT once it was taken: an earlier attempt may have brought it."""
+        self.alone = alone
+        """It was not cut by range: this adjudicator owned everything."""
+        self.bounds: Bounds = ()
+        self.foreign = Tally()
+        self.everywhere = False
 
     def take(self, chunk: bytes, print_: Footprint) -> None:
         """The next chunk, the last one included."""
@@ -31,6 +54,15 @@ class Large:
         # Recording a check as a share can only make others more careful.
         self.draft.add(keys_of(print_.writes), keys_of(print_.shares + print_.checks))
         self.prints.append(without_keys(print_))
+
+    def take_cut(self, chunk: bytes, found: Cut, number: int) -> None:
+        """The same of one owner among several."""
+        own = found.part(number)
+        self.take(chunk, own.footprint)
+        self.bounds += own.bounds
+        self.everywhere = self.everywhere or found.everywhere
+        if NOBODY in found.parts:
+            self.foreign += found.parts[NOBODY].tally
 
 
 def without_keys(print_: Footprint) -> Footprint:

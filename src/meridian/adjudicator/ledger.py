@@ -18,6 +18,7 @@ from meridian.adjudicator.events import Append, Effect, Heartbeat, SetTimer
 from meridian.clock.tau import Interval, next_tau
 from meridian.journal.core import (
     Abort,
+    Acquire,
     Add,
     Body,
     Close,
@@ -26,11 +27,13 @@ from meridian.journal.core import (
     Lease,
     Marker,
     Payload,
+    Release,
     Seal,
     make,
 )
 from meridian.journal.record import NO_TXID
 from meridian.limits import COMMIT_LEAD_MAX_NS, HEARTBEAT_AHEAD_NS, LEASE_NS, TAU_FUTURE_NS
+from meridian.wire.partition import Holding
 
 ACK_TIMER: Final = "ack"
 
@@ -206,6 +209,16 @@ class Ledger:
         """Appends a body chunk; returns its n too."""
         effect = self._append(now, Body(seq, chunk), self.lease_durable, None, 0, txid)
         return self.n, effect
+
+    def ranges(self, now: Interval, payload: type[Release] | type[Acquire], h: Holding) -> Append:
+        """Appends RELEASE or ACQUIRE, which say all that is owned from here on (5.8)."""
+        lease = self._lease(now)
+        return self._append(now, payload(lease, h), lease, None)
+
+    def exceed(self, tau: int) -> None:
+        """No tau at or below this one is assigned any more (5.4); it lies within the lease."""
+        assert tau <= self.lease_durable
+        self.last_tau = max(self.last_tau, tau)
 
     # Durability
 

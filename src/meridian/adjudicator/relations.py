@@ -94,28 +94,30 @@ class Relations:
 
     # Bookkeeping
 
+    def rebase(self, tau: int, catalog_version: int) -> None:
+        """Of what changed at or below `tau` only the version then in force is known (5.7)."""
+        self._changed = {sid: one for sid, one in self._changed.items() if one[0] > tau}
+        self.catalog_version = max(self.catalog_version, catalog_version)
+        self._base = tau, catalog_version
+        self._everybody = max(self._everybody, self._base)
+
     def record(self, tau: int, prints: Iterable[Footprint], floor: int) -> None:
         """A transaction commits at `tau`."""
         for footprint in prints:
             if footprint.catalog_version:
                 self.catalog_version = max(self.catalog_version, footprint.catalog_version)
-            for sid in footprint.written:
-                self._written[sid] = tau
-            for sid in footprint.row_locked:
-                self._row_locked[sid] = tau
-            for sid in footprint.locked:
-                self._locked[sid] = tau
-            for sid in footprint.shared:
-                self._shared[sid] = tau
+            # Another owner's commit may be told late, below what is known here.
+            _raise(self._written, footprint.written, tau)
+            _raise(self._row_locked, footprint.row_locked, tau)
+            _raise(self._locked, footprint.locked, tau)
+            _raise(self._shared, footprint.shared, tau)
         change = tau, self.catalog_version
         for footprint in prints:
-            for sid in footprint.schema.touched:
-                self._changed[sid] = change
-            if footprint.reach is not None:
-                for sid in footprint.reach.sids:
-                    self._changed[sid] = change
-                if footprint.reach.kind == GLOBAL:
-                    self._everybody = change
+            reach = footprint.reach
+            for sid in (*footprint.schema.touched, *(reach.sids if reach is not None else ())):
+                self._changed[sid] = max(change, self._changed.get(sid, change))
+            if reach is not None and reach.kind == GLOBAL:
+                self._everybody = max(change, self._everybody)
         if max(len(self._written), len(self._row_locked), len(self._changed)) > self._prune_at:
             self._prune(floor)
 
@@ -137,3 +139,9 @@ class Relations:
 
 def _any_after(tau: int, sids: tuple[int, ...], tables: tuple[_Taus, ...]) -> bool:
     return any(table.get(sid, 0) > tau for table in tables for sid in sids)
+
+
+def _raise(taus: _Taus, sids: Iterable[int], tau: int) -> None:
+    for sid in sids:
+        if taus.get(sid, 0) < tau:
+            taus[sid] = tau

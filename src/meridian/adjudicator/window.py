@@ -225,13 +225,33 @@ class Window:
             span = self._open
         for draft in self._drafts:
             draft.observe(writes, shares)
-        # Taus only grow, so the newest entry of a key is its last: overwriting is right.
+        # Taus only grow here, so the newest entry of a key is its last: overwriting is right.
         span.writes.update(zip(writes, repeat(tau)))
         if shares:
             span.shares.update(zip(shares, repeat(tau)))
         span.newest = tau
         if len(self) > self._keys_max:
             self._make_room()
+
+    def record_late(self, tau: int, writes: Keys, shares: Keys) -> None:
+        """A commit that another adjudicator decided, or may have: `tau` may lie below others."""
+        span = self._open
+        if tau > span.newest:
+            self.record(tau, writes, shares)
+            return
+        for draft in self._drafts:
+            if tau > draft.tau_start:
+                draft.observe(writes, shares)
+        for taus, keys in ((span.writes, writes), (span.shares, shares)):
+            highest = map(max, map(taus.get, keys, repeat(0)), repeat(tau))
+            taus.update(zip(keys, highest, strict=True))
+        if len(self) > self._keys_max:
+            self._make_room()
+
+    @property
+    def newest(self) -> int:
+        """The highest tau recorded."""
+        return self._open.newest
 
     def open_draft(self, tau_start: int) -> Draft:
         """A large transaction begins to arrive.  Ends with publish() or drop()."""
@@ -273,6 +293,11 @@ class Window:
         """Raises the floor over a commit whose keys are not recorded."""
         assert tau > self._open.newest
         self._open.newest = tau
+        self.expire(tau + 1)
+        self.floor = max(self.floor, tau)
+
+    def forget_before(self, tau: int) -> None:
+        """Raises the floor: what happened through `tau` is not all known."""
         self.expire(tau + 1)
         self.floor = max(self.floor, tau)
 

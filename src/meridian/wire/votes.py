@@ -24,7 +24,10 @@ def name_leader(random16: bytes, leader: int) -> bytes:
 
 
 class Tally(msgspec.Struct, array_like=True, frozen=True):
-    """Counts and sums (modulo 2^64) of conflict hashes: equal tallies hold the same keys."""
+    """Counts and sums (modulo 2^64) of conflict hashes: equal tallies hold the same keys.
+
+    `shares` are those checked too.
+    """
 
     writes: int = 0
     writes_sum: int = 0

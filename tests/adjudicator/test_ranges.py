@@ -1,0 +1,254 @@
+"""Ranges that move between owners while commits go on (design 5.8), and the cut of write sets."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from meridian.adjudicator.cut import cut, owners_of
+from meridian.adjudicator.events import CatalogKnown, Code, Commit, Heard, Move, Moved, Outcome
+from meridian.adjudicator.footprint import BadWriteSet
+from meridian.adjudicator.ranges import Ranges
+from meridian.wire.ops import Create, Lock, Put, encode_chunk
+from meridian.wire.partition import (
+    FIRST,
+    LAST,
+    NOBODY,
+    PartitionMap,
+    Place,
+    Span,
+    covers,
+    whole_map,
+)
+from meridian.wire.votes import Acquired, Ask, Released
+
+from .cluster import SID, Cluster, place
+from .driver import MS, hashes, put, share
+
+
+def moved(cluster: Cluster, source: int, target: int, lo: Place, hi: Place) -> None:
+    """Moves a range and publishes the map."""
+    cluster.move(source, target, lo, hi)
+    for _ in range(4):
+        cluster.sync()
+        cluster.deliver()
+        for node in cluster.nodes:
+            for tau in node.wanted:
+                node.step(CatalogKnown(tau, 0))
+            node.wanted.clear()
+    cluster.map = cluster.map.moved(lo, hi, target)
+
+
+def test_a_range_moves_and_its_commits_follow() -> None:
+    two = Cluster("m")
+    start = two.now
+    tau = two.commit(1, put("z"), start).tau
+    moved(two, 1, 0, place("y"), LAST)
+    assert two.nodes[0].core.ranges.floor_max >= tau
+    assert two.commit(2, put("z"), start).code is Code.FLOOR, "what it missed it refuses"
+    answer = two.commit(3, put("z"))
+    assert answer.outcome is Outcome.COMMITTED and answer.tau & 0xFF == 0
+    assert two.commit(4, put("n")).tau & 0xFF == 1
+
+
+def test_the_old_owner_refuses_at_once_even_before_the_record_is_durable() -> None:
+    two = Cluster("m")
+    two.move(1, 0, place("y"), LAST)
+    two.nodes[1].step(Commit(50, two.txid(5, 1), two.now, 0, 0, 0, put("z")))
+    answer = two.nodes[1].answers[50]
+    assert (answer.code, answer.version) == (Code.PLACE, two.map.version + 1)
+    two.settle(3)
+    assert two.nodes[1].records[-1].kind != 2
+
+
+def test_a_release_lies_above_promises() -> None:
+    two = Cluster("m")
+    start = two.now
+    two.ask(1, put("a", "z"), start)
+    two.nodes[1].step(Heard(two.sent.pop()[1]))
+    (hold,) = two.nodes[1].core.voter.holds
+    moved(two, 1, 0, place("y"), LAST)
+    assert two.nodes[0].core.ranges.floor_max >= hold.tau_max
+
+
+def test_a_vote_from_before_a_move_is_not_used_by_the_new_owner() -> None:
+    two = Cluster("m")
+    start = two.now
+    leader, to = two.ask(1, put("a", "z"), start)
+    (ask,) = [m for _, m in two.sent if isinstance(m, Ask)]
+    two.sent.clear()
+    two.nodes[1].step(Heard(ask))
+    (vote,) = [m for _, m in two.sent]
+    two.sent.clear()
+    moved(two, 1, 0, place("y"), LAST)
+    floor = two.nodes[0].core.ranges.floor_max
+    two.nodes[0].step(Heard(vote))
+    two.settle()
+    # The key is the leader's own by now, and the vote is for a key that it does not lack.
+    assert leader.answers[to].code is Code.PLACE
+    assert two.commit(2, put("z"), start).code is Code.FLOOR
+    two.settle(250)
+    assert two.now > floor
+    assert two.commit(3, put("z")).outcome is Outcome.COMMITTED
+
+
+def test_messages_of_a_move_may_be_lost_and_doubled() -> None:
+    two = Cluster("m")
+    two.move(1, 0, place("y"), LAST)
+    two.sync()
+    two.nodes[1].fire()
+    assert two.deliver(lambda m: not isinstance(m, Released))
+    two.now += 150 * MS
+    two.nodes[1].fire()
+    released = [m for _, m in two.sent if isinstance(m, Released)]
+    assert released
+    two.deliver()
+    two.sync()
+    assert two.deliver(lambda m: not isinstance(m, Acquired))
+    spans = two.nodes[0].core.ranges.spans
+    for _ in range(3):
+        two.nodes[0].step(Heard(released[0]))
+    assert two.nodes[0].core.ranges.spans == spans
+    assert [m for _, m in two.sent if isinstance(m, Acquired)]
+    two.deliver()
+    assert not two.nodes[1].core.ranges.pending
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_move_survives_take_overs_of_either_side(who: int) -> None:
+    two = Cluster("m")
+    two.commit(1, put("z"))
+    two.move(1, 0, place("y"), LAST)
+    two.sync()
+    if who == 0:
+        two.deliver()
+        two.sync()
+    two.sent.clear()
+    two.restart(who)
+    two.settle(250)
+    assert two.nodes[0].core.ranges.covers(place("y"), LAST)
+    assert not two.nodes[1].core.ranges.covers(place("y"), LAST)
+    two.map = two.map.moved(place("y"), LAST, 0)
+    assert two.commit(2, put("z")).tau & 0xFF == 0
+
+
+def test_one_move_at_a_time_and_asked_again_it_tells() -> None:
+    two = Cluster("m")
+    two.move(1, 0, place("y"), LAST)
+    two.move(1, 0, place("t"), place("u"))
+    assert two.nodes[1].core.ranges.covers(place("t"), place("u"))
+    two.settle(5)
+    (told,) = two.nodes[1].step(Move(place("y"), LAST, 0, 9))
+    assert isinstance(told, Moved) and told.handover.target == 0
+
+
+def test_a_merge_leaves_an_owner_without_keys_that_still_answers() -> None:
+    two = Cluster("m")
+    committed = two.commit(1, put("z"))
+    moved(two, 1, 0, place("m"), LAST)
+    assert two.nodes[1].core.ranges.spans == ()
+    assert two.status(1, 1, two.now).tau == committed.tau
+    start = two.now
+    leader, to = two.ask(2, put("z"), start, leader=1)
+    two.settle()
+    assert leader.answers[to].outcome is Outcome.COMMITTED
+
+
+def test_a_new_owner_without_keys_learns_the_catalog_first() -> None:
+    two = Cluster("m")
+    moved(two, 1, 0, place("m"), LAST)
+    two.move(0, 1, place("m"), LAST)
+    two.sync()
+    two.deliver()
+    assert two.nodes[1].wanted and not two.nodes[1].core.ranges.spans
+    (tau,) = two.nodes[1].wanted
+    two.nodes[1].step(CatalogKnown(tau, 7))
+    two.sync()
+    two.deliver()
+    two.map = two.map.moved(place("m"), LAST, 1)
+    assert two.nodes[1].core.ranges.spans
+    stale = Commit(60, two.txid(6, 1), two.now, 6, 0, 0, put("z"))
+    two.nodes[1].step(stale)
+    two.settle()
+    assert two.nodes[1].answers[60].code is Code.CATALOG
+
+
+# The map and the cut
+
+
+def test_cuts_agree_with_the_map_key_by_key() -> None:
+    rng = random.Random(3)
+    for _ in range(200):
+        names = sorted({f"{rng.randrange(50):02}" for _ in range(rng.randint(1, 12))})
+        map_ = whole_map(0)
+        for _ in range(rng.randint(0, 5)):
+            lo, hi = sorted(rng.sample(range(60), 2))
+            ends = place(f"{lo:02}"), rng.choice([place(f"{hi:02}"), LAST, (SID + 1, b"")])
+            map_ = map_.moved(*ends, rng.randrange(4))
+        chunk = put(*names, identity=True)
+        found = cut(chunk, map_)
+        for owner, part in found.parts.items():
+            own = [name for name in names if map_.owner(place(name)) == owner]
+            both = hashes(*own) + hashes(*own, kind=1)
+            assert sorted(_split(part.footprint.writes)) == sorted(_split(both))
+            assert part.tally.writes == 2 * len(own)
+        assert sum(part.tally.writes for part in found.parts.values()) == 2 * len(names)
+        assert owners_of([found], map_) == sorted(found.parts)
+
+
+def _split(data: bytes) -> list[bytes]:
+    return [data[at : at + 8] for at in range(0, len(data), 8)]
+
+
+def test_moved_maps_merge_neighbours() -> None:
+    map_ = whole_map(0).moved(place("c"), place("f"), 1).moved(place("f"), LAST, 1)
+    assert map_.starts == (FIRST, place("c")) and map_.owners == (0, 1)
+    assert map_.moved(place("c"), LAST, 0) == whole_map(0, 4)
+    assert map_.everybody() == [0, 1]
+
+
+def test_relations_and_schema_are_everywhere_and_blind_keys_nowhere() -> None:
+    map_ = PartitionMap(1, (FIRST, place("m")), (0, 1))
+    assert cut(encode_chunk([Create(2000, 0, [(1, 1)], 0)]), map_).everywhere
+    relation = cut(encode_chunk([Lock(SID, [b""], bytes(8), b"")]), map_)
+    assert relation.everywhere and not relation.parts
+    assert not cut(share("a"), map_).everywhere
+    blind = cut(encode_chunk([Put(SID, 2, (1,), [b"a", b"z"], b"", b"", [(1,), (2,)])]), map_)
+    assert blind.parts == {} and owners_of([blind], map_) == [0]
+
+
+def test_hashes_that_are_not_parallel_are_refused() -> None:
+    map_ = whole_map(0)
+    chunk = encode_chunk([Put(SID, 0, (1,), [b"a", b"b"], bytes(16), bytes(8), [(1,), (2,)])])
+    with pytest.raises(BadWriteSet):
+        cut(chunk, map_)
+
+
+def test_ranges_against_a_model() -> None:
+    rng = random.Random(5)
+    for _ in range(50):
+        ranges = Ranges(1, (Span((0, b""), (50, b"")),))
+        owned = dict.fromkeys(range(50), 0)
+        for step in range(1, 20):
+            lo, hi = sorted(rng.sample(range(60), 2))
+            if all(at not in owned for at in range(lo, hi)):
+                ranges.acquire((lo, b""), (hi, b""), step)
+                owned.update(dict.fromkeys(range(lo, hi), step))
+            else:
+                ranges.release((lo, b""), (hi, b""))
+                for at in range(lo, hi):
+                    owned.pop(at, None)
+        for _ in range(100):
+            first, last = sorted((rng.randrange(60), rng.randrange(60)))
+            found = ranges.floor([(first, b"", b""), (last, b"k", b"z")])
+            both = [owned.get(first), owned.get(last)]
+            assert found == (None if None in both else max(both))  # type: ignore[type-var]
+            assert (ranges.map.owner((first, b"k")) == 1) == (first in owned)
+        assert ranges.map.owner((70, b"")) == NOBODY
+
+
+def test_coverage() -> None:
+    assert covers([Span((5, b""), LAST), Span(FIRST, (5, b""))])
+    assert not covers([Span((5, b"a"), LAST), Span(FIRST, (5, b""))])
+    assert not covers([])
