@@ -10,7 +10,7 @@ from meridian.adjudicator.events import CatalogKnown, Code, Commit, Heard, Outco
 from meridian.journal.core import Reader
 from meridian.journal.record import RecordKind
 from meridian.limits import HOLD_NS
-from meridian.wire.ops import KIND_INDEX, Create, Put, decode_chunk, encode_chunk
+from meridian.wire.ops import KIND_INDEX, Create, Op, Put, decode_chunk, encode_chunk
 from meridian.wire.votes import Ask, Verdict, Vote
 
 from .cluster import Cluster, Node
