@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from meridian.adjudicator.core import Adjudicator
 from meridian.adjudicator.events import (
     Answer,
@@ -81,11 +83,13 @@ class Driver:
         now: int = START,
         start: Position | None = None,
         number: int = 1,
+        make: Callable[[int, Position | None], Adjudicator] = Adjudicator,
     ) -> None:
         self.now = now
         self.error = 0
-        self.core = Adjudicator(number, start)
+        self.core = make(number, start)
         self.records = list(records or [])
+        self.durable = len(self.records)
         self.answers: dict[int, Answer] = {}
         self.beats: list[Heartbeat] = []
         self.effects: list[Effect] = []
@@ -117,6 +121,7 @@ class Driver:
         last = -1
         while self.records and self.records[-1].n != last:
             last = self.records[-1].n
+            self.durable = len(self.records)
             self.step(Appended(last))
 
     def settle(self) -> None:
