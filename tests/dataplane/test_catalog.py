@@ -102,6 +102,15 @@ def test_older_than_the_window_only_counts_as_in_force() -> None:
     catalog.check()
 
 
+def test_a_new_owner_adds_what_is_newer() -> None:
+    """The journal may have been trimmed meanwhile, behind what is remembered."""
+    catalog = history(*SAMPLE, base=4)
+    catalog.load(6, [(7, 700), (8, 800), (9, 900)])
+    assert catalog.after(3, 10) == [4, 5, 6, 7, 8, 9]
+    assert refused(catalog, 4, 450, 1) == "" and refused(catalog, 8, 900, 1) == "catalog 9 900"
+    catalog.check()
+
+
 def test_count_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CATALOG_HISTORY", 10)
     catalog = Catalog(Counters())

@@ -118,9 +118,13 @@ class Catalog:
     # Growth
 
     def load(self, base: int, made: Iterable[tuple[int, int]]) -> None:
-        """At start: `base` was in force before the journal begins, `made` is in the journal."""
-        self._base = max(self._base, base)
-        self.version = max(self.version, base)
+        """At start: `base` was in force before the journal begins, `made` is in the journal.
+
+        Again with a new owner: only what is newer counts, the rest is known.
+        """
+        if not self._versions:
+            self._base = max(self._base, base)
+            self.version = max(self.version, base)
         for version, tau in made:
             self.add(version, tau)
 
