@@ -10,7 +10,7 @@ from meridian.adjudicator.cut import cut, owners_of
 from meridian.adjudicator.events import CatalogKnown, Code, Commit, Heard, Move, Moved, Outcome
 from meridian.adjudicator.footprint import BadWriteSet
 from meridian.adjudicator.ranges import Ranges
-from meridian.wire.ops import Create, Lock, Put, encode_chunk
+from meridian.wire.ops import Create, Lock, Put, Share, encode_chunk
 from meridian.wire.partition import (
     FIRST,
     LAST,
@@ -214,6 +214,14 @@ def test_relations_and_schema_are_everywhere_and_blind_keys_nowhere() -> None:
     relation = cut(encode_chunk([Lock(SID, [b""], bytes(8), b"")]), map_)
     assert relation.everywhere and not relation.parts
     assert not cut(share("a"), map_).everywhere
+    keys, w = [b"", b"a", b"z"], bytes(8) + hashes("a", "z")
+    for op in (Lock(SID, keys, w, b""), Share(SID, keys, w, b"")):
+        both = cut(encode_chunk([op]), map_)
+        assert both.everywhere and sorted(both.parts) == [0, 1]
+        dealt = [
+            part.footprint.writes + part.footprint.shares for _, part in sorted(both.parts.items())
+        ]
+        assert dealt == [hashes("a"), hashes("z")]
     blind = cut(encode_chunk([Put(SID, 2, (1,), [b"a", b"z"], b"", b"", [(1,), (2,)])]), map_)
     assert blind.parts == {} and owners_of([blind], map_) == [0]
 

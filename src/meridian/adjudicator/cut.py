@@ -149,8 +149,13 @@ def cut(chunk: bytes, map_: PartitionMap) -> Cut:
         match op:
             case _Create() | _Add() | _Drop() | _Alter():
                 everywhere = True
-            case _Lock() | _Share() if op.keys == [b""]:
+            case _Lock() if op.keys[:1] == [b""]:
+                # Rows may be locked in the same op, behind the relation.
                 everywhere = True
+                _deal(pieces, map_, "writes", op.sid, op.keys[1:], op.w[8:], op.i[8:])
+            case _Share() if op.keys[:1] == [b""]:
+                everywhere = True
+                _deal(pieces, map_, "shares", op.sid, op.keys[1:], op.r[8:], op.i[8:])
             case _Put() | _Delete() | _Lock():
                 everywhere = everywhere or op.sid == SID_CATALOG
                 _deal(pieces, map_, "writes", op.sid, op.keys, op.w, op.i)

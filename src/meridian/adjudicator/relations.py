@@ -132,7 +132,8 @@ class Relations:
         # refused for every relation, which costs it a retry.
         gone = [change for change in self._changed.values() if change[0] <= floor]
         self._changed = {s: change for s, change in self._changed.items() if change[0] > floor}
-        self._base = 0, max((version for _, version in gone), default=self._base[1])
+        versions = [self._base[1], *(version for _, version in gone)]
+        self._base = self._base[0], max(versions)
         kept = max(len(self._written), len(self._row_locked), len(self._changed))
         self._prune_at = max(PRUNE_AT, 2 * kept)
 
