@@ -95,7 +95,12 @@ ALTER DATABASE postgres OWNER TO admin;
 
 ALTER DATABASE postgres SET default_table_access_method = meridian;
 
-UPDATE pg_catalog.pg_database SET datallowconn = false WHERE datname = 'template1';
+-- A cluster has one database, and each file fewer makes an instance start sooner.
+UPDATE pg_catalog.pg_database SET datistemplate = false WHERE datname LIKE 'template_';
+
+DROP DATABASE template1;
+
+DROP DATABASE template0;
 
 CHECKPOINT;
 

@@ -56,7 +56,7 @@ class InstanceKeeper(Keeper):
     async def start(self) -> None:
         """Returns once clients are let in. Raises SetupError."""
         began = time.monotonic()
-        fresh = await asyncio.to_thread(self.instance.prepare, self.site.password)
+        fresh = await self._copy()
         try:
             await self._behind_closed_doors(fresh)
         except CannotApplyError as error:
@@ -71,6 +71,10 @@ class InstanceKeeper(Keeper):
         self.start_ms = round((time.monotonic() - began) * 1000)
         self._feeding = asyncio.create_task(self._feed())
         self._become(SERVING)
+
+    async def _copy(self) -> bool:
+        """The directory is there; True: it is new."""
+        return await asyncio.to_thread(self.instance.prepare, self.site.password)
 
     async def _anew(self) -> None:
         try:
