@@ -52,6 +52,8 @@ from meridian.wire.ops import (
     JOB_COLUMNS,
     KIND_TABLE,
     SID_CATALOG,
+    SID_CATALOG_AUDIT,
+    SID_CATALOG_IMAGE,
     SID_JOBS,
     Add,
     Create,
@@ -240,6 +242,8 @@ class Node:
             Create(SID_CATALOG, KIND_TABLE, catalog, 0),
             Create(SID_SEQUENCES, KIND_TABLE, integers, 0),
             Create(SID_JOBS, KIND_TABLE, jobs, 0),
+            Create(SID_CATALOG_IMAGE, KIND_TABLE, [(1, CLASS_OPAQUE)], 0),
+            Create(SID_CATALOG_AUDIT, KIND_TABLE, [(1, CLASS_BYTES)], 0),
         ]
         known = self.engine.known_columns
         ops: list[Op] = [op for op in wanted if known(op.sid) is None]

@@ -52,6 +52,13 @@ class AsyncClient:
             raise GatewayError(*answer[2:])
         return answer[2:]
 
+    async def post(self, kind: int, *fields: Any) -> None:
+        """Sends a request that has no answer unless it is refused; then the next `call` fails."""
+        async with self._one:
+            self._last_id += 1
+            self._writer.write(frames.frame((kind, self._last_id, *fields)))
+            await self._writer.drain()
+
     async def _receive(self) -> list[Any]:
         try:
             header = await self._reader.readexactly(frames.HEADER_SIZE_BYTES)
@@ -61,7 +68,7 @@ class AsyncClient:
             answer: list[Any] = _decode(await self._reader.readexactly(size_bytes))
         except asyncio.IncompleteReadError:
             raise ConnectionError("the gateway closed the connection") from None
-        if answer[1] != self._last_id:
+        if answer[1] != self._last_id and answer[0] != frames.ERROR:
             raise ConnectionError("an answer that nobody asked for")
         return answer
 

@@ -28,6 +28,10 @@ SID_CATALOG = 1
 SID_JOBS = 3
 """Background jobs: one row per job (docs/formats.md)."""
 JOB_COLUMNS = 20
+SID_CATALOG_IMAGE = 4
+"""Deltas merged into one: the pieces of one image (`meridian.catalog.compaction`)."""
+SID_CATALOG_AUDIT = 5
+"""Texts of statements whose deltas an image replaced: one row per catalog version."""
 
 Rows = list[tuple[Any, ...]]
 
