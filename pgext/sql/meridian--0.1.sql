@@ -169,6 +169,10 @@ CREATE FUNCTION meridian.notify_here(channel text, payload text) RETURNS void
 CREATE FUNCTION meridian.end_listeners() RETURNS int8
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_end_listeners';
 
+-- All schema changes through a version at once (docs/formats.md, "Catalog image").
+CREATE FUNCTION meridian.apply_catalog_image(version int8, image bytea) RETURNS void
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_apply_catalog_image';
+
 SELECT meridian.next_oid(15900);
 
 CREATE VIEW sys.statements AS

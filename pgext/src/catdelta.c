@@ -42,6 +42,7 @@
 
 PG_FUNCTION_INFO_V1(mer_catalog_version_sql);
 PG_FUNCTION_INFO_V1(mer_apply_catalog_delta);
+PG_FUNCTION_INFO_V1(mer_apply_catalog_image);
 PG_FUNCTION_INFO_V1(mer_apply_pending_catalog);
 
 #define AUDIT_MAX_BYTES (64 * 1024)
@@ -377,6 +378,23 @@ next_kind(MpReader *r)
 		return MER_REACH_GLOBAL;
 	reach = mp_get_bytes(r, &len);
 	return mer_reach_kind(reach, len);
+}
+
+/* apply_catalog_image(version, image): all versions through this one, into a new catalog */
+Datum
+mer_apply_catalog_image(PG_FUNCTION_ARGS)
+{
+	int64		version = PG_GETARG_INT64(0);
+	bytea	   *image = PG_GETARG_BYTEA_PP(1);
+
+	begin_apply();
+	if (mer_catalog_version() != 0 || version <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("an image of the catalog is for a new instance")));
+	mer_catalog_apply(VARDATA_ANY(image), (uint32) VARSIZE_ANY_EXHDR(image));
+	mer_catalog_version_set(version);
+	PG_RETURN_VOID();
 }
 
 /* apply_pending_catalog(most): how many versions were applied */

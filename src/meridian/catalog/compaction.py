@@ -76,6 +76,13 @@ async def image_version(client: AsyncClient, tau: int = 0) -> int:
     return int.from_bytes(rows[0][0][:_VERSION_BYTES], "big") if rows else 0
 
 
+async def newest_version(client: AsyncClient) -> int:
+    """The catalog version in force, 0 if there never was a schema change. Raises likewise."""
+    bounds: tuple[Any, ...] = (b"", None, frames.SCAN_DESCENDING, [], None, 1, PAGE_BYTES)
+    _, _, rows = await client.call(frames.SCAN, 0, 0, SID_CATALOG, *bounds, 0, [], None, None, None)
+    return int.from_bytes(rows[0][0], "big") if rows else await image_version(client)
+
+
 async def compact(client: AsyncClient, age_ns: int = AGE_NS, tail: int = TAIL_VERSIONS) -> int:
     """Replace deltas older than `age_ns` by an image if there are `tail` of them.
 
@@ -167,7 +174,8 @@ async def _scan(client: AsyncClient, sid: int, tau: int, lo: bytes, cols: list[i
     rows: Rows = []
     flags, more = 0, True
     while more:
-        fields = (lo, None, flags, cols, None, 0, PAGE_BYTES, 0, [], None, None, None)
+        fields: tuple[Any, ...] = (lo, None, flags, cols, None, 0, PAGE_BYTES, 0, [])
+        fields += (None, None, None)
         tau, more, page = await client.call(frames.SCAN, 0, tau, sid, *fields)
         rows += page
         if more:

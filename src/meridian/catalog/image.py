@@ -44,7 +44,7 @@ class _Delta(msgspec.Struct, array_like=True):
 
 _decode = msgspec.msgpack.Decoder(_Delta).decode
 _decode_row = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
-_decode_oid = msgspec.msgpack.Decoder(int | None).decode
+_decode_id = msgspec.msgpack.Decoder(int | bytes | None).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -97,8 +97,8 @@ class _Rows:
         columns = _decode_row(row)
         if len(columns) != self.columns:
             raise MergeError(f"a row of {self.catalog.name} has another width")
-        oids = [_decode_oid(columns[attnum - 1]) for attnum in self.catalog.oids]
-        in_template = all(oid is None or 0 <= oid < FIRST_USER_OID for oid in oids)
+        oids = [_oid(columns[attnum - 1]) for attnum in self.catalog.oids]
+        in_template = all(0 <= oid < FIRST_USER_OID for oid in oids)
         if not self.catalog.key:
             return row, in_template
         return b"".join(bytes(columns[attnum - 1]) for attnum in self.catalog.key), in_template
@@ -108,6 +108,14 @@ class _Rows:
         rows = [msgspec.Raw(row) for same in self.born.values() for row in same]
         gone = [msgspec.Raw(row) for same in self.gone.values() for row in same]
         return _Part(self.catalog.id, self.columns, rows, gone) if rows or gone else None
+
+
+def _oid(value: msgspec.Raw) -> int:
+    """Of a column of type oid (an integer) or regproc (its bytes); 0 for NULL."""
+    found = _decode_id(value)
+    if isinstance(found, bytes):
+        return int.from_bytes(found, "little")
+    return found or 0
 
 
 def merge(deltas: Iterable[bytes]) -> bytes:
@@ -128,7 +136,7 @@ def merge(deltas: Iterable[bytes]) -> bytes:
     if head is None:
         raise MergeError("there is no delta")
     ordered = sorted(catalogs.values(), key=lambda rows: BY_ID[rows.catalog.id][0])
-    parts = [part for rows in ordered if (part := rows.part()) is not None]
+    parts = [merged for rows in ordered if (merged := rows.part()) is not None]
     return _encode(_Delta(DELTA_FORMAT, *head, parts))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from meridian.catalog import compaction
 from meridian.instance.errors import SetupError
 from meridian.instance.root import Connection
 from meridian.jobs import runner as jobs
@@ -49,7 +50,12 @@ class Cluster:
 
 Routine = Callable[[Cluster], Awaitable[None]]
 
-ROUTINES: list[tuple[str, Routine]] = [("job runner", jobs.run)]
+
+async def _compact(cluster: Cluster) -> None:
+    await compaction.run(cluster.gateway, cluster.report)
+
+
+ROUTINES: list[tuple[str, Routine]] = [("job runner", jobs.run), ("catalog images", _compact)]
 """(name, routine) of every cluster."""
 
 

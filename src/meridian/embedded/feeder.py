@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from meridian.catalog import compaction
 from meridian.gateway.aio import AsyncClient
 from meridian.gateway.client import GatewayError
 from meridian.instance.root import Connection
@@ -97,6 +98,31 @@ class Feeder:
                 # A transaction each: PostgreSQL tells twice the same in one transaction once.
                 await session.execute("SELECT meridian.notify_here(%s, %s)", _texts(row[1:]))
 
+    async def begin(self, client: AsyncClient, session: Connection) -> None:
+        """Before `catch_up` at a start: a new directory takes the catalog's image.
+
+        Raises CannotApplyError where the image has passed the directory by, or where the
+        directory is ahead of the journal, as after a journal was restored from a copy.
+        """
+        local = await self._local_version(session)
+        image = await compaction.image_version(client)
+        if local == 0 and image:
+            version, delta = await compaction.read_image(client)
+            try:
+                statement = "SELECT meridian.apply_catalog_image(%s, %s)"
+                await session.execute(statement, (version, delta))
+            except psycopg.Error as error:
+                if session.broken or is_gateway_gone(error):
+                    raise
+                raise CannotApplyError(f"{error.sqlstate}: {error}") from error
+        elif local and not image <= local <= await compaction.newest_version(client):
+            raise CannotApplyError(f"its catalog is of version {local}, which the journal has not")
+
+    async def _local_version(self, session: Connection) -> int:
+        row = await (await session.execute("SELECT meridian.catalog_version()")).fetchone()
+        assert row is not None
+        return int(row[0])
+
     async def catch_up(
         self, session: Connection, progress: Callable[[int], None] = lambda _: None
     ) -> None:
@@ -110,9 +136,7 @@ class Feeder:
             progress(total)
             if count < VERSIONS_AT_ONCE:
                 break
-        row = await (await session.execute("SELECT meridian.catalog_version()")).fetchone()
-        assert row is not None
-        self.version = int(row[0])
+        self.version = await self._local_version(session)
 
     async def _apply(self, session: Connection) -> int:
         """How many versions one local transaction applied; locks are waited for."""

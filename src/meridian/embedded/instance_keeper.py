@@ -14,10 +14,13 @@ import time
 
 import psycopg
 
+from meridian.catalog.image import MergeError
 from meridian.embedded.child import Child
-from meridian.embedded.feeder import CannotApplyError, Feeder, is_gateway_gone
+from meridian.embedded.feeder import CONNECT_S, CannotApplyError, Feeder, is_gateway_gone
 from meridian.embedded.keeper import HopelessError, Keeper
 from meridian.embedded.site import Site
+from meridian.gateway.aio import AsyncClient
+from meridian.gateway.client import GatewayError
 from meridian.instance import config, processes, root
 from meridian.instance.errors import SetupError
 from meridian.instance.instance import Instance
@@ -90,9 +93,13 @@ class InstanceKeeper(Keeper):
                 async with await self.connect() as session:
                     await self._catch_up(session, fresh)
                 return
+            except OSError:
+                pass
             except psycopg.Error as error:
                 if not is_gateway_gone(error):
                     raise SetupError(f"{self.who} failed at start: {error}") from None
+            except (GatewayError, MergeError) as error:
+                raise SetupError(f"{self.who} failed at start: {error}") from None
             # The data plane ended meanwhile; its keeper starts it again or ends everything.
             await asyncio.sleep(processes.POLL_S)
             await self.site.plane_serves.wait()
@@ -102,6 +109,11 @@ class InstanceKeeper(Keeper):
             for statement in self.instance.first_statements(self.site.password):
                 await session.execute(statement.encode())
             await asyncio.to_thread(self.instance.finish, self.site.password)
+        client = await AsyncClient.connect(self.site.gateway, self.number, timeout_s=CONNECT_S)
+        try:
+            await self.feeder.begin(client, session)
+        finally:
+            client.close()
         await self.feeder.catch_up(session, self._progress)
 
     def _progress(self, applied: int) -> None:
