@@ -326,10 +326,20 @@ begin_apply(void)
 }
 
 /*
- * True if the delta was applied now, false if it had been before.  Those who
- * use what no lock protects learn of a global change by an invalidation of the
- * state table (coherence.c).
+ * Those who use what no lock protects learn of a global change by an
+ * invalidation of the state table (coherence.c).
  */
+static void
+move_version(int64 version, const char *delta, uint32 len, int kind)
+{
+	mer_catalog_apply(delta, len, kind);
+	if (kind == MER_REACH_GLOBAL)
+		CacheInvalidateRelcacheByRelid(state_table());
+	mer_catalog_version_set(version);
+	mer_version_moves(version, kind == MER_REACH_GLOBAL);
+}
+
+/* True if the delta was applied now, false if it had been before. */
 static bool
 apply_version(int64 version, const char *delta, uint32 len, int kind)
 {
@@ -341,11 +351,7 @@ apply_version(int64 version, const char *delta, uint32 len, int kind)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("catalog version " INT64_FORMAT " follows " INT64_FORMAT, version, local)));
-	mer_catalog_apply(delta, len, kind);
-	if (kind == MER_REACH_GLOBAL)
-		CacheInvalidateRelcacheByRelid(state_table());
-	mer_catalog_version_set(version);
-	mer_version_moves(version, kind == MER_REACH_GLOBAL);
+	move_version(version, delta, len, kind);
 	return true;
 }
 
@@ -392,8 +398,7 @@ mer_apply_catalog_image(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("an image of the catalog is for a new instance")));
-	mer_catalog_apply(VARDATA_ANY(image), (uint32) VARSIZE_ANY_EXHDR(image));
-	mer_catalog_version_set(version);
+	move_version(version, VARDATA_ANY(image), (uint32) VARSIZE_ANY_EXHDR(image), MER_REACH_GLOBAL);
 	PG_RETURN_VOID();
 }
 
