@@ -252,7 +252,6 @@ def test_async_inside_a_transaction_starts_at_its_commit(cluster: Server) -> Non
             session.execute(f"CALL sys.wait_for_job('{gone}')".encode())
 
 
-@pytest.mark.xfail(strict=False, reason="reads do not carry their catalog version yet")
 def test_an_older_snapshot_never_sees_half_an_index(cluster: Server) -> None:
     """One from before the index, one from its build, both used once it is valid."""
     with (
