@@ -23,13 +23,23 @@ class TestFileBackend(Conformance):
     def _directory(self, tmp_path: Path) -> None:
         self.directory = tmp_path / "journal"
 
+    short = 0
+
     def open(self) -> FileJournal:
-        return FileJournal(self.directory, 0)
+        self.files = FaultyFiles(short=self.short)
+        return FileJournal(self.directory, 0, self.files)
+
+    def break_next_append(self, *, landed: bool) -> None:
+        if landed:
+            # Written, the sync fails, and so does the attempt to cut it off.
+            self.files.fail("fdatasync", times=2)
+            self.files.fail("truncate")
+        else:
+            self.files.fail("write")
 
 
 class TestShortWrites(TestFileBackend):
-    def open(self) -> FileJournal:
-        return FileJournal(self.directory, 0, FaultyFiles(short=13))
+    short = 13
 
 
 class TestManySegments(TestFileBackend):

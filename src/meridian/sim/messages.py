@@ -19,6 +19,7 @@ from meridian.adjudicator.events import (
     Status,
 )
 from meridian.crossbar.core import Crossbar
+from meridian.journal.chain import Chain
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.storage.core import Core
@@ -64,6 +65,10 @@ class Records(msgspec.Struct, frozen=True):
     journal: int
     first: int
     records: list[Record]
+    stream: int = 0
+    """Of the three of a coded journal."""
+    generation: int = 0
+    """Another one: the stream came back with less than it had."""
 
 
 class StreamPut(msgspec.Struct, frozen=True):
@@ -86,6 +91,7 @@ class Stored(msgspec.Struct, frozen=True):
     accepted: bool
     messages: int
     records: int
+    stream: int = 0
 
 
 class Trimmed(msgspec.Struct, frozen=True):
@@ -135,5 +141,8 @@ class Parts(msgspec.Struct, frozen=True):
     crossbar: Callable[[], Crossbar] = Crossbar
     reader: Callable[[Position], Reader] = Reader
     storage: Callable[[int, int, dict[int, int]], Core] = Core
+    chain: Callable[..., Chain] = Chain
+    writer_id: Callable[[str, int], str] = "{}.{}".format
+    """Names an incarnation of an owner: the first part of its message ids."""
     tau_start_latest: bool = True
     """Rule 4.3: tau_start is the upper edge of the clock."""

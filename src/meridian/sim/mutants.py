@@ -18,6 +18,7 @@ from meridian.adjudicator.window import Draft, Keys, Layer, Span, Window
 from meridian.clock.tau import TAU_MAX, Interval, next_tau
 from meridian.crossbar import core as xb
 from meridian.journal import core as journal
+from meridian.journal.chain import Chain
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.messages import Parts
@@ -363,6 +364,33 @@ class _NoFence(Reader):
         return super().accept(record)
 
 
+class _ZombieChain(Chain):
+    """Takes the answers of its chain one by one, whatever became of the others."""
+
+    def stored(self, number: int, place: int) -> list[list[Record]]:
+        done = [one.records for one in self._flying if one.number == number]
+        self._flying = deque(one for one in self._flying if one.number != number)
+        return done
+
+    def rejected(self, number: int, place: int) -> None:
+        if any(one.number == number and place > (one.expected or 0) for one in self._flying):
+            self._flying = deque(one for one in self._flying if one.number != number)
+
+
+class _TrustingChain(Chain):
+    """Does not compare the place at which a message was stored."""
+
+    def stored(self, number: int, place: int) -> list[list[Record]]:
+        for one in self._flying:
+            if one.number == number and one.expected is not None:
+                place = one.expected + 1
+        return super().stored(number, place)
+
+
+def _one_id(name: str, incarnation: int) -> str:
+    return name
+
+
 class _SkipsBodies(Reader):
     """Does not hold a commit record against its bodies."""
 
@@ -420,6 +448,13 @@ MUTANTS = (
     Mutant("commits after CLOSE", "4.7", 100, _adjudicator(base=_CommitsAfterClose)),
     Mutant("CLOSE is no heartbeat", "4.7", 100, Parts(crossbar=_CloseEndsNothing)),
     Mutant("accepts records of a deposed owner", "6.1", 150, Parts(reader=_NoFence)),
+    Mutant("a chain that goes on after a rejection", "6", 100, Parts(chain=_ZombieChain)),
+    Mutant(
+        "message ids used twice",
+        "6",
+        50,
+        Parts(writer_id=_one_id, chain=_TrustingChain),
+    ),
     Mutant("takes commits without their bodies", "6.3", 20, Parts(reader=_SkipsBodies)),
     Mutant("reads leave before their commits", "4.5", 400, Parts(storage=_ReadsLeave)),
     Mutant("reads before completeness", "4.7", 10, Parts(storage=_ReadsIncomplete)),

@@ -174,6 +174,11 @@ class Run:
             self._supervise()
             for _ in range(swarm.takeovers):
                 world.at(moment(), self._takeover)
+            kinds = ("elect", "step_down", "stop_leader", "fail_all")
+            faults = world.random("faults/streams")
+            for _ in range(swarm.elections):
+                kind, at = faults.choice(kinds), START + faults.randrange(SAFETY_NS)
+                world.at(at, lambda kind=kind: faults.choice(self._streams()).fail(kind))  # type: ignore[misc]
         for _ in range(swarm.checkpoints):
             world.at(moment(), random.choice(self.replicas).checkpoint)
         for _ in range(swarm.clock_steps):
@@ -224,6 +229,8 @@ class Run:
         """Everything comes back; what is under way must end."""
         world = self.world
         world.heal()
+        for stream in self._streams():
+            stream.model.heal()
         for client in self.clients:
             client.stopping = True
         for owner in self._all_owners():

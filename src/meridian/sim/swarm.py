@@ -40,6 +40,11 @@ class Swarm(msgspec.Struct, frozen=True):
     cuts: int
     clock_steps: int
     checkpoints: int
+    elections: int
+    """Times that a stream's servers fail in some way."""
+    election: tuple[int, int]
+    duplicates_ns: int
+    """How long a stream remembers message ids."""
     adds: int
     """Journals added in the middle."""
     closes: int
@@ -89,6 +94,11 @@ def choose(seed: int) -> Swarm:
         cuts=random.choice((0, 0, 2, 5)),
         clock_steps=random.choice((0, 0, 5, 20)),
         checkpoints=random.choice((0, 0, 1, 4)),
+        elections=journals.choice((0, 1, 3, 8)),
+        election=journals.choice(
+            ((100 * MS, 600 * MS), (500 * MS, 2000 * MS), (4000 * MS, 9000 * MS))
+        ),
+        duplicates_ns=journals.choice((120_000 * MS, 200 * MS)),
         adds=journals.choice((1, 1, 2, 3)) if changing else 0,
         closes=journals.choice((0, 1, 2)) if changing else 0,
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
