@@ -264,8 +264,8 @@ at_transaction_event(XactEvent event, void *arg)
 
 /* ---------- texts for the audit ---------- */
 
-static void
-note_statement(PlannedStmt *pstmt, const char *text)
+void
+mer_catalog_note_statement(PlannedStmt *pstmt, const char *text)
 {
 	int			location = pstmt->stmt_location;
 	int			len = pstmt->stmt_len;
@@ -299,7 +299,7 @@ note_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	next_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 	/* A statement that ends its transaction leaves nothing to note it in. */
 	if (ddl && IsTransactionState())
-		note_statement(pstmt, queryString);
+		mer_catalog_note_statement(pstmt, queryString);
 }
 
 /* ---------- SQL functions ---------- */

@@ -23,6 +23,8 @@
 #define MER_CATALOG_SID 1
 #define MER_CATALOG_REFS 2
 
+struct PlannedStmt;
+
 typedef enum MerCatalogMode
 {
 	MERCAT_SHIP,				/* part of the delta */
@@ -87,5 +89,8 @@ extern void mer_catalog_apply(const char *delta, uint32 len, int kind);
 extern int64 mer_catalog_version(void);
 extern void mer_catalog_version_lock(void);
 extern void mer_catalog_version_set(int64 version);
+
+/* The text of a statement, for the audit of the running transaction. */
+extern void mer_catalog_note_statement(struct PlannedStmt *pstmt, const char *text);
 
 #endif							/* MERIDIAN_CATDELTA_H */

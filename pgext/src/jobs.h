@@ -13,6 +13,7 @@
 #include "store.h"
 
 #include "nodes/parsenodes.h"
+#include "nodes/plannodes.h"
 #include "tcop/dest.h"
 
 #define MER_JOB_SID 3
@@ -97,11 +98,14 @@ extern void mer_job_mark_valid(Oid index, bool valid);
  */
 extern void mer_job_before_index(IndexStmt *stmt, bool top_level, const char *text,
 								 int location, int len);
-extern void mer_job_after_index(IndexStmt *stmt, DestReceiver *dest);
+extern void mer_job_after_index(PlannedStmt *pstmt, const char *text, DestReceiver *dest);
 extern void mer_job_forget_index(void);
 
 /* Called by the index's build: true if a job will make the entries. */
 extern bool mer_job_takes_build(Relation heap, Relation index);
+
+/* Rows of a table and of all that inherits from it; locks them AccessShare. */
+extern double mer_job_estimated_rows(Oid relid);
 
 /* The index being created leaves the rows that are there to a job. */
 extern bool mer_job_building;
@@ -111,5 +115,13 @@ extern void mer_job_wait(const char *id, bool cancels);
 extern void mer_job_cancel(const char *id);
 
 extern void mer_jobs_init(void);
+
+/* ---------- validate.c ---------- */
+
+/* Before and after ALTER TABLE; the second may commit and go on in another transaction. */
+extern void mer_validate_before(AlterTableStmt *stmt, bool top_level);
+extern void mer_validate_after(PlannedStmt *pstmt, const char *text);
+extern void mer_validate_forget(void);
+extern void mer_validate_init(void);
 
 #endif							/* MERIDIAN_JOBS_H */

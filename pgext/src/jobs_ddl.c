@@ -35,6 +35,7 @@
 #include "utils/snapmgr.h"
 #include "utils/wait_event.h"
 
+#include "catdelta.h"
 #include "jobs.h"
 #include "wire.h"
 
@@ -95,12 +96,12 @@ takes_async(IndexStmt *stmt, const char *text, int location, int len)
 	return async;
 }
 
-/* Rows of a table and of all that inherits from it, as estimated. */
-static double
-estimated_rows(Oid relid)
+double
+mer_job_estimated_rows(Oid relid)
 {
 	double		total = 0;
 
+	mer_rel_stats_forget();
 	foreach_oid(child, find_all_inheritors(relid, AccessShareLock, NULL))
 	{
 		Relation	rel = table_open(child, NoLock);
@@ -140,8 +141,7 @@ mer_job_before_index(IndexStmt *stmt, bool top_level, const char *text, int loca
 	{
 		if (!top_level || IsInTransactionBlock(true))
 			return;
-		mer_rel_stats_forget();
-		if (estimated_rows(relid) <= job_rows)
+		if (mer_job_estimated_rows(relid) <= job_rows)
 			return;
 	}
 	order.active = true;
@@ -188,7 +188,7 @@ describe(MerJob *job, Oid index)
 				quote_qualified_identifier(get_namespace_name(get_rel_namespace(index)),
 										   get_rel_name(index)));
 	mer_job_set_int(job, JOB_TABLE_ID, table);
-	mer_job_set_int(job, JOB_ROWS_ESTIMATED, (int64) estimated_rows(table));
+	mer_job_set_int(job, JOB_ROWS_ESTIMATED, (int64) mer_job_estimated_rows(table));
 }
 
 static void
@@ -349,7 +349,7 @@ tell_id(const char *id, DestReceiver *dest)
 }
 
 void
-mer_job_after_index(IndexStmt *stmt, DestReceiver *dest)
+mer_job_after_index(PlannedStmt *pstmt, const char *text, DestReceiver *dest)
 {
 	bool		async = order.async;
 	Oid			table;
@@ -368,6 +368,7 @@ mer_job_after_index(IndexStmt *stmt, DestReceiver *dest)
 		tell_id(job.id, dest);
 		return;
 	}
+	mer_catalog_note_statement(pstmt, text);
 	if (ActiveSnapshotSet())
 		PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -381,7 +382,10 @@ static void
 at_xact(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+	{
 		mer_job_forget_index();
+		mer_validate_forget();
+	}
 }
 
 void
@@ -392,4 +396,5 @@ mer_jobs_init(void)
 							"Estimated; up to so many rows, one commit builds the index.",
 							&job_rows, 1000, 0, INT_MAX, PGC_USERSET, 0, NULL, NULL, NULL);
 	RegisterXactCallback(at_xact, NULL);
+	mer_validate_init();
 }

@@ -160,6 +160,8 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	if (!mer_maintenance() && !classify(pstmt->utilityStmt, &guard_context))
 		return;
 
+	if (IsA(pstmt->utilityStmt, AlterTableStmt) && !mer_maintenance())
+		mer_validate_before((AlterTableStmt *) pstmt->utilityStmt, guard_context.top_level);
 	truncated_mark = mer_ddl_truncated_mark();
 	before(pstmt->utilityStmt);
 	if (IsA(pstmt->utilityStmt, IndexStmt) && !mer_maintenance())
@@ -178,7 +180,9 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	if (context != PROCESS_UTILITY_SUBCOMMAND)
 		mer_ddl_flush();
 	if (IsA(pstmt->utilityStmt, IndexStmt))
-		mer_job_after_index((IndexStmt *) pstmt->utilityStmt, dest);
+		mer_job_after_index(pstmt, query_string, dest);
+	else if (IsA(pstmt->utilityStmt, AlterTableStmt) && context != PROCESS_UTILITY_SUBCOMMAND)
+		mer_validate_after(pstmt, query_string);
 }
 
 PG_FUNCTION_INFO_V1(mer_refused_function);
