@@ -66,6 +66,7 @@ def test_a_delta_must_follow_the_last_one(driver: Driver) -> None:
     # Another instance, which has not applied version 5, makes a version 5 or 6 of its own.
     assert passes(driver, 2, catalog(5, reach=Reach(ADDITIVE)), 0, 4) is Code.CATALOG
     assert passes(driver, 3, catalog(6, reach=Reach(ADDITIVE)), 0, 4) is Code.CATALOG
+    assert passes(driver, 5, catalog(5), 0, 0) is Code.CATALOG, "whoever makes it"
     assert passes(driver, 4, catalog(6, reach=Reach(ADDITIVE)), 0, 5) is Code.NONE
     assert driver.core.relations.catalog_version == 6
 

@@ -111,6 +111,23 @@ def test_a_new_owner_adds_what_is_newer() -> None:
     catalog.check()
 
 
+def test_records_of_several_journals_come_in_any_order() -> None:
+    rnd = random.Random(3)
+    for _ in range(20):
+        catalog = Catalog(Counters())
+        catalog.load(4, [])
+        for version, tau, reach in rnd.sample(SAMPLE, len(SAMPLE)):
+            catalog.add(version, tau)
+            catalog.add(version, tau)
+            catalog._learn(version, reach)
+            catalog.check()
+        assert (catalog.version, catalog.tau, catalog.after(4, 9)) == (8, 800, [5, 6, 7, 8])
+        assert refused(catalog, 4, 500, 1) == "catalog 5 500"
+        assert refused(catalog, 6, 550, 1002) == ""
+    catalog.add(9, 750)
+    assert catalog.version == 8, "no adjudicator lets it pass"
+
+
 def test_count_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CATALOG_HISTORY", 10)
     catalog = Catalog(Counters())

@@ -53,7 +53,7 @@ class Relations:
                 if tau > tau_start or 0 < catver < version or (outdated and sid >= SID_FIRST):
                     return True
             made = footprint.catalog_version
-            if made and catver and min(made - 1, catver) < self.catalog_version:
+            if made and min(made - 1, catver or made) < self.catalog_version:
                 # A delta follows the last one: it was made on a catalog that holds all of them.
                 return True
             for sid in footprint.schema.read:

@@ -122,25 +122,33 @@ class Catalog:
 
         Again with a new owner: only what is newer counts, the rest is known.
         """
-        if not self._versions:
+        if not self.version:
             self._base = max(self._base, base)
             self.version = max(self.version, base)
         for version, tau in made:
             self.add(version, tau)
 
     def add(self, version: int, tau: int) -> None:
-        """A durable record makes this version at tau."""
-        if version <= self.version:
+        """A durable record makes this version at tau.
+
+        Records of several journals become known in any order; known ones change nothing.
+        """
+        at = bisect_left(self._versions, version)
+        if version <= self._base or version in self._versions[at : at + 1]:
             return
-        assert tau > self.tau, (version, tau, self.version, self.tau)
-        self._versions.append(version)
-        self._taus.append(tau)
-        self._reaches.append(EVERYBODY)
-        self._global.append(version)
-        self.unread.append(version)
-        self.version, self.tau = version, tau
-        if self._taus[0] < tau - CONFLICT_WINDOW_NS or len(self._taus) > CATALOG_HISTORY:
-            self._forget(tau - CONFLICT_WINDOW_NS)
+        if at != bisect_left(self._taus, tau):
+            # The adjudicator refuses it; journals from before it did may hold some.
+            log.error("catalog versions out of order", extra={"catver": version, "tau": tau})
+            return
+        self._versions.insert(at, version)
+        self._taus.insert(at, tau)
+        self._reaches.insert(at, EVERYBODY)
+        insort(self._global, version)
+        insort(self.unread, version)
+        if version > self.version:
+            self.version, self.tau = version, tau
+        if self._taus[0] < self.tau - CONFLICT_WINDOW_NS or len(self._taus) > CATALOG_HISTORY:
+            self._forget(self.tau - CONFLICT_WINDOW_NS)
 
     def _forget(self, before: int) -> None:
         count = bisect_left(self._taus, before)
