@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from meridian.sim import experiments
 from meridian.sim.cli import sim
-from meridian.sim.experiments import nines, statements
+from meridian.sim.experiments import nines, scaling, statements
 from meridian.sim.experiments.report import svg, text
 
 
@@ -19,6 +19,8 @@ from meridian.sim.experiments.report import svg, text
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nines, "READS", 20_000)
     monkeypatch.setattr(statements, "TRANSACTIONS", 4_000)
+    monkeypatch.setattr(scaling, "MEASURE_NS", 10 * scaling.MS)
+    monkeypatch.setattr(scaling, "ADJUDICATORS", (1, 4))
 
 
 def test_two_of_three_has_seven_and_a_half_nines() -> None:
@@ -37,6 +39,15 @@ def test_commit_latency_is_flat_in_statements() -> None:
     with_locks = {row[0]: row[4] for row in rows}
     assert with_locks[32] > 3 * with_locks[8]
     assert with_locks[32] > 4 * rows[-1][3]
+
+
+def test_adjudicators_and_journals_add_up() -> None:
+    rates = {row[:2]: row[2:] for row in experiments.run("scaling").rows}
+    one, four = rates["0%", 6]
+    assert four > 3 * one, "owners of their own keys do not share anything"
+    assert rates["0%", 1][1] < 0.6 * four, "one journal is not enough for four"
+    assert rates["10%", 6][1] > 0.7 * four
+    assert one * 1.2 < rates["50%", 6][1] < 0.7 * four, "a vote costs, and still adds up"
 
 
 @pytest.mark.parametrize("name", ["nines", "statements"])
