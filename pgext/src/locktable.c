@@ -8,6 +8,10 @@
  * two that should have excluded each other gets 40001.  Modes that exclude
  * nobody but DDL and readers need nothing: DDL takes part in the conflict check
  * anyway, and readers see one instant.
+ *
+ * A gate (gate.c) lets those win that exclude writers and themselves: commits of
+ * writers elsewhere wait for them, for a bounded time.  Those in mode SHARE could
+ * not have one together.
  */
 #include "postgres.h"
 
@@ -18,7 +22,9 @@
 #include "nodes/nodeFuncs.h"
 #include "rewrite/rewriteHandler.h"
 #include "storage/lockdefs.h"
+#include "storage/proc.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 
 #include "store.h"
@@ -35,6 +41,10 @@ typedef struct ViewWalk
 {
 	LOCKMODE	mode;
 } ViewWalk;
+
+/* Tables behind this transaction's gate; a gate is asked for whole each time. */
+static List *behind_gate = NIL;
+static LocalTransactionId behind_gate_lxid = InvalidLocalTransactionId;
 
 static void lock_view(Oid view, LOCKMODE mode);
 
@@ -57,6 +67,7 @@ lock_one(Oid relid, LOCKMODE mode)
 			break;
 		default:
 			mer_lock_row(sid, "", 0, LockTupleNoKeyExclusive);
+			behind_gate = list_append_unique_oid(behind_gate, relid);
 			break;
 	}
 }
@@ -107,8 +118,19 @@ lock_view(Oid view, LOCKMODE mode)
 void
 mer_lock_table(LockStmt *stmt)
 {
+	MemoryContext old;
+	int			had;
+
 	if (stmt->mode < ShareUpdateExclusiveLock)
 		return;
+	if (behind_gate_lxid != MyProc->vxid.lxid)
+		behind_gate = NIL;
+	behind_gate_lxid = MyProc->vxid.lxid;
+	had = list_length(behind_gate);
+	old = MemoryContextSwitchTo(TopTransactionContext);
 	foreach_node(RangeVar, name, stmt->relations)
 		lock_relation(RangeVarGetRelid(name, NoLock, false), name->inh, stmt->mode);
+	MemoryContextSwitchTo(old);
+	if (list_length(behind_gate) > had)
+		mer_gate(behind_gate);
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -139,16 +141,66 @@ def test_readers_are_not_disturbed(pair: tuple[Session, Session]) -> None:
     assert commits(locker)
 
 
-def test_a_lock_of_the_first_statement_is_not_disturbed_by_what_came_before(
+def test_a_lock_taken_first_keeps_writers_of_other_instances_out(
     pair: tuple[Session, Session],
 ) -> None:
     locker, writer = pair
     locker.execute("BEGIN")
-    locker.execute("LOCK TABLE held")
     writer.execute("INSERT INTO held VALUES (1)")
+    locker.execute("LOCK TABLE held")
     assert locker.execute("SELECT count(*) FROM held").fetchone() == (1,)
-    locker.execute("INSERT INTO held VALUES (2)")
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        writer.execute("INSERT INTO held VALUES (2)")
+    locker.execute("INSERT INTO held VALUES (3)")
     assert commits(locker)
+    writer.execute("INSERT INTO held VALUES (2)")
+
+
+def test_a_rolled_back_lock_keeps_nobody_out(pair: tuple[Session, Session]) -> None:
+    locker, writer = pair
+    locker.execute("BEGIN")
+    locker.execute("LOCK TABLE held")
+    locker.execute("ROLLBACK")
+    started = time.monotonic()
+    writer.execute("INSERT INTO held VALUES (2)")
+    assert time.monotonic() - started < 1.5
+
+
+def test_a_lock_gets_through_under_steady_writers(
+    pair: tuple[Session, Session], connect: Connect
+) -> None:
+    """Their commits wait for it, and go on afterwards."""
+    locker, _ = pair
+    stop = threading.Event()
+    refused = []
+
+    def write(session: Session, number: int) -> None:
+        while not stop.is_set():
+            number += 2
+            try:
+                session.execute("INSERT INTO held VALUES (%s)", [number])
+            except psycopg.errors.SerializationFailure as error:
+                refused.append(error)
+
+    writers = [threading.Thread(target=write, args=(connect(n % 2), n)) for n in range(2)]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(5):
+            time.sleep(0.1)
+            locker.execute("BEGIN")
+            locker.execute("LOCK TABLE bystander, parted IN SHARE ROW EXCLUSIVE MODE")
+            locker.execute("LOCK TABLE held IN EXCLUSIVE MODE")
+            before = locker.execute("SELECT count(*) FROM held").fetchone()
+            time.sleep(0.1)
+            assert locker.execute("SELECT count(*) FROM held").fetchone() == before
+            locker.execute("INSERT INTO bystander SELECT count(*) FROM held")
+            assert commits(locker)
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join(30)
+    assert len(refused) <= 10
 
 
 def test_new_and_temporary_tables_need_nothing(pair: tuple[Session, Session]) -> None:
