@@ -23,7 +23,8 @@ SELECT meridian.next_oid(15600);
  * so replacing its body has no effect.  The built-in moves to schema meridian,
  * where users cannot name it, and ours takes its name.  First come the functions
  * over sequences, which live in storage, and those whose effect would stay in
- * files of one instance, which are refused; then advisory locks and NOTIFY.
+ * files of one instance, which are refused; then advisory locks, NOTIFY
+ * and snapshots of local transaction ids.
  */
 DO $$
 DECLARE
@@ -67,7 +68,9 @@ BEGIN
 			(2, 'pg_advisory_unlock', NULL, 'mer_advisory_unlock'),
 			(2, 'pg_advisory_unlock_shared', NULL, 'mer_advisory_unlock_shared'),
 			(2, 'pg_advisory_unlock_all', NULL, 'mer_advisory_unlock_everything'),
-			(3, 'pg_notify', NULL, 'mer_pg_notify')
+			(3, 'pg_notify', NULL, 'mer_pg_notify'),
+			(3, 'pg_current_snapshot', NULL, NULL),
+			(3, 'txid_current_snapshot', NULL, NULL)
 		) AS r (batch, name, nargs, ours) ON r.name = p.proname AND (r.nargs IS NULL OR r.nargs = p.pronargs)
 		WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prolang = 12
 		ORDER BY r.batch, p.oid
