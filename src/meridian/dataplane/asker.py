@@ -187,7 +187,8 @@ class Asker:
 def abort_error(code: ev.Code) -> MeridianError:
     """What a client is told about an abort."""
     if code is ev.Code.GATED:
-        return MeridianError(Kind.SCHEMA_CHANGED, detail="a schema change or LOCK TABLE held this commit")
+        why = "a schema change or LOCK TABLE held this commit"
+        return MeridianError(Kind.SCHEMA_CHANGED, detail=why)
     kind = _ABORTS.get(code)
     if kind is not None:
         return MeridianError(kind)
