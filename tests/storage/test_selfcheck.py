@@ -29,7 +29,7 @@ def test_copies_agree_whatever_they_did_last(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Settled or not, collected or not, further ahead or not, of one range or of more."""
-    monkeypatch.setattr("meridian.storage.selfcheck.PAGE_BYTES", 3000)
+    monkeypatch.setattr("meridian.storage.selfcheck.ROWS", 5)
     feed = Feed(seed)
     for _ in range(120):
         feed.grow()
@@ -150,7 +150,9 @@ def verdicts(contents: dict[int, Any], schemas: dict[int, int] | None = None) ->
         last: list[Any] = []
         for one in counts:
             schema = (schemas or {}).get(one.replica, 1)
-            counted = Counted(one.number, one.replica, schema, contents[one.replica])
+            counted = Counted(
+                one.number, one.replica, one.replica % 3, schema, contents[one.replica]
+            )
             last = check.step(at(1), counted)
         assert not check.busy
         found[replica] = last[0] if last else None
@@ -159,22 +161,28 @@ def verdicts(contents: dict[int, Any], schemas: dict[int, int] | None = None) ->
 
 def test_who_differs_from_the_majority_removes_itself() -> None:
     found = verdicts({1: "a", 2: "a", 3: "b"})
-    assert found[3] == RemoveSelf(1, 100) and found[1] is None is found[2]
+    assert found[3] == RemoveSelf(1, 100) and found[1] == found[2] == Agreed(1, 100, 2)
     assert set(map(type, verdicts({1: "a", 2: "a", 3: "a"}).values())) == {Agreed}
     found = verdicts({1: "a", 2: "a", 3: "b", 4: "c", 5: "a"})
     assert [r for r, one in found.items() if isinstance(one, RemoveSelf)] == [3, 4]
 
 
-def test_without_a_majority_both_are_suspects() -> None:
-    for contents in ({1: "a", 2: "b"}, {1: "a", 2: "b", 3: "c"}, {1: "a", 2: "a", 3: "b", 4: "b"}):
+def test_without_a_majority_the_oldest_copy_goes_one_at_a_time() -> None:
+    # Copies are as old as their number modulo 3.
+    for contents, oldest in (
+        ({1: "a", 2: "b"}, 1),
+        ({1: "a", 2: "b", 3: "c"}, 3),
+        ({1: "a", 2: "a", 4: "b", 5: "b"}, 1),
+    ):
         found = verdicts(contents)
+        assert found.pop(oldest) == RemoveSelf(1, 100)
         assert all(one == Suspect(1, tuple(contents)) for one in found.values())
 
 
 def test_who_cannot_tell_has_no_vote() -> None:
     assert verdicts({1: "a", 2: None}) == {1: None, 2: None}
     found = verdicts({1: "a", 2: "b", 3: None})
-    assert found[1] == Suspect(1, (1, 2)) and found[3] is None
+    assert found[1] == RemoveSelf(1, 100) and found[2] == Suspect(1, (1, 2)) and found[3] is None
 
 
 def test_schemas_may_differ_for_a_while() -> None:
@@ -183,7 +191,7 @@ def test_schemas_may_differ_for_a_while() -> None:
     for number in range(1, agreement.SCHEMA_TRIES + 1):
         check.step(at(0), Due(100, (2, 3)))
         for replica, schema in ((1, 7), (2, 8), (3, 8)):
-            effects = check.step(at(0), Counted(number, replica, schema, "x"))
+            effects = check.step(at(0), Counted(number, replica, 0, schema, "x"))
         assert (effects == [RemoveSelf(number, 100)]) == (number == agreement.SCHEMA_TRIES)
 
 
@@ -191,10 +199,10 @@ def test_silent_peers_are_not_waited_for_for_ever() -> None:
     check = SelfCheck(1)
     check.step(at(0), Due(100, (2, 3)))
     assert check.step(at(0), Due(101, (2, 3))) == []
-    check.step(at(0), Counted(1, 1, 1, "a"))
-    check.step(at(0), Counted(1, 2, 1, "a"))
-    assert check.step(at(0), Counted(99, 3, 1, "b")) == []
+    check.step(at(0), Counted(1, 1, 0, 1, "a"))
+    check.step(at(0), Counted(1, 2, 0, 1, "a"))
+    assert check.step(at(0), Counted(99, 3, 0, 1, "b")) == []
     assert check.step(at(agreement.PATIENCE_NS - 1), agreement.TimerFired()) == []
     effects = check.step(at(agreement.PATIENCE_NS), agreement.TimerFired())
     assert effects == [Agreed(1, 100, 2)]
-    assert check.step(at(agreement.PATIENCE_NS), Counted(1, 3, 1, "b")) == []
+    assert check.step(at(agreement.PATIENCE_NS), Counted(1, 3, 0, 1, "b")) == []

@@ -115,6 +115,22 @@ class Want(msgspec.Struct, frozen=True):
     tau: int
 
 
+class CountAsked(msgspec.Struct, frozen=True):
+    """A replica asks another one for the digest of what it holds as of tau (check `number`)."""
+
+    number: int
+    tau: int
+
+
+class CountTold(msgspec.Struct, frozen=True):
+    """The digest; None: not complete through that tau."""
+
+    number: int
+    replica: int
+    built: int
+    content: int | None
+
+
 Key = tuple[int, bytes]
 """(storage id, key)"""
 

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from typing import Any
+from zlib import crc32
 
 from meridian.clock.tau import TAU_MAX
 from meridian.crossbar import core as xb
 from meridian.journal.core import Add, Payload, Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.disk import Disk
-from meridian.sim.messages import Beat, Fetch, Get, Got, Key, Parts, Records, Trimmed, Want
+from meridian.sim.messages import (
+    Beat,
+    CountAsked,
+    CountTold,
+    Fetch,
+    Get,
+    Got,
+    Key,
+    Parts,
+    Records,
+    Trimmed,
+    Want,
+)
 from meridian.sim.owner import Owner
 from meridian.sim.stream import Stream
 from meridian.sim.world import MS, Node, S, SimulationError, World
+from meridian.storage import agreement
 from meridian.storage import core as st
+from meridian.storage.agreement import SelfCheck
 from meridian.wire.ops import Delete, Op, Put, decode_chunk
 
 POLL_NS = 20 * MS
+CHECK_NS = 300 * MS
+CHECK_LAG_NS = 100 * MS
+"""Digests are as of a little while ago, which the other replicas have as well."""
 CREDIT_BYTES = 2_000
 READ_PATIENCE_NS = 60 * S
 
@@ -34,6 +52,10 @@ class Store:
         self.horizon = 0
         self.positions: dict[int, int] = {}
         self.staged: dict[bytes, dict[int, bytes]] = {}
+        self.built = 0
+        """When it was built from a checkpoint and the journals."""
+        self.rotten: dict[tuple[Key, int], bytes | None] = {}
+        """What rotted in this copy: key and tau of the version, and its true value."""
 
     def copy(self) -> Store:
         """A checkpoint."""
@@ -42,7 +64,14 @@ class Store:
         other.tau, other.horizon = self.tau, self.horizon
         other.positions = dict(self.positions)
         other.staged = {txid: dict(chunks) for txid, chunks in self.staged.items()}
+        other.rotten = dict(self.rotten)
+        other.built = self.built
         return other
+
+    def digest(self, tau: int) -> int:
+        """Of all values as of tau."""
+        found = ((key, self.get(key, tau)) for key in sorted(self.versions))
+        return crc32(repr([(key, one) for key, one in found if one[0] is not None]).encode())
 
     def perform(self, work: st.Work) -> None:
         """One piece of the storage core's work."""
@@ -127,6 +156,12 @@ class Replica(Node):
         self._token = 0
         self._wanted = 0
         self._told = 0
+        self._check = SelfCheck(number, patience_ns=S)
+        self._discard = False
+        self._agreed = 0
+        self._publishing: Store | None = None
+        self._tried: Store | None = None
+        """A checkpoint that waits for another replica to confirm it, and whether it did before."""
 
     @property
     def complete(self) -> int:
@@ -137,10 +172,104 @@ class Replica(Node):
         """A copy of the file to the object store; the journals are trimmed behind it."""
         last = self.object_store[-1].positions if self.object_store else {}
         ahead = all(self.store.positions.get(number, 0) >= n for number, n in last.items())
-        if self.alive and ahead:
-            self.object_store.append(self.store.copy())
-            for owner in self.owners:
-                owner.trim(self.store.positions.get(owner.number, 0))
+        if not self.alive or not ahead:
+            return
+        if self.world.swarm.rots:
+            # Rot in a checkpoint would outlive the journals that know better: see `_verdict`.
+            self._publishing = self.store.copy()
+            return
+        self._publish(self.store.copy())
+
+    def _publish(self, copy: Store) -> None:
+        last = self.object_store[-1].positions if self.object_store else {}
+        if not all(copy.positions.get(number, 0) >= n for number, n in last.items()):
+            return
+        self.object_store.append(copy)
+        for owner in self.owners:
+            owner.trim(copy.positions.get(owner.number, 0))
+
+    # Bit rot and the checks that find it
+
+    def rot(self) -> None:
+        """One bit of a current value of this copy is not what it was; its disk does not notice."""
+        current = [(key, t[-1]) for key, (t, v) in sorted(self.store.versions.items()) if v[-1]]
+        if not current:
+            return
+        key, tau = self._random.choice(current)
+        values = self.store.versions[key][1]
+        self.store.rotten.setdefault((key, tau), values[-1])
+        values[-1] = b"%s rot" % self.name.encode()
+        self.world.trace("rot", self.name, key, tau)
+
+    def settled(self, tau: int) -> bool:
+        """Complete through tau and, where values rot, found equal to the others since."""
+        if self.complete < tau:
+            return False
+        if self.world.swarm.rots and self._agreed < tau - S:
+            return False
+        self._forget_old_rot()
+        return True
+
+    def _forget_old_rot(self) -> None:
+        """What a newer version replaced is no part of a digest: it goes with the horizon."""
+        for (key, tau), value in self.store.rotten.items():
+            taus, values = self.store.versions.get(key, ([], []))
+            if tau in taus and tau != taus[-1]:
+                values[taus.index(tau)] = value
+
+    def _check_others(self) -> None:
+        peers = tuple(n for n in range(self.world.swarm.replicas) if f"r{n}" != self.name)
+        tau = self.complete - CHECK_LAG_NS
+        if self._tried is not None and self._tried is self._publishing:
+            # Nobody confirmed it: the next one will do.
+            self._publishing = None
+        self._tried = self._publishing
+        if self._publishing is not None:
+            tau = self._publishing.tau
+        if tau > self.store.horizon:
+            self._judge(agreement.Due(tau, peers))
+        self.after(CHECK_NS, self._check_others)
+
+    def _judge(self, event: agreement.Event) -> None:
+        for effect in self._check.step(self.clock.now(), event):
+            match effect:
+                case agreement.Count() if f"r{effect.replica}" == self.name:
+                    self._judge(self._counted(effect))
+                case agreement.Count():
+                    asked = CountAsked(effect.number, effect.tau)
+                    self.world.send(self.name, f"r{effect.replica}", asked)
+                case agreement.SetTimer():
+                    delay = max(effect.at - self.clock.now().earliest, 1_000)
+                    self.after(delay, lambda: self._judge(agreement.TimerFired()))
+                case _:
+                    self._verdict(effect)
+
+    def _counted(self, count: agreement.Count) -> agreement.Counted:
+        """The own digest; of a checkpoint that waits, that of the checkpoint."""
+        store = self.store
+        if self._publishing is not None and self._publishing.tau == count.tau:
+            store = self._publishing
+        digest = store.digest(count.tau)
+        return agreement.Counted(count.number, count.replica, self.store.built, 0, digest)
+
+    def _verdict(self, verdict: agreement.Effect) -> None:
+        self.world.trace("verdict", self.name, type(verdict).__name__)
+        publishing, self._publishing = self._publishing, None
+        if isinstance(verdict, agreement.Agreed):
+            self._agreed = max(self._agreed, verdict.tau)
+            if publishing is not None and publishing.tau == verdict.tau:
+                self._publish(publishing)
+        elif isinstance(verdict, agreement.RemoveSelf):
+            self._discard = True
+            self.crash()
+            self.start()
+
+    def _tell(self, source: str, asked: CountAsked) -> None:
+        able = self.store.horizon <= asked.tau <= self.complete
+        content = self.store.digest(asked.tau) if able else None
+        number = int(self.name[1:])
+        told = CountTold(asked.number, number, self.store.built, content)
+        self.world.send(self.name, source, told)
 
     def demand(self, tau: int) -> None:
         """As if a reader waited for `tau`."""
@@ -149,8 +278,12 @@ class Replica(Node):
     def on_start(self) -> None:
         """Reads every journal from its beginning, applies what its file lacks."""
         starts = [one.beginning for one in self.journals]
-        if self._random.random() < 0.4 or self.store.lacks(starts):
+        lost = self._random.random() < 0.4 or self.store.lacks(starts)
+        if lost or self._discard:
             self.store = self.object_store[-1].copy() if self.object_store else Store()
+            self.store.built = self.clock.now().latest
+            self._discard = False
+        self._publishing = None
         store = self.store
         assert not store.lacks(starts), "trimmed beyond the newest checkpoint"
         self.world.trace("start", self.name, store.tau)
@@ -165,6 +298,8 @@ class Replica(Node):
         self._open()
         self._cross(xb.Subscribe(1, store.tau, CREDIT_BYTES))
         self._poll()
+        if self.world.swarm.rots:
+            self._check_others()
 
     def _open(self) -> None:
         """Reads the journals that were heard of and exist by now."""
@@ -213,6 +348,13 @@ class Replica(Node):
             case Trimmed():
                 self.crash()
                 self.start()
+            case CountAsked():
+                self._tell(source, message)
+            case CountTold():
+                told = message
+                self._judge(
+                    agreement.Counted(told.number, told.replica, told.built, 0, told.content)
+                )
             case Get():
                 self._token += 1
                 self._reads[self._token] = (source, message)
@@ -289,6 +431,12 @@ class Replica(Node):
         newest = max((tau for _, tau in found), default=0)
         assert newest <= get.tau < TAU_MAX
         self.world.trace("read", self.name, get.tau, newest)
+        if any(
+            (key, tau) in self.store.rotten for key, (_, tau) in zip(get.keys, found, strict=True)
+        ):
+            # A reader would be told a wrong value until the rot is found; not modelled further.
+            self.world.trace("rotten read", self.name)
+            return
         got = Got(get.request, tuple(value for value, _ in found))
         self.world.send(self.name, source, got)
 

@@ -181,6 +181,8 @@ class Run:
                 world.at(at, lambda kind=kind: faults.choice(self._streams()).fail(kind))  # type: ignore[misc]
         for _ in range(swarm.checkpoints):
             world.at(moment(), random.choice(self.replicas).checkpoint)
+        for _ in range(swarm.rots):
+            world.at(moment(), random.choice(self.replicas).rot)
         for _ in range(swarm.clock_steps):
             node = random.choice(nodes)
             world.at(moment(), node.clock.step)
@@ -253,7 +255,7 @@ class Run:
         tau = world.now + S
 
         def complete() -> bool:
-            behind = [replica for replica in self.replicas if replica.complete < tau]
+            behind = [replica for replica in self.replicas if not replica.settled(tau)]
             for replica in behind:
                 replica.demand(tau)
             return not behind

@@ -48,6 +48,8 @@ class Swarm(msgspec.Struct, frozen=True):
     adds: int
     """Journals added in the middle."""
     closes: int
+    rots: int
+    """Values that rot in one copy, unnoticed by its disk; then replicas check each other."""
     window_keys: int
     """Keys that the conflict window holds; few make the floor rise."""
     work_keys: int
@@ -67,11 +69,13 @@ def choose(seed: int) -> Swarm:
     # Drawn apart: the rest of a seed's mix stays what it is.
     journals = Random(f"{seed}/swarm/journals")
     changing = journals.random() < 0.3
+    rot = Random(f"{seed}/swarm/rot")
+    rots = rot.choice((1, 3, 8)) if rot.random() < 0.2 else 0
     colocated = random.random() < 0.4
     clock_error = 0 if colocated else random.choice((0, 20_000, MS, 8 * MS, 50 * MS, 50 * MS))
     return Swarm(
         owners=random.choice((1, 1, 1, 2, 3)),
-        replicas=random.choice((1, 2)),
+        replicas=max(random.choice((1, 2)), rot.choice((2, 3)) if rots else 0),
         clients=random.randint(2, 6),
         colocated=colocated,
         streams=not colocated and random.random() < 0.4,
@@ -101,6 +105,7 @@ def choose(seed: int) -> Swarm:
         duplicates_ns=journals.choice((120_000 * MS, 200 * MS)),
         adds=journals.choice((1, 1, 2, 3)) if changing else 0,
         closes=journals.choice((0, 1, 2)) if changing else 0,
+        rots=rots,
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
         work_keys=random.choice((1 << 16, 1)),
         keys=random.choice((3, 6, 20)),

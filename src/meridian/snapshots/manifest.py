@@ -11,6 +11,7 @@ import msgspec
 
 from meridian.journal.core import Position
 from meridian.snapshots.errors import SnapshotUnusable
+from meridian.storage.selfcheck import Digest
 from meridian.wire.ranges import Owned
 
 MAGIC = b"MSNP"
@@ -44,6 +45,12 @@ class Manifest(msgspec.Struct, frozen=True):
     storage_format: int
     size_bytes: int
     parts: tuple[Part, ...]
+    digest: Digest | None = None
+    """Of the one range it holds, as of `tau`: other replicas say whether the copy was sound.
+
+    A snapshot of a rotten copy has right checksums; journals are trimmed only behind one whose
+    digest a second copy confirmed, or where there is no second copy.
+    """
 
     def __post_init__(self) -> None:
         assert sum(part.size_bytes for part in self.parts) == self.size_bytes

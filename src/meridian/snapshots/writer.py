@@ -18,6 +18,7 @@ from meridian.snapshots.manifest import MANIFEST_NAME, PART_BYTES, Manifest, Par
 from meridian.snapshots.objects import Objects
 from meridian.storage import Engine, checkpoint, schema
 from meridian.storage.errors import Cancelled, Failed
+from meridian.storage.selfcheck import Digest, digest
 from meridian.wire.ranges import Owned
 
 COPY_CACHE_BYTES = 8 << 20
@@ -43,7 +44,7 @@ def write(
     Raises Cancelled, Failed, BadRequest, STORAGE_FAILED; then there is no snapshot of this name.
     """
     try:
-        positions = _copy(source, scratch, starts, owned, tau, stop)
+        positions, summed = _copy(source, scratch, starts, owned, tau, stop)
         found = _describe(scratch)
         name = manifest_.directory_name(shard, found.applied_tau, nonce)
         parts: list[Part] = []
@@ -62,6 +63,7 @@ def write(
             storage_format=schema.FORMAT,
             size_bytes=sum(part.size_bytes for part in parts),
             parts=tuple(parts),
+            digest=summed,
         )
         objects.put(f"{name}/{MANIFEST_NAME}", manifest_.encode(manifest))
         return name, manifest
@@ -78,8 +80,8 @@ def _copy(
     owned: Sequence[Owned] | None,
     tau: int | None,
     stop: Callable[[], bool],
-) -> dict[int, int]:
-    """A clean file of its own at `scratch`; the positions it holds."""
+) -> tuple[dict[int, int], Digest | None]:
+    """A clean file of its own at `scratch`; the positions it holds, the digest of its range."""
     checkpoint.copy_file(source, scratch, stop)
     copy = Engine.open_copy(scratch, cache_bytes=COPY_CACHE_BYTES)
     try:
@@ -96,10 +98,12 @@ def _copy(
         while copy.purge(50_000):
             _check(stop)
         positions = copy.positions
+        known = copy.ranges.owned
+        summed = digest(copy, copy.applied_tau, known[0].range, stop) if len(known) == 1 else None
     finally:
         copy.abandon()
     checkpoint.finish_copy(scratch)
-    return positions
+    return positions, summed
 
 
 def _check(stop: Callable[[], bool]) -> None:

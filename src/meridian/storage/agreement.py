@@ -3,10 +3,10 @@
 Every so often a replica takes the digest of its range as of a tau that it is complete through, and
 asks the other replicas of the range for theirs. Who differs from a strict majority of the copies
 removes itself: it is rebuilt from snapshot and journal, which are the truth. Without a majority
-(two copies, one of them wrong) nobody knows who is: both are reported as suspects, and a third
-copy, fresh from snapshot and journal, decides.
+(two copies, one of them wrong) nobody knows who is: the copy that was rebuilt longest ago goes
+first, one at a time, until they agree.
 
-One reading of rotten bits may have been served before: the check bounds for how long.
+Rotten bits may be read before they are found: the check bounds for how long, not whether.
 """
 
 from __future__ import annotations
@@ -35,10 +35,14 @@ class Due(msgspec.Struct, frozen=True):
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """A digest of check `number`: (schema, content), own or of a peer; None: it cannot tell."""
+    """A digest of check `number`: (schema, content), own or of a peer; None: it cannot tell.
+
+    `built`: when (tau) the copy was last built from snapshot and journal.
+    """
 
     number: int
     replica: int
+    built: int
     schema: Hashable
     content: Hashable
 
@@ -68,14 +72,14 @@ class RemoveSelf(msgspec.Struct, frozen=True):
 
 
 class Suspect(msgspec.Struct, frozen=True):
-    """Copies differ and no majority says which is right: a further copy must be made."""
+    """Copies differ and no majority says which is right; one of the others is rebuilt first."""
 
     number: int
     replicas: tuple[int, ...]
 
 
 class Agreed(msgspec.Struct, frozen=True):
-    """All `copies` that answered are equal as of `tau`."""
+    """This copy and others, `copies` in all, a strict majority, are equal as of `tau`."""
 
     number: int
     tau: int
@@ -94,12 +98,14 @@ Effect = Count | RemoveSelf | Suspect | Agreed | SetTimer
 class SelfCheck:
     """The checks of one replica, one at a time."""
 
-    def __init__(self, replica: int) -> None:
+    def __init__(self, replica: int, patience_ns: int = PATIENCE_NS) -> None:
         self.replica = replica
+        self._patience_ns = patience_ns
         self._number = 0
         self._tau = 0
         self._waiting: dict[int, None] = {}
         self._votes: dict[int, tuple[Hashable, Hashable]] = {}
+        self._built: dict[int, int] = {}
         self._deadline = 0
         self._schema_misses = 0
 
@@ -119,6 +125,7 @@ class SelfCheck:
                     del self._waiting[event.replica]
                     if event.content is not None:
                         self._votes[event.replica] = (event.schema, event.content)
+                        self._built[event.replica] = event.built
             case TimerFired():
                 pass
         if self.busy and (not self._waiting or self._deadline <= now.earliest):
@@ -134,7 +141,7 @@ class SelfCheck:
         self._tau = due.tau
         self._votes = {}
         self._waiting = dict.fromkeys((self.replica, *due.peers))
-        self._deadline = now.earliest + PATIENCE_NS
+        self._deadline = now.earliest + self._patience_ns
         effects += [Count(self._number, one, due.tau) for one in self._waiting]
         effects.append(SetTimer(self._deadline))
 
@@ -144,18 +151,20 @@ class SelfCheck:
         if mine is None or len(self._votes) < 2:
             return
         votes = list(self._votes.values())
-        if votes.count(mine) == len(votes):
-            self._schema_misses = 0
-            effects.append(Agreed(self._number, self._tau, len(votes)))
-            return
+        equal = votes.count(mine)
         if len(_different([schema for schema, _ in votes])) > 1:
             self._schema_misses += 1
             if self._schema_misses < SCHEMA_TRIES:
                 return
         self._schema_misses = 0
-        if any(2 * votes.count(vote) > len(votes) and vote != mine for vote in votes):
+        if 2 * equal > len(votes):
+            effects.append(Agreed(self._number, self._tau, equal))
+            return
+        majority = any(2 * votes.count(vote) > len(votes) for vote in votes)
+        oldest = min(self._votes, key=lambda replica: (self._built[replica], replica))
+        if majority or oldest == self.replica:
             effects.append(RemoveSelf(self._number, self._tau))
-        elif not 2 * votes.count(mine) > len(votes):
+        else:
             effects.append(Suspect(self._number, tuple(sorted(self._votes))))
 
 

@@ -63,7 +63,7 @@ def array_header(count: int) -> bytes:
     return b"\xdd" + count.to_bytes(4, "big")
 
 
-def _body(rows: list[Any]) -> bytes:
+def rows_body(rows: list[Any]) -> bytes:
     """Encoded rows without the array header."""
     count = len(rows)
     header = 1 if count < 16 else 3 if count < 1 << 16 else 5
@@ -84,14 +84,14 @@ def collect_page(cursor: Any, page_bytes: int, *, limit: int, big: bool) -> Page
         rows = list(islice(rows_iter, chunk_rows))
         if not rows:
             return _page(parts, count, limit > 0 and count >= limit)
-        body = _body(rows)
+        body = rows_body(rows)
         cut = False
         while count + len(rows) > 1 and size_bytes + len(body) > page_bytes:
             cut = True
             if len(rows) == 1:
                 return _page(parts, count, True)
             rows = rows[: len(rows) // 2]
-            body = _body(rows)
+            body = rows_body(rows)
         parts.append(body)
         count += len(rows)
         size_bytes += len(body)

@@ -1,13 +1,13 @@
 """What a replica holds, as a few numbers that copies of it compare, and against the journal.
 
-The digest of a range as of a tau: per relation the rows and the chained CRC-32C of their encoded
-pages, in key order. Pages are cut by content alone, so equal rows give equal pages. Reading,
-encoding and summing run in C.
+The digest of a range as of a tau: per relation the number of rows and the CRC-32C of their encoded
+bytes, in key order. Reading, encoding and summing run in C.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from operator import add
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import apsw
 import google_crc32c
 import msgspec
 
-from meridian.storage import reading
+from meridian.storage import query, reading
 from meridian.storage.engine import Engine
 from meridian.storage.errors import BelowHorizon, WrongPlace
 from meridian.storage.readers import CACHE_BYTES, PROGRESS_STEPS
@@ -25,7 +25,9 @@ from meridian.storage.types import ScanRequest
 from meridian.wire.ops import Big, Delete, Op, Put
 from meridian.wire.ranges import Range, cut_ops, keys_of, span
 
-PAGE_BYTES = 1 << 20
+ROWS = 1024
+BIG_ROWS = 16
+"""Rows fetched at once: they bound the memory."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[list[Any]]).decode
@@ -85,25 +87,20 @@ def _digest(db: apsw.Connection, snapshot: Snapshot, tau: int, wanted: Range) ->
         classes = [(a, c.column_class) for a, c in sorted(relation.columns.items())]
         schema.append([sid, relation.kind, relation.table_sid, classes])
         keys = keys_of(sid, part)
-        request = ScanRequest(
-            tau, sid, *keys, cols=tuple(a for a, _ in classes), page_bytes=PAGE_BYTES
-        )
+        request = ScanRequest(tau, sid, *keys, cols=tuple(a for a, _ in classes))
         sums.append(_sum(db, snapshot, request))
     return Digest(tau, google_crc32c.value(_encode(schema)), tuple(sums))
 
 
 def _sum(db: apsw.Connection, snapshot: Snapshot, request: ScanRequest) -> Sum:
-    rows = crc = 0
-    more = True
-    while more:
-        more, page = reading.run(db, snapshot, request)
-        rows += reading.element_count(page)
-        crc = google_crc32c.extend(crc, page)
-        if more:
-            # The last row's key; the page is decoded once more than it would need to be.
-            last = _decode(page)[-1][0]
-            request = msgspec.structs.replace(request, lo=last, flags=2)
-    return Sum(request.sid, rows, crc)
+    """The sum of the rows' bytes: how many are fetched at once does not show in it."""
+    relation = snapshot.relations[request.sid]
+    cursor = db.execute(*query.scan(snapshot, request))
+    count = crc = 0
+    while rows := list(islice(cursor, BIG_ROWS if relation.has_big else ROWS)):
+        count += len(rows)
+        crc = google_crc32c.extend(crc, reading.rows_body(rows))
+    return Sum(request.sid, count, crc)
 
 
 def matches_journal(engine: Engine, tau: int, ops: Sequence[Op]) -> bool:
