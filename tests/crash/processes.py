@@ -84,6 +84,8 @@ class Embedded:
         assert self.process is not None
         if role == "everything":
             victims = [self.process.pid, *descendants(self.process.pid)]
+        elif role == "other postmaster":
+            victims = self.processes("postmaster")[1:2]
         else:
             victims = self.processes(role)[:1]
         for pid in victims:
