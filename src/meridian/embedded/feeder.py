@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ POLL_MS = 10_000
 ANSWER_SLACK_S = 10.0
 """How long after its time a poll may be answered by a gateway that is busy."""
 CONNECT_S = 10.0
-RETRY_FIRST_S = 0.05
+APPLY_S = 60.0
+RETRY_FIRST_S = 0.025
 RETRY_LAST_S = 2.0
+FAILURES_TOLD = 10
+"""After so many connections in a row that failed the user is told, once."""
 CONFLICTS_S = 10.0
 """How long locks may keep a delta out; the extension ends their holders after 100 ms."""
 CONFLICT_PAUSE_S = 0.05
@@ -55,23 +58,31 @@ class Feeder:
         self.report = report
         self.version = 0
         """What the instance has applied, as it last said."""
-        self._pause_s = RETRY_FIRST_S
+        self._failures = 0
+        """In a row."""
 
     async def run(self) -> None:
         """Until cancelled. Raises CannotApplyError."""
         while True:
             try:
                 await self._connected()
-            except (OSError, GatewayError, psycopg.Error):
+            except (OSError, GatewayError, psycopg.Error) as error:
                 # The gateway or the instance went away; their keepers know.
-                await asyncio.sleep(self._pause_s)
-                self._pause_s = min(RETRY_LAST_S, 2 * self._pause_s)
+                self._failures += 1
+                if self._failures == FAILURES_TOLD:
+                    self.report(f"the feed of instance {self.number} is broken: {error}")
+                pause_s = RETRY_FIRST_S * 2 ** min(self._failures, 10)
+                await asyncio.sleep(min(RETRY_LAST_S, pause_s))
 
     async def _connected(self) -> None:
         client = await AsyncClient.connect(self.gateway, self.number, timeout_s=CONNECT_S)
         try:
-            async with await self.connect() as session:
+            session = await self.connect()
+            try:
                 await self._follow(client, session)
+            finally:
+                # At once: a session that hangs would not take a ROLLBACK either.
+                await session.close()
         finally:
             client.close()
 
@@ -80,8 +91,8 @@ class Feeder:
         while True:
             async with asyncio.timeout(POLL_MS / 1000 + ANSWER_SLACK_S):
                 answer = await client.call(frames.CATALOG, self.number, self.version, POLL_MS)
-            self._pause_s = RETRY_FIRST_S
-            await self._take(session, answer[0])
+            self._failures = 0
+            await self._in_time(self._take(session, answer[0]))
 
     async def _take(self, session: Connection, rows: list[list[Any]]) -> None:
         """Rows of the feed: [version], [0, channel, payload], or [-1]: some of those were lost."""
@@ -97,6 +108,19 @@ class Feeder:
             elif row[0] == frames.FEED_NOTIFICATION:
                 # A transaction each: PostgreSQL tells twice the same in one transaction once.
                 await session.execute("SELECT meridian.notify_here(%s, %s)", _texts(row[1:]))
+
+    async def _in_time(self, work: Coroutine[Any, Any, None]) -> None:
+        """An instance that hangs is not waited for; what was asked of it ends with it."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task}, timeout=APPLY_S)
+        finally:
+            if not task.done():
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+                task.cancel()
+        if not task.done():
+            raise CannotApplyError(f"it did not answer for {APPLY_S:.0f} s")
+        task.result()
 
     async def begin(self, client: AsyncClient, session: Connection) -> None:
         """Before `catch_up` at a start: a new directory takes the catalog's image.

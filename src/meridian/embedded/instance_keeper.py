@@ -28,6 +28,7 @@ from meridian.instance.instance import Instance
 STOP_S = 2.0
 LEFTOVERS_STOP_S = 0.3
 OPEN_S = 10.0
+GATEWAY_PAUSE_S = 0.05
 STARTING, SERVING, DOWN = "starting", "serving", "down"
 
 
@@ -101,7 +102,7 @@ class InstanceKeeper(Keeper):
             except (GatewayError, MergeError) as error:
                 raise SetupError(f"{self.who} failed at start: {error}") from None
             # The data plane ended meanwhile; its keeper starts it again or ends everything.
-            await asyncio.sleep(processes.POLL_S)
+            await asyncio.sleep(GATEWAY_PAUSE_S)
             await self.site.plane_serves.wait()
 
     async def _catch_up(self, session: root.Connection, fresh: bool) -> None:
@@ -210,5 +211,5 @@ class InstanceKeeper(Keeper):
             await asyncio.wait({self._feeding}, timeout=LEFTOVERS_STOP_S)
         if self.child is not None:
             await self.child.end(signal.SIGINT, STOP_S)
-            arguments = (self.instance.data, LEFTOVERS_STOP_S)
-            await asyncio.to_thread(processes.kill_leftovers, *arguments)
+        # Also a postmaster whose start was dropped half-way.
+        await asyncio.to_thread(processes.kill_leftovers, self.instance.data, LEFTOVERS_STOP_S)

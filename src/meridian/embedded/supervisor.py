@@ -166,7 +166,8 @@ class Supervisor:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await asyncio.to_thread(self.directory.announce, self._describe())
+            # Not in a thread, which a stop could outrun.
+            self.directory.announce(self._describe())
 
     def _living(self) -> list[int]:
         return [one.number for one in self._instances if one.state == SERVING]
