@@ -223,7 +223,7 @@ put_delta(StringInfo delta, MerReach *reach, bool secret)
 	values[2] = PointerGetDatum(cstring_to_text_with_len(concerned.data, concerned.len));
 	mer_txn_put_system(MER_CATALOG_SID, key, sizeof(key), lengthof(values), values);
 	mer_catalog_version_set(version);
-	mer_version_moves(version, false);
+	mer_version_moves(version, mer_reach_is_additive(reach), false);
 }
 
 static void
@@ -336,7 +336,7 @@ move_version(int64 version, const char *delta, uint32 len, int kind)
 	if (kind == MER_REACH_GLOBAL)
 		CacheInvalidateRelcacheByRelid(state_table());
 	mer_catalog_version_set(version);
-	mer_version_moves(version, kind == MER_REACH_GLOBAL);
+	mer_version_moves(version, kind == MER_REACH_ADDITIVE, kind == MER_REACH_GLOBAL);
 }
 
 /* True if the delta was applied now, false if it had been before. */
@@ -355,10 +355,11 @@ apply_version(int64 version, const char *delta, uint32 len, int kind)
 	return true;
 }
 
-/* catalog_version() */
+/* catalog_version(); the instance manager asks before it lets anybody in */
 Datum
 mer_catalog_version_sql(PG_FUNCTION_ARGS)
 {
+	(void) mer_catver();
 	PG_RETURN_INT64(mer_catalog_version());
 }
 

@@ -39,6 +39,7 @@
 typedef struct Shared
 {
 	pg_atomic_uint64 version;	/* plus 1; 0: nobody has read it from the state table yet */
+	pg_atomic_uint64 change;	/* last version that is not merely additive */
 	pg_atomic_uint64 global;	/* last version of global reach from elsewhere */
 	pg_atomic_uint64 settled;	/* the same, once its invalidations are out */
 	ConditionVariable moved;
@@ -53,6 +54,7 @@ static shmem_startup_hook_type next_startup = NULL;
 
 /* What this transaction brings. */
 static int64 moves = 0;
+static bool moves_something = false;
 static bool moves_globally = false;
 static bool wants = false;
 
@@ -64,6 +66,7 @@ static char *asked = NULL;
 static int	asked_len = 0;
 static int	asked_max = 0;
 static uint32 asked_id = 0;
+static int64 asked_version = 0;
 static bool retrying = false;
 static instr_time retry_start;
 
@@ -89,6 +92,7 @@ startup(void)
 	if (!found)
 	{
 		pg_atomic_init_u64(&shared->version, 0);
+		pg_atomic_init_u64(&shared->change, 0);
 		pg_atomic_init_u64(&shared->global, 0);
 		pg_atomic_init_u64(&shared->settled, 0);
 		ConditionVariableInit(&shared->moved);
@@ -121,10 +125,23 @@ mer_catver(void)
 }
 
 void
-mer_version_moves(int64 version, bool from_elsewhere)
+mer_version_moves(int64 version, bool additive, bool global_from_elsewhere)
 {
 	moves = version;
-	moves_globally = moves_globally || from_elsewhere;
+	moves_something = moves_something || !additive;
+	moves_globally = moves_globally || global_from_elsewhere;
+}
+
+int64
+mer_last_change(void)
+{
+	return (int64) pg_atomic_read_u64(&shared->change);
+}
+
+int64
+mer_version_at_start(void)
+{
+	return asked_version;
 }
 
 bool
@@ -149,6 +166,8 @@ publish(void)
 	/* Versions are made under the version lock, one after the other. */
 	if (moves != 0)
 	{
+		if (moves_something)
+			pg_atomic_write_u64(&shared->change, (uint64) moves);
 		if (moves_globally)
 			pg_atomic_write_u64(&shared->global, (uint64) moves);
 		pg_atomic_write_u64(&shared->version, (uint64) moves + 1);
@@ -186,9 +205,10 @@ at_xact(XactEvent event, void *arg)
 	if (event == XACT_EVENT_ABORT)
 	{
 		moves = 0;
-		moves_globally = false;
+		moves_something = moves_globally = false;
 	}
 	asked_id = 0;
+	asked_version = 0;
 	retrying = false;
 	known_global = pg_atomic_read_u64(&shared->settled);
 }
@@ -202,7 +222,7 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *
 	if (is_commit && moves_globally)
 		pg_atomic_write_u64(&shared->settled, (uint64) moves);
 	moves = 0;
-	moves_globally = false;
+	moves_something = moves_globally = false;
 }
 
 /*
@@ -312,7 +332,10 @@ mer_stale_note(StringInfo buf)
 	if (mer_txn.tau != 0)
 		return;
 	(void) open_request(buf->data, buf->len, &type, &id, &rest);
-	if ((type != MER_BEGIN && type != MER_GET && type != MER_SCAN) || mp_get_int(&rest) == 0)
+	if (type != MER_BEGIN && type != MER_GET && type != MER_SCAN)
+		return;
+	asked_version = mp_get_int(&rest);
+	if (asked_version == 0)
 		return;
 	if (asked_max < buf->len)
 	{
@@ -413,4 +436,5 @@ mer_coherence_init(void)
 	RegisterResourceReleaseCallback(at_release, NULL);
 	CacheRegisterRelcacheCallback(at_invalidation, (Datum) 0);
 	mer_catlock_init();
+	mer_replan_init();
 }

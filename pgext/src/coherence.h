@@ -20,10 +20,17 @@ extern int64 mer_catver(void);
 
 /*
  * The running transaction brings this version; others see it once it has
- * committed, before its locks go.  from_elsewhere: it was made by another
+ * committed, before its locks go.  global_from_elsewhere: it was made by another
  * instance and has global reach.
  */
-extern void mer_version_moves(int64 version, bool from_elsewhere);
+extern void mer_version_moves(int64 version, bool additive, bool global_from_elsewhere);
+
+/*
+ * The last version that is not merely additive, and the one that was sent when
+ * this transaction got its tau_start.
+ */
+extern int64 mer_last_change(void);
+extern int64 mer_version_at_start(void);
 
 /*
  * Did a change of global reach arrive from another instance after this
@@ -61,6 +68,9 @@ extern void mer_catlock_init(void);
 
 extern void mer_oids_ensure(void);	/* before a statement that may make objects */
 extern bool mer_oid_leased(Oid oid);
+
+/* Statements that begin after a change (replan.c). */
+extern void mer_replan_init(void);
 
 extern void mer_coherence_init(void);
 

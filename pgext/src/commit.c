@@ -10,6 +10,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "fmgr.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
 #include "utils/memutils.h"
@@ -25,6 +26,7 @@
 
 static char txid[MER_TXID_BYTES];
 static bool txid_chosen = false;
+static bool fail_afterwards = false;
 static uint32 part_seq;
 static MerReply answer;
 static MerStatus status;
@@ -210,4 +212,16 @@ mer_commit(void)
 	(void) mer_encode(sink);
 	take_answer();
 	mer_txn.committed = true;
+	if (fail_afterwards)
+		elog(ERROR, "failure wanted by a test");
+}
+
+PG_FUNCTION_INFO_V1(mer_debug_fail_after_commit);
+
+/* For tests, declared by none of our scripts: what if the local commit fails? */
+Datum
+mer_debug_fail_after_commit(PG_FUNCTION_ARGS)
+{
+	fail_afterwards = true;
+	PG_RETURN_VOID();
 }

@@ -434,6 +434,12 @@ add_relation(MerReach *reach, Oid relid)
 		add_with_indexes(reach, member);
 }
 
+bool
+mer_reach_is_additive(const MerReach *reach)
+{
+	return !reach->global && reach->relations == NIL;
+}
+
 void
 mer_reach_put(MerReach *reach, StringInfo out)
 {
@@ -444,7 +450,7 @@ mer_reach_put(MerReach *reach, StringInfo out)
 		foreach_oid(relid, reach->relations)
 			add_relation(reach, relid);
 	kind = reach->global ? MER_REACH_GLOBAL
-		: reach->relations != NIL ? MER_REACH_RELATIONS : MER_REACH_ADDITIVE;
+		: mer_reach_is_additive(reach) ? MER_REACH_ADDITIVE : MER_REACH_RELATIONS;
 	mp_put_array(out, 2);
 	mp_put_int(out, kind);
 	mp_put_array(out, kind == MER_REACH_RELATIONS ? reach->nsids : 0);

@@ -34,6 +34,8 @@ extern void mer_reach_init(MerReach *reach);
 extern void mer_reach_row(MerReach *reach, const MerCatalogRule *rule, TupleDesc desc,
 						  HeapTuple before, HeapTuple after);
 
+extern bool mer_reach_is_additive(const MerReach *reach);
+
 /* Append [kind, [sid...]]. */
 extern void mer_reach_put(MerReach *reach, StringInfo out);
 

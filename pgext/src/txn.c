@@ -12,7 +12,11 @@
 #include "coherence.h"
 #include "store.h"
 
+#define COMMITTED_BUT_FAILED "transaction committed, but its query processor failed afterwards"
+#define COMMITTED_HINT "Reconnect; the transaction's effects are there."
+
 MerTxn		mer_txn;
+static emit_log_hook_type next_emit_log = NULL;
 
 /* A subtransaction remembers how much there was when it started. */
 typedef struct Savepoint
@@ -417,12 +421,30 @@ xact_callback(XactEvent event, void *arg)
 			if (committed)
 				ereport(FATAL,
 						(errcode(ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
-						 errmsg("transaction committed, but its query processor failed afterwards"),
-						 errhint("Reconnect; the transaction's effects are there.")));
+						 errmsg(COMMITTED_BUT_FAILED),
+						 errhint(COMMITTED_HINT)));
 			break;
 		default:
 			break;
 	}
+}
+
+/*
+ * The report of the failure leaves before the transaction is aborted: it must
+ * not tell the client that nothing happened.
+ */
+static void
+report_committed(ErrorData *error)
+{
+	if (mer_txn.committed && error->elevel >= ERROR)
+	{
+		error->sqlerrcode = ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN;
+		error->detail = error->message;
+		error->message = pstrdup(COMMITTED_BUT_FAILED);
+		error->hint = pstrdup(COMMITTED_HINT);
+	}
+	if (next_emit_log)
+		next_emit_log(error);
 }
 
 void
@@ -431,6 +453,8 @@ mer_txn_init(void)
 	/* The last one registered runs first: ours, registered first, runs last. */
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
+	next_emit_log = emit_log_hook;
+	emit_log_hook = report_committed;
 	mer_slot_init();
 	mer_hooks_init();
 }

@@ -8,8 +8,23 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import psycopg
+import psycopg.conninfo
 import pytest
+
+
+_sockets: dict[str, str] = {}
+
+
+def superuser(dsn: str) -> psycopg.Connection[Any]:
+    """A session of the internal superuser at the same instance."""
+    port = psycopg.conninfo.conninfo_to_dict(dsn)["port"]
+    return psycopg.connect(
+        host=_sockets[dsn], port=port, user="meridian_root", dbname="postgres", autocommit=True
+    )
 
 
 @contextlib.contextmanager
@@ -25,7 +40,10 @@ def two_instances() -> Iterator[tuple[str, str]]:
             process.wait(30)
             errors.seek(0)
             pytest.fail(f"meridian dev ended: {errors.read().decode()[-4000:]}")
-        first, second = json.loads(line)["dsns"]
+        facts = json.loads(line)
+        first, second = facts["dsns"]
+        run = json.loads((Path(facts["dir"]) / "run.json").read_text())
+        _sockets[first] = _sockets[second] = run["socket_directory"]
         yield first, second
         process.terminate()
         assert process.wait(30) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +11,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.pgext.instances import two_instances
+from tests.pgext.instances import superuser, two_instances
 from tests.pgext.test_catdelta import differences
+
+FAIL = ("CREATE FUNCTION pg_temp.fail() RETURNS void LANGUAGE C"
+        " AS 'meridian', 'mer_debug_fail_after_commit'")
 
 Connection = psycopg.Connection[Any]
 Pair = tuple[Connection, Connection]
@@ -229,3 +233,230 @@ def test_both_change_the_schema_all_the_time(pair: Pair) -> None:
     assert not running[0][1] and not running[1][1], running
     assert min(counts) > 3, (counts, errors[:3])
     assert not differences(*pair)
+
+
+@contextlib.contextmanager
+def lagging(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """The instance cannot apply anything while this lasts, or until the session ends."""
+    with superuser(dsn) as holder:
+        holder.execute("BEGIN")
+        holder.execute("LOCK TABLE meridian.state IN SHARE UPDATE EXCLUSIVE MODE")
+        yield holder
+
+
+def test_the_first_statement_waits_for_its_instance(pair: Pair, dsns: tuple[str, str]) -> None:
+    here, there = pair
+    here.execute("CREATE TABLE t (a int PRIMARY KEY)")
+    there.execute("SELECT * FROM t")
+    for change, sql in (
+        ("CREATE TABLE other (a int)", "SELECT count(*) FROM t"),
+        ("ALTER TABLE other ADD b int", "SELECT count(*) FROM t WHERE a = 1"),
+        ("ALTER TABLE other ADD c int", "INSERT INTO t VALUES (1)"),
+        ("ALTER TABLE other ADD d int", "UPDATE t SET a = 2"),
+        ("ALTER TABLE other ADD e int", "SELECT count(*), max(a) FROM t"),
+    ):
+        with lagging(dsns[1]) as holder:
+            maker, failed = in_background(lambda change=change: another(here).execute(change))
+            time.sleep(0.3)
+            reader, errors = in_background(lambda sql=sql: there.execute(sql))
+            time.sleep(0.3)
+            assert reader.is_alive(), sql
+            holder.execute("COMMIT")
+            reader.join(SOON_S)
+            maker.join(SOON_S)
+            assert not errors and not failed, (sql, errors, failed)
+    assert there.execute("SELECT a FROM t").fetchall() == [(2,)]
+
+
+def test_an_instance_that_does_not_catch_up_answers_nothing(
+    pair: Pair, dsns: tuple[str, str]
+) -> None:
+    here, there = pair
+    here.execute("CREATE TABLE t (a int PRIMARY KEY)")
+    with lagging(dsns[1]):
+        here.execute("CREATE TABLE later (a int)")
+        for sql in ("SELECT * FROM t", "UPDATE t SET a = 1"):
+            with pytest.raises(psycopg.errors.SerializationFailure) as caught:
+                there.execute(sql.encode())
+            assert refused(caught.value)
+        # Nor can it make a version of its own in the place of the one it lacks.
+        there.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            there.execute("CREATE TABLE other (a int)")
+    assert there.execute("SELECT * FROM t").fetchall() == []
+    assert not differences(here, there)
+
+
+def test_what_is_global_ends_the_statement_that_waited(
+    pair: Pair, dsns: tuple[str, str]
+) -> None:
+    here, there = pair
+    here.execute("CREATE TABLE t (a int PRIMARY KEY)")
+    here.execute("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    there.execute("SELECT f() FROM t")
+    with lagging(dsns[1]) as holder:
+        maker, failed = in_background(lambda: another(here).execute(
+            "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'"))
+        time.sleep(0.3)
+        reader, errors = in_background(lambda: there.execute("SELECT f() FROM t"))
+        time.sleep(0.3)
+        holder.execute("COMMIT")
+        reader.join(SOON_S)
+        maker.join(SOON_S)
+    assert not failed and len(errors) == 1 and refused(errors[0]), (failed, errors)
+    there.execute("INSERT INTO t VALUES (1)")
+    assert there.execute("SELECT f() FROM t").fetchall() == [(2,)]
+
+
+def test_who_waits_for_apply_does_not_keep_it_waiting(
+    pair: Pair, dsns: tuple[str, str]
+) -> None:
+    """The statement has its table locked, whose change it waits for."""
+    here, there = pair
+    here.execute("CREATE TABLE t (a int PRIMARY KEY)")
+    there.execute("SELECT * FROM t")
+    with lagging(dsns[1]) as holder:
+        maker, failed = in_background(lambda: another(here).execute("ALTER TABLE t ADD b int"))
+        time.sleep(0.3)
+        reader, errors = in_background(lambda: there.execute("SELECT * FROM t"))
+        time.sleep(0.3)
+        started = time.monotonic()
+        holder.execute("COMMIT")
+        reader.join(SOON_S)
+        assert time.monotonic() - started < 0.5
+        maker.join(SOON_S)
+    assert not failed and len(errors) == 1 and refused(errors[0]), (failed, errors)
+
+
+def test_a_plan_without_requests_is_no_way_around(pair: Pair) -> None:
+    """As of its tau_start there are rows that today's catalog says cannot be."""
+    here, there = pair
+    here.execute("CREATE TABLE other (a int)")
+    here.execute("CREATE TABLE t (a int PRIMARY KEY, b int)")
+    here.execute("INSERT INTO t VALUES (1, NULL)")
+    here.execute("CREATE TABLE p (a int) PARTITION BY LIST (a)")
+    here.execute("CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1)")
+    here.execute("INSERT INTO p VALUES (1)")
+    for change, sql in (
+        (["UPDATE t SET b = 1", "ALTER TABLE t ALTER b SET NOT NULL"],
+         "SELECT count(*) FROM t WHERE b IS NULL"),
+        (["ALTER TABLE p DETACH PARTITION p_1"], "SELECT count(*) FROM p"),
+    ):
+        for reader in (here, there):
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM other")
+        changer = another(here)
+        for statement in change:
+            changer.execute(statement.encode())
+        changer.close()
+        for reader in (here, there):
+            with pytest.raises(psycopg.errors.SerializationFailure) as caught:
+                reader.execute(sql.encode())
+            assert refused(caught.value)
+            reader.execute("ROLLBACK")
+            assert reader.execute(sql.encode()).fetchone() == (0,)
+
+
+def test_a_local_failure_after_the_commit_is_repaired(
+    pair: Pair, dsns: tuple[str, str]
+) -> None:
+    """The journal has the schema change, the catalog of the instance that made it does not."""
+    here, there = pair
+    with superuser(dsns[0]) as maker:
+        maker.execute("SET meridian.maintenance = on")
+        maker.execute(FAIL)
+        maker.execute("RESET meridian.maintenance")
+        maker.execute("SELECT pg_temp.fail()")
+        maker.execute("SET ROLE admin")
+        with pytest.raises(psycopg.Error) as caught:
+            maker.execute("CREATE TABLE public.t (a int PRIMARY KEY)")
+        assert caught.value.sqlstate == "08007", caught.value
+    deadline = time.monotonic() + SOON_S
+    while not here.execute("SELECT FROM pg_class WHERE relname = 't'").fetchall():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    here.execute("INSERT INTO t VALUES (1)")
+    assert there.execute("SELECT * FROM t").fetchall() == [(1,)]
+    here.execute("CREATE TABLE u (a int)")
+    assert not differences(here, there)
+
+
+def test_more_objects_than_a_range_has_numbers(pair: Pair) -> None:
+    here, there = pair
+    labels = ", ".join(f"'l{n}'" for n in range(9000))
+    with pytest.raises(psycopg.errors.InternalError_) as caught:
+        here.execute(f"CREATE TYPE many AS ENUM ({labels})".encode())
+    assert caught.value.diag.message_hint
+    for number in range(3):
+        here.execute(f"CREATE TABLE t{number} (a serial PRIMARY KEY)".encode())
+        there.execute(f"CREATE TABLE u{number} (a serial PRIMARY KEY)".encode())
+    assert not differences(here, there)
+
+
+class Writers:
+    """Sessions that insert rows all the time, one at each instance; 40001 is tried again."""
+
+    def __init__(self, pair: Pair, sql: str) -> None:
+        self.stopped = threading.Event()
+        self.written = [0, 0]
+        self.retried = [0, 0]
+        self.running = [
+            in_background(lambda which=which: self._write(which, another(pair[which]), sql))
+            for which in (0, 1)
+        ]
+
+    def _write(self, which: int, session: Connection, sql: str) -> None:
+        with session:
+            number = 0
+            while not self.stopped.is_set():
+                number += 1
+                try:
+                    session.execute(sql.format(a=2 * number + which).encode())
+                    self.written[which] += 1
+                except psycopg.errors.SerializationFailure:
+                    self.retried[which] += 1
+
+    def stop(self) -> None:
+        self.stopped.set()
+        for thread, failed in self.running:
+            thread.join()
+            assert not failed, failed
+
+
+def test_validation_gets_through_under_writers(pair: Pair) -> None:
+    """What it says of all rows is true for those, too, that were written meanwhile."""
+    here, there = pair
+    here.execute("CREATE TABLE parent (a int PRIMARY KEY)")
+    here.execute("INSERT INTO parent VALUES (1)")
+    here.execute("CREATE TABLE t (a int PRIMARY KEY, b int, c int DEFAULT 1, d int DEFAULT 1)")
+    writers = Writers(pair, "INSERT INTO t (a, b) VALUES ({a}, {a})")
+    tried = []
+    for number, sql in enumerate((
+        "ALTER TABLE t ADD CONSTRAINT k CHECK (a > 0)",
+        "ALTER TABLE t ALTER b SET NOT NULL",
+        "ALTER TABLE t ADD UNIQUE (b)",
+        "ALTER TABLE t ALTER b TYPE bigint",
+        "ALTER TABLE t ADD FOREIGN KEY (c) REFERENCES parent",
+        "CREATE INDEX ON t (c)",
+        "ALTER TABLE t ADD e float8 DEFAULT random()",
+        "ALTER TABLE t ADD CONSTRAINT l CHECK (c > 0) NOT VALID",
+        "ALTER TABLE t VALIDATE CONSTRAINT l",
+    )):
+        time.sleep(0.3)
+        for attempt in range(1, 20):
+            try:
+                pair[number % 2].execute(sql.encode())
+                break
+            except psycopg.errors.SerializationFailure:
+                continue
+        tried.append(attempt)
+    time.sleep(0.3)
+    writers.stop()
+    print(f"attempts {tried}, rows {writers.written}, tried again {writers.retried}")
+    assert max(tried) <= 3, tried
+    assert min(writers.written) > 50, writers.written
+    for session in pair:
+        assert session.execute(
+            "SELECT count(*), count(DISTINCT b), count(e) FROM t WHERE a > 0 AND b IS NOT NULL"
+        ).fetchone() == (sum(writers.written),) * 3
+    assert not differences(here, there)

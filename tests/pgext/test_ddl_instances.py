@@ -15,6 +15,11 @@ from tests.pgext.instances import two_instances
 from tests.pgext.test_catdelta import differences
 
 PROGRAMS = int(os.environ.get("MERIDIAN_DDL_INSTANCE_PROGRAMS", "20"))
+NIGHTLY_PROGRAMS = 500
+SEEDS = [
+    *range(PROGRAMS),
+    *(pytest.param(s, marks=pytest.mark.nightly) for s in range(PROGRAMS, NIGHTLY_PROGRAMS)),
+]
 STATEMENTS = 300
 COMPARED_EVERY = 100
 
@@ -52,7 +57,7 @@ def compare(one: Connection, other: Connection, where: object) -> None:
     assert not differences(one, other), where
 
 
-@pytest.mark.parametrize("seed", range(PROGRAMS))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_program(dsns: tuple[str, str], seed: int) -> None:
     states: Counter[str] = Counter()
     done = 0
