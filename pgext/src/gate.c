@@ -210,11 +210,17 @@ mer_gate_before_truncate(TruncateStmt *stmt)
 
 /* ---------- end ---------- */
 
-/* A commit ends the gate by its outcome.  Who cannot end it leaves that to time. */
+/*
+ * The outcome of a commit ends the gate.  What was rolled back, or changed
+ * nothing after all, has no outcome.  Who cannot end it leaves that to time.
+ */
 static void
 at_xact(XactEvent event, void *arg)
 {
-	if (event == XACT_EVENT_ABORT && gated && mer_wire_connected())
+	bool		ends = event == XACT_EVENT_ABORT ||
+		(event == XACT_EVENT_COMMIT && !mer_txn.committed);
+
+	if (ends && gated && mer_wire_connected())
 	{
 		StringInfoData buf;
 		uint32		id;

@@ -15,7 +15,6 @@ import psycopg
 import psycopg.conninfo
 import pytest
 
-
 _sockets: dict[str, str] = {}
 
 
