@@ -33,6 +33,7 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/wait_event.h"
 
 #include "catdelta.h"
@@ -41,6 +42,8 @@
 
 #define WAIT_FIRST_MS 2
 #define WAIT_LAST_MS 100
+#define CATALOG_WAIT_MS 5000
+#define CATALOG_POLL_MS 2
 #define CHANNEL "meridian_jobs"
 
 bool		mer_job_building = false;
@@ -255,6 +258,30 @@ raise_end(MerJob *job)
 			 job->field[JOB_ERROR_DETAIL].len ? errdetail_internal("%s", job->field[JOB_ERROR_DETAIL].data) : 0));
 }
 
+/*
+ * The job's last step is in the journal; the catalog of this instance follows.
+ * Whoever was told that the job has ended shall find it so.
+ */
+static void
+wait_for_catalog(MerJob *job)
+{
+	bool		completed = mer_job_is(job, JOB_STATUS, "completed");
+	List	   *targets = mer_job_targets(job);
+	Oid			index = targets ? linitial_oid(targets) : InvalidOid;
+
+	for (int waited_ms = 0; waited_ms < CATALOG_WAIT_MS; waited_ms += CATALOG_POLL_MS)
+	{
+		AcceptInvalidationMessages();
+		if (!SearchSysCacheExists1(INDEXRELID, ObjectIdGetDatum(index)) ||
+			(completed && get_index_isvalid(index)))
+			return;
+		CHECK_FOR_INTERRUPTS();
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, CATALOG_POLL_MS,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+}
+
 /* The user gave up on CREATE INDEX: nothing is left of it. */
 static void
 cancel_and_leave(const char *id)
@@ -291,6 +318,8 @@ mer_job_wait(const char *id, bool cancels)
 						 errmsg("job \"%s\" does not exist", id)));
 			if (cancels)
 				show_progress(&job);
+			if (mer_job_finished(&job))
+				wait_for_catalog(&job);
 			if (mer_job_is(&job, JOB_STATUS, "completed"))
 				break;
 			if (mer_job_finished(&job))
