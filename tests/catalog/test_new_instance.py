@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -22,15 +19,14 @@ from meridian.gateway.aio import AsyncClient
 from meridian.gateway.client import Client
 from meridian.instance import extension
 from meridian.wire.ops import SID_CATALOG, SID_CATALOG_AUDIT
+from tests.catalog.instances import DEADLINE_S, differences, root, running, settle
 from tests.crash.processes import Embedded
+from tests.pgext.ddl_objects import Objects
 from tests.pgext.ddl_program import PROGRAM
 from tests.pgext.ddl_random import Program
-from tests.pgext.test_catdelta import LOCAL_CATALOGS, LOCAL_COLUMNS, TEMPORARY
 
-Connection = psycopg.Connection[Any]
 PROGRAMS = int(os.environ.get("MERIDIAN_IMAGE_PROGRAMS", "3"))
 STATEMENTS = 60
-DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -39,51 +35,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     made.start()
     yield made
     made.stop()
-
-
-def running(cluster: Embedded) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((cluster.directory / "run.json").read_text())
-    return facts
-
-
-def root(cluster: Embedded, number: int) -> Connection:
-    """Our superuser, as soon as the instance is there."""
-    facts = running(cluster)
-    port = facts["instances"][number - 1]["port"]
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            return psycopg.connect(host=facts["socket_directory"], port=port, user="meridian_root",
-                                   dbname="postgres", autocommit=True)
-        except psycopg.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-def catalogs(session: Connection) -> dict[str, Counter[str]]:
-    """Every row of every catalog, without what is each instance's own."""
-    names = session.execute(
-        "SELECT c.relname, c.oid::regclass::text, array_agg(quote_ident(a.attname)"
-        " ORDER BY a.attnum) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
-        " AND a.attnum > 0 WHERE c.relkind = 'r' AND (c.relnamespace = 'pg_catalog'::regnamespace"
-        " OR c.oid = 'meridian.relation'::regclass) GROUP BY 1, 2").fetchall()
-    found = {}
-    for name, table, columns in names:
-        if name in LOCAL_CATALOGS:
-            continue
-        wanted = ", ".join(column for column in columns if column not in LOCAL_COLUMNS)
-        where = "WHERE rolname <> 'admin'" if name == "pg_authid" else ""
-        rows = session.execute(f"SELECT ROW({wanted})::text FROM {table} {where}".encode())
-        found[name] = Counter(row[0] for row in rows if not TEMPORARY.match(row[0]))
-    return found
-
-
-def differences(one: Connection, two: Connection) -> dict[str, Any]:
-    ours, theirs = catalogs(one), catalogs(two)
-    return {name: (list((ours[name] - theirs[name]).elements())[:5],
-                   list((theirs[name] - ours[name]).elements())[:5])
-            for name in ours if ours[name] != theirs[name]}
 
 
 def compact(cluster: Embedded) -> int:
@@ -114,10 +65,14 @@ def renew(cluster: Embedded, number: int) -> None:
 
 
 def run_random(cluster: Embedded, seed: int) -> None:
-    with psycopg.connect(cluster.dsns[0], autocommit=True) as session:
+    """A program over tables and their columns, one over objects of all kinds."""
+    statements = Program(seed).statements(STATEMENTS)
+    for group in Objects(seed, f"role{seed}_").program(STATEMENTS):
+        statements += group
+    with psycopg.connect(cluster.dsns[seed % 2], autocommit=True) as session:
         session.execute(f"CREATE SCHEMA r{seed}".encode())
         session.execute(f"SET search_path = r{seed}".encode())
-        for statement in Program(seed).statements(STATEMENTS):
+        for statement in statements:
             try:
                 session.execute(statement.encode())
             except psycopg.Error:
@@ -135,17 +90,6 @@ def run_fixed(cluster: Embedded) -> None:
                         session.execute(statement.encode())
             except psycopg.Error:
                 continue
-
-
-def settle(cluster: Embedded, sessions: tuple[Connection, Connection]) -> None:
-    """Both have the newest version."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        versions = [s.execute("SELECT meridian.catalog_version()").fetchone() for s in sessions]
-        if versions[0] == versions[1]:
-            return
-        assert time.monotonic() < deadline, versions
-        time.sleep(0.05)
 
 
 def test_the_table_of_catalogs_is_the_servers(pair: Embedded) -> None:
@@ -194,7 +138,7 @@ def test_image_and_tail_are_all_deltas(pair: Embedded, seed: int) -> None:
         assert len(texts) == version and any(b"CREATE TABLE" in row[1] for row in texts)
     renew(pair, 2)
     with root(pair, 1) as one, root(pair, 2) as two:
-        settle(pair, (one, two))
+        settle((one, two))
         assert differences(one, two) == {}
     with psycopg.connect(pair.dsns[1], autocommit=True) as session:
         session.execute(f"CREATE TABLE after{seed} AS SELECT 1 AS a".encode())

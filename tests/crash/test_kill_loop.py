@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.catalog.instances import differences, root, settle
 from tests.crash import schema_changes
 from tests.crash.ledger import Client, check, set_up
 from tests.crash.processes import Embedded
@@ -81,6 +82,9 @@ def _loop(tmp_path: Path, rounds: int, seed: int, hosts: int = 1) -> None:
     if hosts > 1:
         assert schema.done > rounds
         schema_changes.check(embedded.dsns, schema)
+        with root(embedded, 1) as one, root(embedded, 2) as two:
+            settle((one, two))
+            assert differences(one, two) == {}
     verify = embedded.run_cli("verify")
     assert verify.returncode == 0, verify.stdout + verify.stderr
     assert embedded.stop() < 5
