@@ -30,8 +30,18 @@ def superuser(dsn: str) -> psycopg.Connection[Any]:
 def two_instances() -> Iterator[tuple[str, str]]:
     """The DSNs of two instances of one ephemeral cluster."""
     with tempfile.TemporaryFile() as errors:
-        command = [sys.executable, "-m", "meridian", "dev", "--ephemeral", "--port", "0", "--json",
-                   "--query-hosts", "2"]
+        command = [
+            sys.executable,
+            "-m",
+            "meridian",
+            "dev",
+            "--ephemeral",
+            "--port",
+            "0",
+            "--json",
+            "--query-hosts",
+            "2",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
         line = process.stdout.readline()

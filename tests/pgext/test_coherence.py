@@ -14,8 +14,10 @@ import pytest
 from tests.pgext.instances import superuser, two_instances
 from tests.pgext.test_catdelta import differences
 
-FAIL = ("CREATE FUNCTION pg_temp.fail() RETURNS void LANGUAGE C"
-        " AS 'meridian', 'mer_debug_fail_after_commit'")
+FAIL = (
+    "CREATE FUNCTION pg_temp.fail() RETURNS void LANGUAGE C"
+    " AS 'meridian', 'mer_debug_fail_after_commit'"
+)
 
 Connection = psycopg.Connection[Any]
 Pair = tuple[Connection, Connection]
@@ -40,7 +42,8 @@ def another(connection: Connection) -> Connection:
     info = connection.info
     return psycopg.connect(
         f"host={info.host} port={info.port} user={info.user} dbname={info.dbname}"
-        f" password={info.password}", autocommit=True
+        f" password={info.password}",
+        autocommit=True,
     )
 
 
@@ -79,9 +82,11 @@ def test_object_ids_come_from_ranges_of_their_own(pair: Pair) -> None:
     for number in range(10):
         which = number % 2
         pair[which].execute(f"CREATE TABLE t{number} (a serial PRIMARY KEY)".encode())
-        rows = pair[which].execute(
-            "SELECT oid::int8 FROM pg_class WHERE relname ~ %s", (f"^t{number}",)
-        ).fetchall()
+        rows = (
+            pair[which]
+            .execute("SELECT oid::int8 FROM pg_class WHERE relname ~ %s", (f"^t{number}",))
+            .fetchall()
+        )
         oids[which] |= {row[0] for row in rows}
     here.execute("CREATE TEMP TABLE own (a int)")
     there.execute("CREATE TEMP TABLE own (a int)")
@@ -145,8 +150,10 @@ def test_a_running_statement_is_ended(pair: Pair) -> None:
     here.execute("CREATE TABLE t (a int PRIMARY KEY)")
     holder = another(there)
     thread, failed = in_background(
-        lambda: holder.execute("SELECT count(*) FROM t, LATERAL (SELECT pg_sleep(30)) s,"
-                               " (VALUES (1)) v UNION ALL SELECT 1 FROM pg_sleep(30)")
+        lambda: holder.execute(
+            "SELECT count(*) FROM t, LATERAL (SELECT pg_sleep(30)) s,"
+            " (VALUES (1)) v UNION ALL SELECT 1 FROM pg_sleep(30)"
+        )
     )
     time.sleep(0.5)
     started = time.monotonic()
@@ -164,10 +171,12 @@ def test_a_handler_does_not_keep_what_must_go(pair: Pair) -> None:
     here, there = pair
     here.execute("CREATE TABLE t (a int PRIMARY KEY)")
     holder = another(there)
-    thread, failed = in_background(lambda: holder.execute(
-        "DO $$ BEGIN PERFORM count(*) FROM t; BEGIN PERFORM pg_sleep(30);"
-        " EXCEPTION WHEN OTHERS THEN PERFORM pg_sleep(30); END; END $$"
-    ))
+    thread, failed = in_background(
+        lambda: holder.execute(
+            "DO $$ BEGIN PERFORM count(*) FROM t; BEGIN PERFORM pg_sleep(30);"
+            " EXCEPTION WHEN OTHERS THEN PERFORM pg_sleep(30); END; END $$"
+        )
+    )
     time.sleep(0.5)
     started = time.monotonic()
     here.execute("ALTER TABLE t ADD b int")
@@ -181,8 +190,11 @@ def test_ddl_in_progress_gives_way(pair: Pair) -> None:
     """Both instances change one row of a catalog, or make objects of one name."""
     here, there = pair
     here.execute("CREATE TABLE t (a int PRIMARY KEY)")
-    for sql in ("GRANT SELECT ON t TO PUBLIC", "CREATE TABLE same (a int)",
-                "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'"):
+    for sql in (
+        "GRANT SELECT ON t TO PUBLIC",
+        "CREATE TABLE same (a int)",
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    ):
         holder = another(there)
         holder.execute("BEGIN")
         holder.execute(sql.encode())
@@ -287,16 +299,17 @@ def test_an_instance_that_does_not_catch_up_answers_nothing(
     assert not differences(here, there)
 
 
-def test_what_is_global_ends_the_statement_that_waited(
-    pair: Pair, dsns: tuple[str, str]
-) -> None:
+def test_what_is_global_ends_the_statement_that_waited(pair: Pair, dsns: tuple[str, str]) -> None:
     here, there = pair
     here.execute("CREATE TABLE t (a int PRIMARY KEY)")
     here.execute("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
     there.execute("SELECT f() FROM t")
     with lagging(dsns[1]) as holder:
-        maker, failed = in_background(lambda: another(here).execute(
-            "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'"))
+        maker, failed = in_background(
+            lambda: another(here).execute(
+                "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'"
+            )
+        )
         time.sleep(0.3)
         reader, errors = in_background(lambda: there.execute("SELECT f() FROM t"))
         time.sleep(0.3)
@@ -308,9 +321,7 @@ def test_what_is_global_ends_the_statement_that_waited(
     assert there.execute("SELECT f() FROM t").fetchall() == [(2,)]
 
 
-def test_who_waits_for_apply_does_not_keep_it_waiting(
-    pair: Pair, dsns: tuple[str, str]
-) -> None:
+def test_who_waits_for_apply_does_not_keep_it_waiting(pair: Pair, dsns: tuple[str, str]) -> None:
     """The statement has its table locked, whose change it waits for."""
     here, there = pair
     here.execute("CREATE TABLE t (a int PRIMARY KEY)")
@@ -338,8 +349,10 @@ def test_a_plan_without_requests_is_no_way_around(pair: Pair) -> None:
     here.execute("CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1)")
     here.execute("INSERT INTO p VALUES (1)")
     for change, sql in (
-        (["UPDATE t SET b = 1", "ALTER TABLE t ALTER b SET NOT NULL"],
-         "SELECT count(*) FROM t WHERE b IS NULL"),
+        (
+            ["UPDATE t SET b = 1", "ALTER TABLE t ALTER b SET NOT NULL"],
+            "SELECT count(*) FROM t WHERE b IS NULL",
+        ),
         (["ALTER TABLE p DETACH PARTITION p_1"], "SELECT count(*) FROM p"),
     ):
         for reader in (here, there):
@@ -357,9 +370,7 @@ def test_a_plan_without_requests_is_no_way_around(pair: Pair) -> None:
             assert reader.execute(sql.encode()).fetchone() == (0,)
 
 
-def test_a_local_failure_after_the_commit_is_repaired(
-    pair: Pair, dsns: tuple[str, str]
-) -> None:
+def test_a_local_failure_after_the_commit_is_repaired(pair: Pair, dsns: tuple[str, str]) -> None:
     """The journal has the schema change, the catalog of the instance that made it does not."""
     here, there = pair
     with superuser(dsns[0]) as maker:
@@ -431,17 +442,19 @@ def test_validation_gets_through_under_writers(pair: Pair) -> None:
     here.execute("CREATE TABLE t (a int PRIMARY KEY, b int, c int DEFAULT 1, d int DEFAULT 1)")
     writers = Writers(pair, "INSERT INTO t (a, b) VALUES ({a}, {a})")
     tried = []
-    for number, sql in enumerate((
-        "ALTER TABLE t ADD CONSTRAINT k CHECK (a > 0)",
-        "ALTER TABLE t ALTER b SET NOT NULL",
-        "ALTER TABLE t ADD UNIQUE (b)",
-        "ALTER TABLE t ALTER b TYPE bigint",
-        "ALTER TABLE t ADD FOREIGN KEY (c) REFERENCES parent",
-        "CREATE INDEX ON t (c)",
-        "ALTER TABLE t ADD e float8 DEFAULT random()",
-        "ALTER TABLE t ADD CONSTRAINT l CHECK (c > 0) NOT VALID",
-        "ALTER TABLE t VALIDATE CONSTRAINT l",
-    )):
+    for number, sql in enumerate(
+        (
+            "ALTER TABLE t ADD CONSTRAINT k CHECK (a > 0)",
+            "ALTER TABLE t ALTER b SET NOT NULL",
+            "ALTER TABLE t ADD UNIQUE (b)",
+            "ALTER TABLE t ALTER b TYPE bigint",
+            "ALTER TABLE t ADD FOREIGN KEY (c) REFERENCES parent",
+            "CREATE INDEX ON t (c)",
+            "ALTER TABLE t ADD e float8 DEFAULT random()",
+            "ALTER TABLE t ADD CONSTRAINT l CHECK (c > 0) NOT VALID",
+            "ALTER TABLE t VALIDATE CONSTRAINT l",
+        )
+    ):
         time.sleep(0.3)
         for attempt in range(1, 20):
             try:
@@ -456,7 +469,10 @@ def test_validation_gets_through_under_writers(pair: Pair) -> None:
     assert max(tried) <= 3, tried
     assert min(writers.written) > 50, writers.written
     for session in pair:
-        assert session.execute(
-            "SELECT count(*), count(DISTINCT b), count(e) FROM t WHERE a > 0 AND b IS NOT NULL"
-        ).fetchone() == (sum(writers.written),) * 3
+        assert (
+            session.execute(
+                "SELECT count(*), count(DISTINCT b), count(e) FROM t WHERE a > 0 AND b IS NOT NULL"
+            ).fetchone()
+            == (sum(writers.written),) * 3
+        )
     assert not differences(here, there)
