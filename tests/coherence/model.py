@@ -12,10 +12,10 @@ from typing import Any
 
 import psycopg
 
-ACCOUNTS = 40
+ACCOUNTS = 200
 BALANCE = 1_000
 REGIONS = 5
-PARENTS_FIRST = 30
+PARENTS_FIRST = 100
 
 SCHEMA = f"""
 CREATE TYPE mood AS ENUM ('m0');

@@ -102,16 +102,20 @@ class Storm:
                           zip(names, self.rates(), strict=False))
         kinds = ", ".join(f"{name}: {count} ({100 * count / total:.2f}%)"
                           for name, count in errors.most_common())
+        done = sum((writer.done for writer in self.writers), Counter[str]())
+        lost = sum((writer.conflicts for writer in self.writers), Counter[str]())
+        work = ", ".join(f"{what} {done[what]} ({lost[what]})" for what in sorted(done))
         unknown = sum(len(writer.unknown) for writer in self.writers)
         slowest = max(self.ddl.done, key=lambda one: one[1], default=("none", 0.0))
-        done = Counter(kind for kind, _ in self.ddl.done)
+        changes = Counter(kind for kind, _ in self.ddl.done)
         return "\n".join((
             f"storm: {WRITERS} writers, {len(self.shared.dsns())} instances, {commits} commits,"
             f" {unknown} of unknown outcome",
             f"  commits/s: {rates}",
             f"  errors: {kinds or 'none'}",
+            f"  committed (refused): {work}",
             f"  DDL: {len(self.ddl.done)} done, {sum(self.ddl.retries.values())} tried again"
             f" {dict(self.ddl.retries)}, errors {dict(self.ddl.errors)},"
             f" slowest {slowest[0]} {slowest[1]:.1f} s, seen late {self.ddl.late}",
-            f"  kinds: {dict(done)}",
+            f"  changes: {dict(changes)}",
         ))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import psycopg
 
-from tests.coherence.model import ACCOUNTS, INVARIANTS, Effect
+from tests.coherence.model import ACCOUNTS, INVARIANTS, PARENTS_FIRST, Effect
 
 CODES = 400
 LOST = ("08", "57")
@@ -46,6 +46,9 @@ class Writer(threading.Thread):
         self.refused: set[int] = set()
         self.commit_times: list[float] = []
         self.errors: Counter[str] = Counter()
+        self.conflicts: Counter[str] = Counter()
+        """40001 by what the transaction did."""
+        self.done: Counter[str] = Counter()
         self.wrong: list[str] = []
 
     def run(self) -> None:
@@ -73,10 +76,13 @@ class Writer(threading.Thread):
             session.commit()
         except psycopg.Error as error:
             self._note(error)
+            if error.sqlstate == "40001":
+                self.conflicts[effect.what] += 1
             self._failed(session, effect, low, committing and not refuses(error))
             return
         effect.versions = low, self.shared.version_asked
         self.committed[seq] = effect
+        self.done[effect.what] += 1
         self.commit_times.append(time.monotonic())
 
     def _failed(
@@ -104,8 +110,9 @@ class Writer(threading.Thread):
     # What transactions do. Each chooses from what its snapshot shows.
 
     def _pick(self, session: psycopg.Connection, table: str) -> int | None:
-        """The row at or after a random number."""
-        edge = self.rng.randrange(-50, 9 * STEP)
+        """The row at or after a random number of some writer, or of the first ones."""
+        edge = self.rng.randrange(-1, 8) * STEP + self.rng.randrange(self.seq)
+        edge = max(edge, -self.rng.randrange(PARENTS_FIRST))
         sql = f"SELECT id FROM {table} WHERE id >= %s ORDER BY id LIMIT 1"
         row = session.execute(sql.encode(), [edge]).fetchone()
         if row is None:
