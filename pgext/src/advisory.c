@@ -13,8 +13,12 @@
 #include "access/xact.h"
 #include "executor/executor.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
+#include "utils/array.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/timeout.h"
 
@@ -25,6 +29,7 @@
 #define OP_TRY 2
 #define OP_UNLOCK 3
 #define OP_UNLOCK_ALL 4
+#define OP_WAITED_FOR 5
 
 #define SHARED 1
 #define TRANSACTION 2
@@ -33,6 +38,7 @@
 #define CLASS_TWO_INTS 2
 
 #define RELEASE_TIMEOUT_MS 10000
+#define WAITERS_MAX 256
 
 typedef struct AdvisoryKey
 {
@@ -51,6 +57,7 @@ typedef struct Taken
 static Taken *taken;
 static int	ntaken;
 static int	max_taken;
+static bool told_waiters;		/* of the running wait, to the gateway */
 static int64 session_locks;		/* grants of session locks not given back */
 static ExecutorStart_hook_type next_start;
 
@@ -155,17 +162,100 @@ late_unlock(const MerReply *reply, const void *arg)
 		set_session_locks(session_locks - 1);
 }
 
+/* ---------- deadlocks with PostgreSQL's own locks ---------- */
+
+static bool
+blocked_by(int pid, const int *those, int n)
+{
+	ArrayType  *blockers = DatumGetArrayTypeP(DirectFunctionCall1(pg_blocking_pids,
+																 Int32GetDatum(pid)));
+	const int32 *pids = (const int32 *) ARR_DATA_PTR(blockers);
+	int			count = ArrayGetNItems(ARR_NDIM(blockers), ARR_DIMS(blockers));
+
+	for (int i = 0; i < count; i++)
+		for (int j = 0; j < n; j++)
+			if (pids[i] == those[j])
+				return true;
+	return false;
+}
+
+/* Processes of this instance that wait for this one, each maybe through others. */
+static int
+local_waiters(int *found)
+{
+	LockData   *data = GetLockStatusData();
+	int		   *waiting = palloc((data->nelements + 1) * sizeof(int));
+	int			nwaiting = 0;
+	int			n = 1;
+	bool		grew = true;
+
+	for (int i = 0; i < data->nelements; i++)
+		if (data->locks[i].waitLockMode != NoLock && data->locks[i].pid != MyProcPid)
+			waiting[nwaiting++] = data->locks[i].pid;
+	found[0] = MyProcPid;
+	while (grew && n < WAITERS_MAX)
+	{
+		grew = false;
+		for (int i = 0; i < nwaiting && n < WAITERS_MAX; i++)
+			if (waiting[i] != 0 && blocked_by(waiting[i], found, n))
+			{
+				found[n++] = waiting[i];
+				waiting[i] = 0;
+				grew = true;
+			}
+	}
+	return n - 1;
+}
+
+static void
+tell_waited_for(int pid, bool first)
+{
+	AdvisoryKey note = {.cls = CLASS_BIGINT,.key = pid,.flags = first ? 1 : 0};
+	StringInfoData buf;
+	uint32		id = begin_request(&buf, OP_WAITED_FOR, &note);
+	MerReply	reply = mer_wire_call(&buf, id);
+
+	pfree(reply.frame);
+	pfree(buf.data);
+}
+
+/*
+ * PostgreSQL does not see that this process waits, the gateway not who waits
+ * for a lock of PostgreSQL's that this process holds: it is told, and finds the
+ * circles that go through both.
+ */
+static void
+tell_who_waits(void)
+{
+	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext, "meridian waiters",
+											  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(cxt);
+	int			pids[WAITERS_MAX];
+	int			n = local_waiters(pids);
+
+	if (n == 0 && told_waiters)
+		tell_waited_for(0, true);
+	for (int i = 1; i <= n; i++)
+		tell_waited_for(pids[i], i == 1);
+	told_waiters = n > 0;
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(cxt);
+}
+
 /* Cancel and timeouts end the wait; lock_timeout counts it as PostgreSQL's own. */
 static MerReply
 wait_for_lock(uint32 id, const AdvisoryKey *lock)
 {
+	MerSettle	settle = {.late = late_grant,.arg = lock,.meanwhile = tell_who_waits,
+	.each_ms = DeadlockTimeout};
 	MerReply	reply;
 
+	told_waiters = false;
 	if (LockTimeout > 0)
 		enable_timeout_after(LOCK_TIMEOUT, LockTimeout);
 	PG_TRY();
 	{
-		reply = mer_wire_wait_settled(id, late_grant, lock);
+		reply = mer_wire_wait_settled(id, &settle);
 	}
 	PG_FINALLY();
 	{
@@ -179,6 +269,7 @@ wait_for_lock(uint32 id, const AdvisoryKey *lock)
 static bool
 acquire(const AdvisoryKey *lock, bool wait)
 {
+	MerSettle	settle = {.late = late_grant,.arg = lock};
 	StringInfoData buf;
 	MerReply	reply;
 	uint32		id;
@@ -190,7 +281,7 @@ acquire(const AdvisoryKey *lock, bool wait)
 	if (wait)
 		reply = wait_for_lock(id, lock);
 	else
-		reply = mer_wire_wait_settled(id, late_grant, lock);
+		reply = mer_wire_wait_settled(id, &settle);
 	granted = answered_yes(&reply);
 	if (granted)
 		note_granted(lock);
@@ -201,6 +292,7 @@ acquire(const AdvisoryKey *lock, bool wait)
 static bool
 release(const AdvisoryKey *lock)
 {
+	MerSettle	settle = {.late = late_unlock};
 	StringInfoData buf;
 	MerReply	reply;
 	uint32		id;
@@ -208,7 +300,7 @@ release(const AdvisoryKey *lock)
 
 	id = begin_request(&buf, OP_UNLOCK, lock);
 	mer_wire_send(&buf);
-	reply = mer_wire_wait_settled(id, late_unlock, NULL);
+	reply = mer_wire_wait_settled(id, &settle);
 	released = answered_yes(&reply);
 	if (released)
 		set_session_locks(session_locks - 1);

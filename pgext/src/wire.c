@@ -572,26 +572,40 @@ mer_wire_call(StringInfo buf, uint32 id)
 
 /* ---------- for what the gateway keeps for this session ---------- */
 
+static int64
+deadline(int timeout_ms)
+{
+	return timeout_ms < 0 ? MER_NO_DEADLINE : op_now_ms(NULL) + timeout_ms;
+}
+
 #define SETTLE_TIMEOUT_MS 10000
 
 MerReply
-mer_wire_wait_settled(uint32 id, void (*late) (const MerReply *, const void *), const void *arg)
+mer_wire_wait_settled(uint32 id, const MerSettle *settle)
 {
 	MerAnswer	answer;
 	MerReply	reply;
 	MerStatus	status;
+	bool		timed = settle->meanwhile != NULL;
 
 	ensure_connected();
-	sock.serve_interrupts = true;
 	PG_TRY();
 	{
-		status = mer_proto_wait(proto, id, MER_NO_DEADLINE, &answer);
+		for (;;)
+		{
+			sock.serve_interrupts = true;
+			status = mer_proto_wait(proto, id, timed ? deadline(settle->each_ms) : MER_NO_DEADLINE,
+									&answer);
+			if (status != MER_TIMEOUT)
+				break;
+			settle->meanwhile();
+		}
 	}
 	PG_CATCH();
 	{
 		mer_proto_cancel(proto, id);
 		if (mer_wire_try_wait(id, SETTLE_TIMEOUT_MS, &reply) == MER_OK)
-			late(&reply, arg);
+			settle->late(&reply, settle->arg);
 		else
 			mer_wire_drop();
 		PG_RE_THROW();
@@ -630,12 +644,6 @@ mer_wire_drop(void)
 }
 
 /* ---------- for COMMIT ---------- */
-
-static int64
-deadline(int timeout_ms)
-{
-	return timeout_ms < 0 ? MER_NO_DEADLINE : op_now_ms(NULL) + timeout_ms;
-}
 
 MerStatus
 mer_wire_try_send(StringInfo buf, int timeout_ms)

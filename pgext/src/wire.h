@@ -38,10 +38,18 @@ extern int	mer_instance_id;	/* GUC meridian.instance_id */
 /*
  * Like mer_wire_wait for a request whose effect must not be lost sight of: an
  * error thrown while waiting cancels it, and late is given the answer that
- * comes nevertheless.  It must not throw.
+ * comes nevertheless.  It must not throw.  meanwhile, if there is one, is called
+ * each time the wait has gone on for so long.
  */
-extern MerReply mer_wire_wait_settled(uint32 id, void (*late) (const MerReply *, const void *),
-									  const void *arg);
+typedef struct MerSettle
+{
+	void		(*late) (const MerReply *reply, const void *arg);
+	const void *arg;
+	void		(*meanwhile) (void);
+	int			each_ms;
+} MerSettle;
+
+extern MerReply mer_wire_wait_settled(uint32 id, const MerSettle *settle);
 
 /*
  * While pinned, the session has something that lives as long as the connection

@@ -184,6 +184,55 @@ def test_deadlock(connect: Connect) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("instances", [(0, 0), (1, 0)])
+def test_deadlock_with_a_table_lock(connect: Connect, instances: tuple[int, int]) -> None:
+    """One waits at the gateway, the other for PostgreSQL: someone is told, nobody waits forever."""
+    one, other, third = connect(0), connect(0), connect(instances[0])
+    one.execute("CREATE TABLE IF NOT EXISTS tabled (id int)")
+    third.execute("SELECT pg_advisory_lock(70)")
+    one.execute("BEGIN; LOCK TABLE tabled")
+    other.execute("SELECT pg_advisory_lock(71)")
+    table = threading.Thread(target=swallow, args=(other, "LOCK TABLE tabled"))
+    other.execute("BEGIN")
+    table.start()
+    key = threading.Thread(target=swallow, args=(third, "SELECT pg_advisory_lock(71)"))
+    key.start()
+    time.sleep(0.3)
+    started = time.monotonic()
+    with pytest.raises(psycopg.errors.DeadlockDetected):
+        one.execute("SELECT pg_advisory_lock(70)")
+    assert time.monotonic() - started < 30
+    one.execute("ROLLBACK")
+    table.join(10)
+    other.execute("ROLLBACK; SELECT pg_advisory_unlock_all()")
+    key.join(10)
+    assert not table.is_alive() and not key.is_alive()
+
+
+def test_waits_for_both_kinds_that_end(connect: Connect) -> None:
+    """Who waits long with others behind it is no deadlock."""
+    one, other, third = connect(0), connect(0), connect(1)
+    one.execute("CREATE TABLE IF NOT EXISTS tabled (id int)")
+    third.execute("SELECT pg_advisory_lock(72)")
+    one.execute("BEGIN; LOCK TABLE tabled")
+    key = waits(one, "SELECT pg_advisory_lock(72)")
+    table = waits(other, "BEGIN; LOCK TABLE tabled")
+    time.sleep(2.5)
+    assert key.is_alive() and table.is_alive()
+    third.execute("SELECT pg_advisory_unlock(72)")
+    key.join(10)
+    one.execute("COMMIT")
+    table.join(10)
+    assert not key.is_alive() and not table.is_alive()
+
+
+def swallow(session: Session, sql: str) -> None:
+    try:
+        session.execute(sql.encode())
+    except psycopg.Error:
+        return
+
+
 def test_work_under_a_lock_is_seen_by_the_next_holder(connect: Connect) -> None:
     """Counting through a lock: nobody's increment is lost, and nobody gets 40001."""
     with connect() as first:

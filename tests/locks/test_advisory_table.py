@@ -125,6 +125,25 @@ def test_a_place_in_the_queue_is_no_deadlock() -> None:
     assert table.unlock(3, L, 0) == (True, [Granted(1, 11)])
 
 
+def test_circles_through_waits_elsewhere() -> None:
+    table = AdvisoryLocks()
+    locked(table, 1, K)
+    locked(table, 2, L, SHARED)
+    assert locked(table, 3, L) is None
+    assert locked(table, 4, L, SHARED) is None, "behind 3"
+    assert table.waited_for(3, (5,)) == (False, [])
+    assert table.request(3) == 3 and table.request(2) is None
+    assert table.waited_for(3, (5, 2)) == (True, [Granted(4, 4)]), "2 waits for 3 elsewhere"
+    assert table.waited_for(3, (2,)) == (False, []), "it waits no longer"
+    assert locked(table, 3, K) is None
+    assert table.waited_for(3, (2,)) == (False, [])
+    assert refused(table, 1, L) == Kind.DEADLOCK, "1 for 2, 2 elsewhere for 3, 3 for 1"
+    assert table.waited_for(3, ()) == (False, [])
+    assert locked(table, 1, L) is None
+    table.close(3)
+    assert not table._waited_for
+
+
 def test_one_wait_at_a_time_and_no_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     table = AdvisoryLocks()
     locked(table, 1, K)

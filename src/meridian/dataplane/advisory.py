@@ -21,6 +21,7 @@ OP_LOCK = 1
 OP_TRY = 2
 OP_UNLOCK = 3
 OP_UNLOCK_ALL = 4
+OP_WAITED_FOR = 5
 
 SHARED = 1
 TRANSACTION = 2
@@ -69,6 +70,8 @@ class AdvisoryLocks:
         self._locks: dict[Key, Lock] = {}
         self._held: dict[int, dict[Key, None]] = {}
         self._waits: dict[int, Key] = {}
+        self._waited_for: dict[int, tuple[int, ...]] = {}
+        """Waiter -> who waits for it elsewhere (for a table lock in its instance)."""
         self._holds = 0
 
     def lock(
@@ -123,11 +126,32 @@ class AdvisoryLocks:
 
     def cancel(self, owner: int) -> list[Granted]:
         """The owner waits no longer."""
-        key = self._waits.pop(owner, None)
-        if key is None:
+        if owner not in self._waits:
             return []
-        _forget(self._locks[key], owner)
+        key = self._withdraw(owner)
         return self._wake(key)
+
+    def waited_for(self, owner: int, others: tuple[int, ...]) -> tuple[bool, list[Granted]]:
+        """Others wait for this waiter elsewhere, through whomever.
+
+        True: its own wait could never end and is taken back.
+        """
+        key = self._waits.get(owner)
+        if key is None:
+            return False, []
+        self._waited_for[owner] = others
+        try:
+            return False, self._resolve(owner)
+        except MeridianError:
+            return True, self._wake(key)
+
+    def request(self, owner: int) -> int | None:
+        """The request that waits."""
+        key = self._waits.get(owner)
+        if key is None:
+            return None
+        lock = self._locks[key]
+        return lock.queue[_place(lock, owner)].request
 
     def close(self, owner: int) -> list[Granted]:
         """The owner is gone, and with it all it held."""
@@ -171,7 +195,7 @@ class AdvisoryLocks:
         if not self._held[owner]:
             del self._held[owner]
 
-    # Deadlocks. Only a new waiter can close a circle: others wait for what they waited for before.
+    # Deadlocks. Only a new waiter can close a circle, or news of who waits for one elsewhere.
 
     def _resolve(self, owner: int) -> list[Granted]:
         """Makes sure that the owner's new wait can end, or takes it back and raises DEADLOCK.
@@ -193,10 +217,20 @@ class AdvisoryLocks:
             moved[self._waits[step[0]]] = None
         for key in moved:
             self._locks[key].queue = before[key]
-        _forget(self._locks[self._waits.pop(owner)], owner)
+        self._withdraw(owner)
         raise MeridianError(Kind.DEADLOCK)
 
+    def _withdraw(self, owner: int) -> Key:
+        key = self._waits.pop(owner)
+        self._waited_for.pop(owner, None)
+        lock = self._locks[key]
+        lock.queue = [waiter for waiter in lock.queue if waiter.owner != owner]
+        return key
+
     def _edges(self, owner: int) -> Iterator[int]:
+        for told, others in self._waited_for.items():
+            if owner in others:
+                yield told
         key = self._waits.get(owner)
         if key is None:
             return
@@ -227,10 +261,10 @@ class AdvisoryLocks:
 
     def _let_by(self, owner: int, blocker: int) -> bool:
         """Moves a waiter before one that blocks it by nothing but its place."""
-        key = self._waits[owner]
-        lock = self._locks[key]
-        if self._waits.get(blocker) != key:
+        key = self._waits.get(owner)
+        if key is None or self._waits.get(blocker) != key:
             return False
+        lock = self._locks[key]
         place, ahead = _place(lock, owner), _place(lock, blocker)
         shared = bool(lock.queue[place].flags & SHARED)
         if ahead > place or blocker in lock.blockers(owner, shared):
@@ -249,6 +283,7 @@ class AdvisoryLocks:
                 passed.append(waiter)
                 continue
             del self._waits[waiter.owner]
+            self._waited_for.pop(waiter.owner, None)
             self._grant(lock, waiter.owner, key, waiter.flags)
             granted.append(Granted(waiter.owner, waiter.request))
         lock.queue = passed
@@ -264,6 +299,3 @@ def _conflict(one: int, other: int) -> bool:
 def _place(lock: Lock, owner: int) -> int:
     return next(place for place, waiter in enumerate(lock.queue) if waiter.owner == owner)
 
-
-def _forget(lock: Lock, owner: int) -> None:
-    lock.queue = [waiter for waiter in lock.queue if waiter.owner != owner]

@@ -13,9 +13,10 @@ from meridian.wire import frames
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_OPS = range(advisory.OP_LOCK, advisory.OP_UNLOCK_ALL + 1)
+_OPS = range(advisory.OP_LOCK, advisory.OP_WAITED_FOR + 1)
 _CLASSES = range(1, 3)
 _FLAGS = range(4)
+_WAITED_FOR_MAX = 1_000
 _KEYS = range(-(1 << 63), 1 << 63)
 
 
@@ -25,6 +26,7 @@ class Advisory:
     def __init__(self) -> None:
         self.locks = advisory.AdvisoryLocks()
         self._connections: dict[int, Connection] = {}
+        self._waited: dict[int, list[int]] = {}
 
     def handle(self, connection: Connection, request: frames.Advisory) -> None:
         """Answers at once, or when the lock is granted. Raises MeridianError."""
@@ -38,6 +40,9 @@ class Advisory:
             _answer(connection, request_id, released)
         elif op == advisory.OP_UNLOCK_ALL:
             granted = self.locks.unlock_all(owner, flags)
+            _answer(connection, request_id, True)
+        elif op == advisory.OP_WAITED_FOR:
+            granted = self._waited_for(connection, key, bool(flags))
             _answer(connection, request_id, True)
         else:
             granted = self._lock(connection, request_id, (kind, key), flags, op)
@@ -58,6 +63,27 @@ class Advisory:
             _answer(connection, request_id, state)
         return granted
 
+    def _waited_for(
+        self, connection: Connection, pid: int, first: bool
+    ) -> list[advisory.Granted]:
+        """The session of a process of the same instance waits for this one, which waits here.
+
+        With `first`, what was said before is forgotten.
+        """
+        owner, instance = connection.number, connection.instance_id
+        others = [] if first else self._waited.get(owner, [])
+        others += [
+            number
+            for number, other in self._connections.items()
+            if other.pid == pid and other.instance_id == instance and number != owner
+        ]
+        self._waited[owner] = others[-_WAITED_FOR_MAX:]
+        request_id = self.locks.request(owner)
+        deadlock, granted = self.locks.waited_for(owner, tuple(self._waited[owner]))
+        if deadlock and request_id is not None:
+            connection.finish_error(request_id, MeridianError(Kind.DEADLOCK))
+        return granted
+
     def _cancel(self, connection: Connection, request_id: int) -> None:
         """The client waits no longer, or is gone (its locks go by `close`)."""
         granted = self.locks.cancel(connection.number)
@@ -67,6 +93,7 @@ class Advisory:
     def close(self, connection: Connection) -> None:
         """The connection has ended and none of its commits is under way any more."""
         if self._connections.pop(connection.number, None) is not None:
+            self._waited.pop(connection.number, None)
             self._tell(self.locks.close(connection.number))
 
     def _tell(self, granted: Iterable[advisory.Granted]) -> None:

@@ -35,6 +35,8 @@ class Connection(asyncio.Protocol):
         self.greeted = False
         self.instance_id = 0
         """From HELLO; 0: a tool."""
+        self.pid = 0
+        """From HELLO: its process, in that instance."""
         self.running: dict[int, Callable[[], object]] = {}
         """Requests under way: id -> how to stop it (it then answers 57014 itself)."""
         self.staged: set[bytes] = set()

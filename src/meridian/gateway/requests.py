@@ -154,7 +154,7 @@ class Requests:
         if version != frames.PROTOCOL_VERSION:
             raise MeridianError(Kind.UNSUPPORTED_VERSION, version=version)
         connection.greeted = True
-        connection.instance_id = instance_id
+        connection.instance_id, connection.pid = instance_id, pid
         log.debug("hello", extra={"pid": pid, "instance": instance_id})
         limits = self.node.limits.as_map()
         connection.send(frames.frame((frames.WELCOME, request_id, version, self.profile, limits)))
