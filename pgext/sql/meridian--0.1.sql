@@ -173,6 +173,12 @@ CREATE FUNCTION meridian.end_listeners() RETURNS int8
 CREATE FUNCTION meridian.apply_catalog_image(version int8, image bytea) RETURNS void
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_apply_catalog_image';
 
+-- Advisory locks held and waited for in the cluster.
+CREATE FUNCTION meridian.advisory_locks(OUT key int8, OUT key1 int4, OUT key2 int4, OUT mode text,
+		OUT granted bool, OUT instance int4, OUT pid int4)
+	RETURNS SETOF record
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_advisory_locks';
+
 SELECT meridian.next_oid(15900);
 
 CREATE VIEW sys.statements AS
@@ -195,3 +201,8 @@ CREATE PROCEDURE sys.wait_for_job(job_id text)
 	LANGUAGE C AS 'MODULE_PATHNAME', 'mer_wait_for_job';
 CREATE PROCEDURE sys.cancel_job(job_id text)
 	LANGUAGE C AS 'MODULE_PATHNAME', 'mer_cancel_job';
+
+CREATE VIEW sys.advisory_locks AS
+	SELECT key, key1, key2, mode, granted, instance, pid FROM meridian.advisory_locks();
+GRANT SELECT ON sys.advisory_locks TO PUBLIC;
+COMMENT ON VIEW sys.advisory_locks IS 'Advisory locks of the cluster: who holds them and who waits';

@@ -13,13 +13,16 @@
 #include "access/xact.h"
 #include "executor/executor.h"
 #include "fmgr.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/array.h"
+#include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
+#include "utils/tuplestore.h"
 #include "utils/timeout.h"
 
 #include "utility.h"
@@ -387,6 +390,50 @@ mer_advisory_unlock_everything(PG_FUNCTION_ARGS)
 {
 	mer_advisory_unlock_all();
 	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(mer_advisory_locks);
+
+/* Every hold and wait of the cluster, as the gateway tells it. */
+Datum
+mer_advisory_locks(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	StringInfoData buf;
+	MerReply	reply;
+	uint32		id;
+	uint32		n;
+
+	InitMaterializedSRF(fcinfo, 0);
+	initStringInfo(&buf);
+	id = mer_wire_begin(&buf, MER_ADMIN, 4);
+	mp_put_str(&buf, "advisory-locks", strlen("advisory-locks"));
+	mp_put_map(&buf, 0);
+	reply = mer_wire_call(&buf, id);
+	n = mp_get_array(&reply.body);
+	while (n-- > 0)
+	{
+		Datum		values[7];
+		bool		nulls[7] = {false};
+		bool		bigint;
+		int64		key;
+
+		(void) mp_get_array(&reply.body);
+		bigint = mp_get_int(&reply.body) == CLASS_BIGINT;
+		key = mp_get_int(&reply.body);
+		values[0] = Int64GetDatum(key);
+		values[1] = Int32GetDatum((int32) ((uint64) key >> 32));
+		values[2] = Int32GetDatum((int32) key);
+		nulls[0] = !bigint;
+		nulls[1] = nulls[2] = bigint;
+		values[3] = CStringGetTextDatum(mp_get_bool(&reply.body) ? "ShareLock" : "ExclusiveLock");
+		values[4] = BoolGetDatum(mp_get_bool(&reply.body));
+		values[5] = Int32GetDatum((int32) mp_get_int(&reply.body));
+		values[6] = Int32GetDatum((int32) mp_get_int(&reply.body));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	pfree(reply.frame);
+	return (Datum) 0;
 }
 
 /* ---------- transactions and statements ---------- */

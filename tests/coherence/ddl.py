@@ -41,9 +41,21 @@ def changes(shared: Shared, rng: random.Random) -> Iterator[Change]:
         yield "revoke", "REVOKE SELECT ON region FROM storm_reader"
         yield "volatile default", ("ALTER TABLE parent ADD COLUMN stamp"
                                    f"_{n} uuid NOT NULL DEFAULT gen_random_uuid()")
+        yield "trigger", (f"CREATE TRIGGER storm_{n} BEFORE INSERT ON child FOR EACH ROW"
+                          " EXECUTE FUNCTION storm_trigger()")
+        yield "add column", f"ALTER TABLE ledger ADD COLUMN note_{n} text DEFAULT 'n{n}'"
         yield "drop unique index", f"DROP INDEX storm_u{n}"
+        yield "not valid", (f"ALTER TABLE parent ADD CONSTRAINT storm_v{n}"
+                            " CHECK (touched >= 0) NOT VALID")
+        yield "type change", f"ALTER TABLE ledger ALTER COLUMN what TYPE varchar({100 + n})"
+        yield "validate", f"ALTER TABLE parent VALIDATE CONSTRAINT storm_v{n}"
+        yield "view", f"CREATE VIEW storm_{n} AS SELECT parent, count(*) FROM child GROUP BY 1"
+        yield "drop trigger", f"DROP TRIGGER storm_{n} ON child"
         yield "drop foreign key", f"ALTER TABLE account DROP CONSTRAINT storm_{n}"
         yield "drop column", f"ALTER TABLE parent DROP COLUMN stamp_{n}"
+        yield "drop column", f"ALTER TABLE ledger DROP COLUMN note_{n}"
+        yield "drop check", f"ALTER TABLE parent DROP CONSTRAINT storm_v{n}"
+        yield "drop view", f"DROP VIEW storm_{n}"
 
 
 class Ddl(threading.Thread):
@@ -127,4 +139,4 @@ class Ddl(threading.Thread):
 def is_there_already(statement: str, state: str) -> bool:
     """An earlier try, whose outcome was lost with its connection, had done it."""
     adding = "ADD" in statement or statement.startswith("CREATE")
-    return state in (("42701", "42P07", "42710") if adding else ("42703", "42704"))
+    return state in (("42701", "42P07", "42710") if adding else ("42703", "42704", "42P01"))

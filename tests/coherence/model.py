@@ -20,6 +20,8 @@ PARENTS_FIRST = 100
 SCHEMA = f"""
 CREATE TYPE mood AS ENUM ('m0');
 CREATE FUNCTION storm_version() RETURNS int LANGUAGE sql STABLE AS 'SELECT 0';
+CREATE FUNCTION storm_trigger() RETURNS trigger LANGUAGE plpgsql AS
+  'BEGIN NEW.amount := NEW.amount; RETURN NEW; END';
 CREATE TABLE region (id int PRIMARY KEY);
 CREATE TABLE account (id int PRIMARY KEY, balance int NOT NULL, region int NOT NULL);
 CREATE TABLE parent (id int PRIMARY KEY, name text UNIQUE NOT NULL, touched int NOT NULL);

@@ -44,7 +44,7 @@ def calm_storm(embedded: Embedded, plan: Plan) -> Storm:
 
 
 def test_storm(embedded: Embedded) -> None:
-    storm = calm_storm(embedded, Plan(before_s=3, during_s=14, after_s=3, interval_s=0.7))
+    storm = calm_storm(embedded, Plan(before_s=3, during_s=15, after_s=3, interval_s=0.5))
     with psycopg.connect(embedded.dsn, autocommit=True) as session:
         for tampering in TAMPERING:
             session.execute(tampering.encode())

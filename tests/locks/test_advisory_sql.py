@@ -233,6 +233,23 @@ def swallow(session: Session, sql: str) -> None:
         return
 
 
+def test_who_holds_what_can_be_seen(connect: Connect) -> None:
+    one, other = connect(0), connect(1)
+    one.execute("SELECT pg_advisory_lock(-80), pg_advisory_xact_lock_shared(1)")
+    one.execute("SELECT pg_advisory_lock_shared(-3, 81)")
+    thread = waits(other, "SELECT pg_advisory_lock(-80)")
+    sql = ("SELECT key, key1, key2, mode, granted, instance FROM sys.advisory_locks"
+           " WHERE pid IN (%s, %s) ORDER BY 1 NULLS LAST, granted DESC")
+    pids = (one.info.backend_pid, other.info.backend_pid)
+    first, second, third = connect(0).execute(sql, pids).fetchall()
+    assert first[:5] == (-80, None, None, "ExclusiveLock", True)
+    assert second[:5] == (-80, None, None, "ExclusiveLock", False)
+    assert third[:5] == (None, -3, 81, "ShareLock", True)
+    assert first[5] == third[5] != second[5]
+    one.execute("SELECT pg_advisory_unlock_all()")
+    thread.join(10)
+
+
 def test_work_under_a_lock_is_seen_by_the_next_holder(connect: Connect) -> None:
     """Counting through a lock: nobody's increment is lost, and nobody gets 40001."""
     with connect() as first:

@@ -17,6 +17,7 @@ _OPS = range(advisory.OP_LOCK, advisory.OP_WAITED_FOR + 1)
 _CLASSES = range(1, 3)
 _FLAGS = range(4)
 _WAITED_FOR_MAX = 1_000
+_ROWS_MAX = 100_000
 _KEYS = range(-(1 << 63), 1 << 63)
 
 
@@ -89,6 +90,14 @@ class Advisory:
         granted = self.locks.cancel(connection.number)
         connection.finish_error(request_id, MeridianError(Kind.CANCELED))
         self._tell(granted)
+
+    def rows(self) -> list[tuple[int, int, bool, bool, int, int]]:
+        """class, key, shared, granted, instance, process id of the first holds and waits."""
+        found = []
+        for kind, key, owner, shared, granted in self.locks.rows()[:_ROWS_MAX]:
+            who = self._connections[owner]
+            found.append((kind, key, shared, granted, who.instance_id, who.pid))
+        return found
 
     def close(self, connection: Connection) -> None:
         """The connection has ended and none of its commits is under way any more."""

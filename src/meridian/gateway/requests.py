@@ -483,6 +483,10 @@ class Requests:
 
     def _admin(self, connection: Connection, request: frames.Admin) -> None:
         _, request_id, command, arguments = request
+        if command == "advisory-locks":
+            rows = self.advisory.rows()
+            connection.send(frames.frame((frames.VALUES, request_id, rows)))
+            return
         work = self.node.admin(command, arguments)
         self.spawn(connection, request_id, self.values(work))
 
