@@ -333,6 +333,7 @@ class Adjudicator(Partitioned):
     def _remember(self, decision: Decision, decided: int) -> None:
         assert decision.txid not in self._live
         self._live[decision.txid] = decision
+        self._end_other_attempts(decision)
         value = decision.tau or -decision.code
         self.outcomes.add(decision.txid, decision.tau_start, value, decided)
         self.gates.end(decision.txid)

@@ -172,7 +172,10 @@ class Partitioned:
     def _heard(self, now: Interval, message: Message) -> list[Effect]:
         match message:
             case Ask():
-                if not self.serving or self.membership.closing:
+                if not self.serving:
+                    # It may be a standby: a no of its would end attempts that the owner supports.
+                    return []
+                if self.membership.closing:
                     return self.voter.refuse(message)
                 return [*self.voter.ask(now, message), *self.hold_timer()]
             case Vote():
@@ -198,7 +201,10 @@ class Partitioned:
         assert event.voters and self.number not in event.voters
         ballot = self.ballots.get(event.txid)
         effects: list[Effect] = []
-        if ballot is not None and ballot.attempt != event.attempt:
+        if ballot is not None and ballot.attempt > event.attempt:
+            # Votes for a later attempt came first.
+            return self._retry(waiting, event.txid, Code.ATTEMPT)
+        if ballot is not None and ballot.attempt < event.attempt:
             effects = self._give_up(ballot, Code.ATTEMPT)
             ballot = None
         if ballot is None:
@@ -343,6 +349,14 @@ class Partitioned:
         self.ballots.end(ballot.txid)
         return verdicts(voters_of(ballot), ballot, self.ledger.epoch, 0)
 
+    def _end_other_attempts(self, decision: Decision) -> None:
+        """The outcome was decided without their votes; they hear of it with its record."""
+        ballot = self.ballots.get(decision.txid)
+        self.ballots.end(decision.txid)
+        if ballot is not None:
+            told = verdicts(voters_of(ballot), ballot, self.ledger.epoch, decision.tau)
+            self._durable.append((self.ledger.n + 1, told))
+
     def _retry(self, waiting: list[int], txid: bytes, code: Code, version: int = 0) -> list[Effect]:
         """No outcome: ask again."""
         self.retries_count[code] = self.retries_count.get(code, 0) + 1
@@ -416,12 +430,13 @@ class Partitioned:
         if not self.serving or self.membership.closing or event.target == self.number:
             return []
         ranges = self.ranges
+        if event.version <= ranges.version:
+            # Heard before; a command that comes late must not move a range that came back.
+            done = ranges.released
+            known = done is not None and done.version == event.version and not ranges.pending
+            return [Moved(done)] if done is not None and known else []
         if ranges.pending or not ranges.covers(event.lo, event.hi):
-            released = ranges.released
-            same = released is not None and (released.lo, released.hi) == (event.lo, event.hi)
-            if released is None or not same or released.target != event.target or ranges.pending:
-                return []
-            return [Moved(released)]
+            return []
         ledger = self.ledger
         # Above every commit and promise, those included whose outcome is not known here.
         tau_m = max(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 
 from meridian.adjudicator.events import Code
 from meridian.check import history
+from meridian.clock.tau import assigner_of
 from meridian.journal import core as journal
 from meridian.journal.core import Reader
 from meridian.sim.client import Txn
@@ -16,6 +17,21 @@ from meridian.sim.replica import Replica, Store
 from meridian.sim.stream import Stream
 from meridian.sim.world import SimulationError
 from meridian.wire.ops import decode_chunk
+from meridian.wire.partition import FIRST, LAST, Span
+from meridian.wire.reach import GLOBAL
+from meridian.wire.votes import leader_of
+
+EVERYBODY = 0
+"""Stands for all relations."""
+EXCLUDED = {
+    "written": ("locked", "shared"),
+    "rows": ("locked",),
+    "locked": ("written", "rows", "locked", "shared"),
+    "shared": ("written", "locked"),
+    "read": ("written",),
+}
+"""What a use of a relation excludes (docs/rfcs, "Catalog coherence", point 7; read: builds)."""
+FALSE_ABORTS = (Code.FLOOR, Code.PARTS, Code.RESOLVED, Code.CLOSED, Code.MOVED)
 
 
 class Truth:
@@ -24,12 +40,13 @@ class Truth:
     def __init__(self, journals: list[Disk | Stream]) -> None:
         self.taus: dict[bytes, int] = {}
         self.aborted: dict[bytes, int] = {}
+        self.journal_of: dict[bytes, int] = {}
         self.closed: set[int] = set()
         """Journals that ended: what they do not hold is aborted for good."""
         self.store = Store()
         commits: list[tuple[int, bytes, list[bytes]]] = []
         for number, one in enumerate(journals):
-            if self._read(one, commits).closed:
+            if self._read(number, one, commits).closed:
                 self.closed.add(number)
         commits.sort()
         for tau, txid, chunks in commits:
@@ -38,7 +55,9 @@ class Truth:
             self.taus[txid] = tau
             self.store.apply(tau, [op for chunk in chunks for op in decode_chunk(chunk)])
 
-    def _read(self, one: Disk | Stream, commits: list[tuple[int, bytes, list[bytes]]]) -> Reader:
+    def _read(
+        self, number: int, one: Disk | Stream, commits: list[tuple[int, bytes, list[bytes]]]
+    ) -> Reader:
         reader = Reader(one.born)
         bodies: dict[int, bytes] = {}
         for record in one.history():
@@ -46,6 +65,7 @@ class Truth:
                 case journal.Body(chunk=chunk):
                     bodies[record.n] = chunk
                 case journal.Commit(bodies=numbers, chunk=chunk):
+                    self.journal_of[record.txid] = number
                     commits.append((record.tau, record.txid, [*map(bodies.get, numbers), chunk]))  # type: ignore[list-item]
                 case journal.Abort(code=code):
                     self.aborted[record.txid] = code
@@ -53,13 +73,21 @@ class Truth:
 
 
 def check_all(
-    journals: list[Disk | Stream], replicas: list[Replica], log: list[Txn], *, real_time: bool
+    journals: list[Disk | Stream],
+    replicas: list[Replica],
+    log: list[Txn],
+    *,
+    real_time: bool,
+    expired: dict[bytes, list[int]],
+    leaders: bool,
 ) -> dict[str, int]:
     """Raises SimulationError, or returns counts (commits, false aborts, ...)."""
     truth = Truth(journals)
     _durability(truth, log)
     _snapshots(truth, log)
-    _conflicts(truth, log)
+    if leaders:
+        _leaders(truth)
+    _conflicts(truth, log, expired)
     _catalog(truth, log)
     _foreign_keys(truth)
     if real_time:
@@ -96,24 +124,72 @@ def _snapshots(truth: Truth, log: list[Txn]) -> None:
                 )
 
 
-def _conflicts(truth: Truth, log: list[Txn]) -> None:
+def _leaders(truth: Truth) -> None:
+    """Only the leader that a transaction's id names commits it, with its number in tau (5.6)."""
+    for txid, tau in truth.taus.items():
+        if not truth.journal_of[txid] == leader_of(txid) == assigner_of(tau):
+            raise SimulationError(f"leader: {txid.hex()} is in journal {truth.journal_of[txid]}")
+
+
+def check_ranges(owned: list[tuple[Span, ...]]) -> None:
+    """Every key has exactly one owner (5.8)."""
+    spans = sorted((span for spans in owned for span in spans), key=lambda one: one.lo)
+    reached = FIRST
+    for span in spans:
+        if span.lo != reached:
+            raise SimulationError(f"ranges: owners of {span.lo} and {reached} do not meet")
+        reached = span.hi
+    if reached != LAST:
+        raise SimulationError(f"ranges: nobody owns what follows {reached}")
+
+
+def _conflicts(truth: Truth, log: list[Txn], expired: dict[bytes, list[int]]) -> None:
     """No commit wrote a key that another wrote or shared in (tau_start, tau_commit) (5.1, 5.2).
 
-    And every abort for conflict has its reason.
+    And every abort for conflict has its reason: a commit, or a promise that expired (5.4).
     """
     written: dict[ConflictKey, list[int]] = {}
     shared: dict[ConflictKey, list[int]] = {}
+    uses: dict[tuple[int, str], list[int]] = {}
     committed = sorted((truth.taus[t.txid], t.name, t) for t in log if t.txid in truth.taus)
     for tau, _, txn in committed:
         for target, keys in ((written, txn.writes.writes()), (shared, txn.writes.shared())):
             for key in keys:
                 target.setdefault(key, []).append(tau)
+        for mode in txn.writes.modes():
+            uses.setdefault(mode, []).append(tau)
     for txn in log:
         own = truth.taus.get(txn.txid)
         if own is not None and _conflict(txn, own, written, shared):
             raise SimulationError(f"lost update: {txn.name!r} committed over a conflict")
-        if txn.code is Code.CONFLICT and not _conflict(txn, 1 << 63, written, shared):
+        if own is not None and _excluded(txn, own, uses):
+            raise SimulationError(f"relation lock: {txn.name!r} committed against one")
+    for txn in log:
+        for tau in expired.get(txn.txid, ()):
+            for target, keys in ((written, txn.writes.writes()), (shared, txn.writes.shared())):
+                for key in keys:
+                    insort(target.setdefault(key, []), tau)
+            for mode in txn.writes.modes():
+                insort(uses.setdefault(mode, []), tau)
+    for txn in log:
+        if txn.code is not Code.CONFLICT or _excluded(txn, 1 << 63, uses):
+            continue
+        if not _conflict(txn, 1 << 63, written, shared):
             raise SimulationError(f"abort without reason: {txn.name!r}")
+
+
+def _after(taus: list[int], tau: int, before: int) -> bool:
+    at = bisect_right(taus, tau)
+    return at < len(taus) and taus[at] < before
+
+
+def _excluded(txn: Txn, before: int, uses: dict[tuple[int, str], list[int]]) -> bool:
+    """Whether a use of a relation that excludes the transaction's lies in its time."""
+    return any(
+        _after(uses.get((sid, other), []), txn.tau_start, before)
+        for sid, mode in txn.writes.modes()
+        for other in EXCLUDED[mode]
+    )
 
 
 def _conflict(
@@ -123,12 +199,7 @@ def _conflict(
     shared: dict[ConflictKey, list[int]],
 ) -> bool:
     def hit(taus: dict[ConflictKey, list[int]], keys: set[ConflictKey]) -> bool:
-        for key in keys:
-            found = taus.get(key, [])
-            at = bisect_right(found, txn.tau_start)
-            if at < len(found) and found[at] < before:
-                return True
-        return False
+        return any(_after(taus.get(key, []), txn.tau_start, before) for key in keys)
 
     writes = txn.writes.writes()
     return hit(written, writes | txn.writes.shared()) or hit(shared, writes)
@@ -137,16 +208,21 @@ def _conflict(
 def _catalog(truth: Truth, log: list[Txn]) -> None:
     """No commit wrote a relation whose schema changed after its tau_start or its catalog."""
     changes: dict[int, list[tuple[int, int]]] = {}
+    versions: list[tuple[int, int]] = []
     for txn in log:
-        if txn.txid in truth.taus and txn.writes.schema:
-            version = version_of(txn.writes.rows[CATALOG])
-            for op in txn.writes.schema:
-                changes.setdefault(op.sid, []).append((truth.taus[txn.txid], version))
+        if txn.txid in truth.taus and txn.writes.reach is not None:
+            change = truth.taus[txn.txid], version_of(txn.writes.rows[CATALOG])
+            versions.append(change)
+            reach = txn.writes.reach
+            for sid in reach.sids or ((EVERYBODY,) if reach.kind == GLOBAL else ()):
+                changes.setdefault(sid, []).append(change)
+    if [version for _, version in sorted(versions)] != list(range(2, len(versions) + 2)):
+        raise SimulationError(f"catalog: versions are not serial: {sorted(versions)}")
     for txn in log:
         tau = truth.taus.get(txn.txid)
-        if tau is None:
+        if tau is None or not txn.writes.sids():
             continue
-        for sid in txn.writes.sids():
+        for sid in (*txn.writes.sids(), EVERYBODY):
             for changed, version in changes.get(sid, []):
                 if changed < tau and (changed > txn.tau_start or version > txn.catver):
                     raise SimulationError(f"catalog: {txn.name!r} wrote under an old schema")
@@ -223,7 +299,7 @@ def _label(key: Key) -> str:
 def _count(truth: Truth, log: list[Txn]) -> dict[str, int]:
     counts = {"transactions": len(log), "commits": len(truth.taus), "aborts": len(truth.aborted)}
     for txn in log:
-        if txn.code in (Code.FLOOR, Code.PARTS, Code.RESOLVED, Code.CLOSED):
+        if txn.code in FALSE_ABORTS:
             counts["false aborts"] = counts.get("false aborts", 0) + 1
         if txn.status == "unknown":
             counts["unknown"] = counts.get("unknown", 0) + 1

@@ -6,14 +6,11 @@ from collections.abc import Generator
 from typing import Any
 
 from meridian.adjudicator import events as ev
-from meridian.sim.messages import Ask, Get, Got, Key, Parts, Told
-from meridian.sim.plans import CATALOG, KINDS, SID_FIRST, Plan, WriteSet, version_of
-from meridian.sim.world import MS, Node, S, World
+from meridian.sim.committer import PATIENCE_NS, UNKNOWN_ANSWERS, Committer
+from meridian.sim.messages import Ask, Get, Got, Key, Parts, ThisMap, Told
+from meridian.sim.plans import CATALOG, KINDS, SID_FIRST, SIDS, Plan, WriteSet, version_of
+from meridian.sim.world import MS, Node, World
 
-PATIENCE_NS = 20 * S
-"""How long a transaction tries to read, and then to learn its outcome, before it gives up."""
-UNKNOWN_ANSWERS = 10
-"""So many times "unknown", over longer than any owner takes to start, is for good."""
 EPOCH_NS = 60 * MS
 
 
@@ -36,6 +33,8 @@ class Txn:
         self.abandoned = False
         """Its query processor died: nobody waits for the outcome."""
         self.code = ev.Code.NONE
+        self.owners = 1
+        """How many owned its keys, as far as was known."""
         self.tau = 0
 
 
@@ -64,6 +63,7 @@ class Client(Node):
         self._life: Wait | None = None
         self._expect: object = None
         self._ticket = 0
+        self.committer = Committer(self, world.random(f"committer/{number}"))
 
     @property
     def idle(self) -> bool:
@@ -72,6 +72,7 @@ class Client(Node):
 
     def on_start(self) -> None:
         """A new process: it remembers nothing."""
+        self.committer.forget()
         self._life = self._work()
         self._resume(None)
 
@@ -97,6 +98,8 @@ class Client(Node):
         expect: object = None
         if isinstance(message, Got):
             expect = message.request
+        elif isinstance(message, ThisMap):
+            expect = ThisMap
         elif isinstance(message, Told):
             expect = message.answer.txid
         if self._life is not None and expect is not None and expect == self._expect:
@@ -111,19 +114,27 @@ class Client(Node):
             if self.stopping:
                 return
             owner = random.choice(self._routes)
+            if swarm.partitioned:
+                owner = random.randrange(SIDS)
             kind = random.choices(KINDS, self._weights())[0]
             sids = [SID_FIRST + number for number in sorted({*self._routes, 0})]
+            if swarm.partitioned:
+                sids = [SID_FIRST + number for number in range(SIDS)]
             # Half of the keys change all the time: few at once, and many hashes in all.
             seed, epoch = self.world.seed, self.world.now // EPOCH_NS
             salts = b"%d" % seed, b"%d.%d" % (seed, epoch)
-            plan = Plan(random, kind, SID_FIRST + owner, sids, swarm.keys, salts)
+            wide = swarm.partitioned and random.random() < swarm.wide
+            plan = Plan(random, kind, SID_FIRST + owner, sids, swarm.keys, salts, wide=wide)
             yield from self._transaction(plan, owner)
 
     def _weights(self) -> list[float]:
-        # A schema change is a matter of all owners: one owner only, until they vote.
+        # A schema change is a matter of all owners: one owner only, or owners that vote.
         weights = [weight + 0.1 for weight in self.world.swarm.weights]
         alone = self.world.swarm.owners == 1 and not self.world.swarm.adds
-        weights[-1] = weights[-1] / 4 if alone else 0
+        alone = alone or self.world.swarm.partitioned
+        schema = KINDS.index("schema")
+        weights[schema] = weights[schema] / 4 if alone else 0
+        weights[KINDS.index("table")] /= 4
         return weights
 
     def _transaction(self, plan: Plan, owner: int) -> Wait:
@@ -148,7 +159,11 @@ class Client(Node):
         stale = random.random() < 0.2
         txn.catver = random.randint(1, version) if stale else version
         chunks = txn.writes.chunks(plan.chunk_count)
-        yield from self._commit(txn, chunks, 1 if plan.kind == "schema" else 0)
+        flags = 1 if plan.kind == "schema" else 0
+        if self.world.swarm.partitioned:
+            yield from self.committer.commit(txn, chunks, flags)
+        else:
+            yield from self._commit(txn, chunks, flags)
 
     def _end(self, txn: Txn, status: str, tau: int) -> None:
         txn.status, txn.tau, txn.end = status, tau, self.world.now
@@ -200,10 +215,11 @@ class Client(Node):
                 yield random.randint(MS, 20 * MS) * (1 + 10 * unsure), None
                 target = random.choice(targets)
                 continue
-            self._hear(txn, told.answer)
+            self.hear(txn, told.answer)
             return
 
-    def _hear(self, txn: Txn, answer: ev.Answer) -> None:
+    def hear(self, txn: Txn, answer: ev.Answer) -> None:
+        """The outcome of a transaction."""
         committed = answer.outcome is ev.Outcome.COMMITTED
         txn.code = answer.code
         self._end(txn, "committed" if committed else "aborted", answer.tau)

@@ -15,6 +15,8 @@ from meridian.adjudicator.events import (
     CloseJournal,
     Commit,
     Discard,
+    Move,
+    Moved,
     Part,
     Status,
 )
@@ -23,6 +25,8 @@ from meridian.journal.chain import Chain
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.storage.core import Core
+from meridian.wire.partition import PartitionMap
+from meridian.wire.votes import Message
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -38,16 +42,32 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """The registrar to an owner."""
+    """The registrar or the mapper to an owner."""
 
-    event: AddJournal | CloseJournal
+    event: AddJournal | CloseJournal | Move
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """The owner of `journal` to the registrar."""
+    """The owner of `journal` to whoever wanted it."""
 
     journal: int
-    effect: Added | Closed
+    effect: Added | Closed | Moved
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """One adjudicator to another, or a query processor's Ask to a voter."""
+
+    message: Message
+
+
+class AskMap(msgspec.Struct, frozen=True):
+    """A query processor wants the partition map."""
+
+
+class ThisMap(msgspec.Struct, frozen=True):
+    """The mapper's answer."""
+
+    map: PartitionMap
 
 
 class Fetch(msgspec.Struct, frozen=True):

@@ -23,6 +23,10 @@ from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.messages import Parts
 from meridian.storage import core as st
+from meridian.wire import partition
+
+Spans = tuple[partition.Span, ...]
+WHOLE: Spans = (partition.EVERYTHING,)
 
 
 class Mutant(msgspec.Struct, frozen=True):
@@ -34,8 +38,10 @@ class Mutant(msgspec.Struct, frozen=True):
     parts: Parts
 
 
-def _forgets_start(number: int, start: Position | None = None, keys: int = 1 << 20) -> Adjudicator:
-    return Adjudicator(number, None, keys)
+def _forgets_start(
+    number: int, start: Position | None = None, keys: int = 1 << 20, spans: Spans = WHOLE
+) -> Adjudicator:
+    return Adjudicator(number, None, keys, spans)
 
 
 def _adjudicator(
@@ -44,12 +50,15 @@ def _adjudicator(
     ledger: type[Ledger] | None = None,
     base: type[Adjudicator] = Adjudicator,
 ) -> Parts:
-    def make(number: int, start: Position | None = None, keys: int = 1 << 20) -> Adjudicator:
-        core = base(number, start, keys)
+    def make(
+        number: int, start: Position | None = None, keys: int = 1 << 20, spans: Spans = WHOLE
+    ) -> Adjudicator:
+        core = base(number, start, keys, spans)
         if window is not None:
             core.window = window(core.window.floor, keys)
         if ledger is not None:
             core.ledger = ledger(number)
+        core.voter.window, core.voter.ledger = core.window, core.ledger
         return core
 
     return Parts(adjudicator=make)

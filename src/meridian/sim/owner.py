@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from meridian.adjudicator import events as ev
 from meridian.adjudicator.core import Adjudicator
+from meridian.adjudicator.events import Code
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.disk import Disk
@@ -15,15 +18,23 @@ from meridian.sim.messages import (
     Change,
     Changed,
     Fetch,
+    Get,
+    Got,
     Parts,
+    Peer,
     Records,
     Told,
     Trimmed,
     Want,
 )
+from meridian.sim.plans import CATALOG, version_of
 from meridian.sim.world import MS, Node, World
+from meridian.wire.partition import EVERYTHING, Span
+from meridian.wire.votes import Ask as Ask_
+from meridian.wire.votes import Message, Vote
 
 FETCH_RECORDS = 200
+CATALOG_AGAIN_NS = 150 * MS
 
 
 class Owner(Node):
@@ -43,6 +54,9 @@ class Owner(Node):
         self._syncing = False
         self._asked: dict[int, tuple[str, bytes]] = {}
         self._next_to = 0
+        self.spans: tuple[Span, ...] = (EVERYTHING,)
+        """What its adjudicator was made to own."""
+        self._catalog_reads: dict[int, int] = {}
         self._timers: dict[str, int] = {}
 
     def on_start(self) -> None:
@@ -57,7 +71,9 @@ class Owner(Node):
         self._step(ev.Replayed(reader.position(), (reader.epoch[0] + 1, nonce)))
 
     def _replay(self, start: Position, records: list[Record]) -> Reader:
-        self._core = self.parts.adjudicator(self.number, start, self.world.swarm.window_keys)
+        keys = self.world.swarm.window_keys
+        self._core = self.parts.adjudicator(self.number, start, keys, self.spans)
+        self._catalog_reads = {}
         self._core.window.work_keys = self.world.swarm.work_keys
         reader = self.parts.reader(start)
         for record in records:
@@ -66,6 +82,11 @@ class Owner(Node):
                 self._step(ev.Replay(record, payload))
         self.world.trace("start", self.name, len(records), reader.lease)
         return reader
+
+    def core_ranges(self) -> tuple[Span, ...]:
+        """What it owns now."""
+        assert self._core is not None and self._core.serving, f"{self.name} does not serve"
+        return self._core.ranges.spans
 
     def on_crash(self) -> None:
         """Unsynced bytes are torn."""
@@ -118,8 +139,51 @@ class Owner(Node):
                 world.trace(type(effect).__name__.lower(), self.name, effect.tau)
                 if "m" in world.nodes:
                     world.send(self.name, "m", Changed(self.number, effect))
-            case ev.Refused():
+            case ev.Send():
+                world.trace("send", self.name, effect.to, type(effect.message).__name__)
+                self._send(effect)
+            case ev.WantCatalog():
+                self._next_to += 1
+                self._read_catalog(self._next_to, effect.tau)
+            case ev.Expired():
+                world.trace("expired", self.name, effect.txid.hex(), effect.tau)
+                world.expired.setdefault(effect.txid, []).append(effect.tau)
+            case ev.Moved():
+                world.send(self.name, "d", Changed(self.number, effect))
+            case ev.Refused() | ev.Gated():
                 pass
+
+    def _send(self, effect: ev.Send) -> None:
+        if isinstance(effect.message, Vote) and effect.message.code:
+            self.world.count(f"vote {Code(effect.message.code).name.lower()}")
+        for name in self.world.owner_names(effect.to):
+            self.world.send(self.name, name, Peer(effect.message))
+
+    def _heard(self, message: Message) -> None:
+        self._step(ev.Heard(message))
+        chance, mapper = self.world.swarm.moves_at_votes, self.world.mapper
+        if mapper is None or not isinstance(message, Ask_) or not message.bounds:
+            return
+        if self._random.random() < chance:
+            sid, key, _ = message.bounds[0]
+            mapper((sid, key))
+
+    def _read_catalog(self, request: int, tau: int) -> None:
+        """Asks replicas until one is complete through `tau`."""
+        self._catalog_reads[request] = tau
+        replica = self._random.choice(self.replicas)
+        self.world.send(self.name, replica, Get(request, tau, (CATALOG,)))
+
+        def again() -> None:
+            if request in self._catalog_reads:
+                self._read_catalog(request, tau)
+
+        self.after(CATALOG_AGAIN_NS, again)
+
+    def _catalog_read(self, got: Got) -> None:
+        tau = self._catalog_reads.pop(got.request, None)
+        if tau is not None:
+            self._step(ev.CatalogKnown(tau, version_of(got.values[0])))
 
     def _arm(self, name: str, at: int) -> None:
         def fire() -> None:
@@ -203,6 +267,10 @@ class Owner(Node):
                     self.world.send(self.name, source, Records(self.number, wanted[0].n, wanted))
             case Change():
                 self._step(message.event)
+            case Peer():
+                self._heard(message.message)
+            case Got():
+                self._catalog_read(message)
             case Want():
                 self._step(ev.WantHeartbeat(message.tau))
 
@@ -210,15 +278,7 @@ class Owner(Node):
         if isinstance(event, ev.Commit):
             self._next_to += 1
             self._asked[self._next_to] = (source, event.txid)
-            event = ev.Commit(
-                self._next_to,
-                event.txid,
-                event.tau_start,
-                event.catver,
-                event.flags,
-                event.parts,
-                event.chunk,
-            )
+            event = msgspec.structs.replace(event, to=self._next_to)
         elif isinstance(event, ev.Status):
             self._next_to += 1
             self._asked[self._next_to] = (source, event.txid)

@@ -10,10 +10,13 @@ from random import Random
 
 from meridian.sim.messages import Key
 from meridian.wire import ops as wire
+from meridian.wire.reach import ADDITIVE, GLOBAL, RELATIONS, Reach, encode_reach
 
-KINDS = ("read", "update", "blind", "large", "child", "parent", "lock", "schema")
+KINDS = ("read", "update", "blind", "large", "child", "parent", "lock", "schema", "table")
 ROW, IDENTITY = 0, 1
 SID_FIRST = 1000
+SIDS = 2
+"""Relations of a world whose key ranges have several owners."""
 SID_VERSION = 2
 CATALOG: Key = (SID_VERSION, b"v")
 """The row that holds the catalog version; the catalog log is sid 1."""
@@ -38,10 +41,24 @@ class WriteSet:
         self.locks: dict[Key, None] = {}
         self.shares: dict[Key, None] = {}
         self.identities: dict[Key, None] = {}
-        self.schema: list[wire.Add] = []
+        self.schema: list[wire.Add | wire.Create] = []
+        self.reach: Reach | None = None
+        """Whom a new catalog version concerns."""
+        self.tables: dict[int, bool] = {}
+        """Relations locked as a whole: exclusively, or only against writes."""
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.locks or self.shares or self.schema)
+        return bool(self.rows or self.locks or self.shares or self.schema or self.tables)
+
+    def modes(self) -> list[tuple[int, str]]:
+        """(relation, how it is used): written, its rows locked, locked, shared."""
+        found = {(sid, "written"): None for sid, _ in self.rows if sid >= SID_FIRST}
+        found |= {(sid, "rows"): None for sid, _ in (*self.locks, *self.shares)}
+        found |= {(s, "locked" if x else "shared"): None for s, x in self.tables.items()}
+        for op in self.schema:
+            if isinstance(op, wire.Create) and op.table_sid:
+                found[op.table_sid, "read"] = None
+        return list(found)
 
     def writes(self) -> set[ConflictKey]:
         """Conflict keys written."""
@@ -55,7 +72,7 @@ class WriteSet:
     def sids(self) -> list[int]:
         """Relations touched, without the system's."""
         keys = (*self.rows, *self.locks, *self.shares)
-        return sorted({sid for sid, _ in keys if sid >= SID_FIRST})
+        return sorted({*(sid for sid, _ in keys if sid >= SID_FIRST), *self.tables})
 
     def chunks(self, count: int) -> list[bytes]:
         """`count` chunks, rows spread over them."""
@@ -69,7 +86,12 @@ class WriteSet:
         for sid in sorted({key[0] for key, _ in rows}):
             puts = sorted((k[1], v) for k, v in rows if k[0] == sid and v is not None)
             deletes = sorted(k[1] for k, v in rows if k[0] == sid and v is None)
-            if puts:
+            if puts and sid == wire.SID_CATALOG:
+                assert self.reach is not None and len(puts) == 1
+                key, value = puts[0]
+                row = (value, encode_reach(self.reach))
+                ops.append(wire.Put(sid, 0, (1, 3), [key], *self._hashes(sid, [key]), [row]))
+            elif puts:
                 keys = [key for key, _ in puts]
                 values = [(value,) for _, value in puts]
                 ops.append(wire.Put(sid, 0, (1,), keys, *self._hashes(sid, keys), values))
@@ -90,6 +112,9 @@ class WriteSet:
             ops.append(wire.Lock(sid, [key], _hash(sid, ROW, key), b""))
         for sid, key in self.shares:
             ops.append(wire.Share(sid, [key], b"", _hash(sid, IDENTITY, key)))
+        for sid, exclusive in self.tables.items():
+            op = wire.Lock if exclusive else wire.Share
+            ops.append(op(sid, [b""], _hash(sid, ROW, b""), b""))
         return ops
 
 
@@ -104,13 +129,16 @@ class Plan:
         sids: list[int],
         keys: int,
         salts: tuple[bytes, bytes],
+        *,
+        wide: bool = False,
     ) -> None:
         self.kind = kind
         self.sid = sid
         self.chunk_count = random.randint(2, 4) if kind == "large" else 1
         self._random = random
+        self._wide = wide
         names = [b"%sk%d" % (salts[number % 2], number) for number in range(keys)]
-        own = [(sid, name) for name in names]
+        own = [(s, name) for s in (sids if wide else [sid]) for name in names]
         random.shuffle(own)
         self._parent: Key = (sid, b"p%s.%d" % (salts[0], random.randrange(PARENTS)))
         self._children: list[Key] = [
@@ -131,6 +159,8 @@ class Plan:
             self._targets = own[: random.randint(1, 3)]
         elif kind == "large":
             self._targets = own[: random.randint(2, 8)]
+        elif kind == "table":
+            self._targets = own[: random.randint(0, 1)]
         elif kind in ("child", "parent"):
             self.reads = [self._parent, *self._children]
         if self._targets and kind != "large" and random.random() < HOT_CHANCE:
@@ -144,7 +174,9 @@ class Plan:
         for key in self._targets:
             out.rows[key] = name
         if self.kind == "lock":
-            out.locks = {key: None for key in self.reads if key[0] == self.sid}
+            sids = [key[0] for key in self._targets] if self._wide else []
+            sids.append(self.sid)
+            out.locks = {key: None for key in self.reads if key[0] in sids}
             for key in out.rows:
                 out.locks.pop(key, None)
         elif self.kind == "child" and seen[self._parent] is not None:
@@ -156,8 +188,22 @@ class Plan:
             version = version_of(seen[CATALOG]) + 1
             out.rows[CATALOG] = b"%d/" % version + name
             out.rows[wire.SID_CATALOG, version.to_bytes(8, "big")] = name
-            out.schema.append(wire.Add(self.sid, 100 + version, 1, None))
+            self._change_schema(out, version)
+        elif self.kind == "table":
+            out.tables[self.sid] = self._random.random() < 0.5
         return out
+
+    def _change_schema(self, out: WriteSet, version: int) -> None:
+        """A new table, a new column, or what concerns everybody (a function)."""
+        kind = self._random.choice((ADDITIVE, RELATIONS, RELATIONS, GLOBAL))
+        out.reach = Reach(kind, (self.sid,) if kind == RELATIONS else ())
+        if kind == RELATIONS and self._random.random() < 0.5:
+            index = wire.Create(10_000 + version, wire.KIND_INDEX, [(0, 2)], self.sid)
+            out.schema.append(index)
+        elif kind == RELATIONS:
+            out.schema.append(wire.Add(self.sid, 100 + version, 1, None))
+        elif kind == ADDITIVE:
+            out.schema.append(wire.Create(10_000 + version, wire.KIND_TABLE, [(1, 2)], 0))
 
     def _write_parent(self, out: WriteSet, name: bytes, seen: dict[Key, bytes | None]) -> None:
         children = [key for key in self._children if seen[key] is not None]

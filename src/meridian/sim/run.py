@@ -5,12 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from meridian.journal.core import Position
-from meridian.sim.checkers import check_all
+from meridian.sim.checkers import check_all, check_ranges
 from meridian.sim.client import Client
 from meridian.sim.disk import Disk
+from meridian.sim.mapper import Mapper, first_map, spans_of
 from meridian.sim.membership import Registrar
 from meridian.sim.messages import Parts
 from meridian.sim.owner import Owner
+from meridian.sim.plans import SIDS
 from meridian.sim.replica import Replica, Store
 from meridian.sim.stream import Stream, StreamOwner
 from meridian.sim.swarm import Swarm, choose
@@ -55,6 +57,12 @@ class Run:
         self._everyone: list[Owner] = []
         self.routes = list(range(swarm_.owners))
         """Journals that take commits, as far as query processors know."""
+        self.mapper: Mapper | None = None
+        if swarm_.partitioned:
+            borders = world.random("borders")
+            map_ = first_map(borders, seed, swarm_.owners, SIDS)
+            self.mapper = Mapper(world, map_, world.owner_names, SIDS)
+            world.mapper = self.mapper.move_at
         for number in range(swarm_.owners):
             self._build_owner(number, Position())
         object_store: list[Store] = []
@@ -90,6 +98,9 @@ class Run:
         self._everyone += owners
         for one in owners:
             one.replicas = self._replica_names()
+            world.owners.setdefault(number, []).append(one.name)
+            if self.mapper is not None:
+                one.spans = spans_of(self.mapper.map, number)
 
     def _replica_names(self) -> list[str]:
         return [f"r{number}" for number in range(self.swarm.replicas)]
@@ -128,7 +139,10 @@ class Run:
         failure = ""
         counts: dict[str, int] = {}
         try:
-            everyone = (*self.owners, *self.replicas, *self.clients, self.registrar)
+            everyone: list[Node] = [*self.owners, *self.replicas, *self.clients]
+            everyone.append(self.registrar)
+            if self.mapper is not None:
+                everyone.append(self.mapper)
             for node in (*self._streams(), *everyone):
                 node.start()
             self._plan_faults()
@@ -153,9 +167,15 @@ class Run:
             self._plan_changes()
             nodes.append(self.registrar)
 
+        if self.mapper is not None:
+            nodes.append(self.mapper)
+
         def moment() -> int:
             return START + random.randrange(SAFETY_NS)
 
+        for _ in range(swarm.moves):
+            assert self.mapper is not None
+            world.at(START + self.world.random("moves").randrange(SAFETY_NS), self.mapper.move)
         for _ in range(swarm.crashes):
             node, down = random.choice(nodes), random.randint(MS, 800 * MS)
             world.at(moment(), lambda node=node, down=down: self._crash(node, down))  # type: ignore[misc]
@@ -238,7 +258,10 @@ class Run:
         for owner in self._all_owners():
             if self.swarm.streams:
                 owner.crash()
-        for node in (*self.owners, *self.replicas, self.registrar):
+        nodes: list[Node] = [*self.owners, *self.replicas, self.registrar]
+        if self.mapper is not None:
+            nodes.append(self.mapper)
+        for node in nodes:
             if not node.alive:
                 node.start()
         limit = world.now + LIVENESS_NS
@@ -247,7 +270,8 @@ class Run:
         self._settle(limit)
 
     def _idle(self) -> bool:
-        return self.registrar.idle and all(client.idle for client in self.clients)
+        moving = self.mapper is not None and not self.mapper.idle
+        return not moving and self.registrar.idle and all(client.idle for client in self.clients)
 
     def _settle(self, limit: int) -> None:
         """Every replica becomes complete through now."""
@@ -270,7 +294,17 @@ class Run:
             trimmed = txn.unknown_answers and self.swarm.checkpoints > 0
             if txn.status == "unknown" and not txn.abandoned and not trimmed:
                 raise SimulationError(f"liveness: {txn.name!r} never got an outcome")
-        return check_all(self.journals, self.replicas, log, real_time=not self.swarm.false_bounds)
+        partitioned = self.swarm.partitioned
+        if self.mapper is not None:
+            check_ranges([owner.core_ranges() for owner in self.owners])
+        return check_all(
+            self.journals,
+            self.replicas,
+            log,
+            real_time=not self.swarm.false_bounds,
+            expired=self.world.expired,
+            leaders=partitioned,
+        )
 
 
 def run_seed(seed: int, parts: Parts | None = None, *, story: bool = False) -> Result:

@@ -50,6 +50,14 @@ class Swarm(msgspec.Struct, frozen=True):
     closes: int
     rots: int
     """Values that rot in one copy, unnoticed by its disk; then replicas check each other."""
+    partitioned: bool
+    """Key ranges belong to several owners, who vote; else each has relations of its own."""
+    moves: int
+    """Ranges that move in the middle."""
+    moves_at_votes: float
+    """Chance that a range moves right after a vote for it."""
+    wide: float
+    """Chance that a transaction takes keys of several relations."""
     window_keys: int
     """Keys that the conflict window holds; few make the floor rise."""
     work_keys: int
@@ -71,10 +79,15 @@ def choose(seed: int) -> Swarm:
     changing = journals.random() < 0.3
     rot = Random(f"{seed}/swarm/rot")
     rots = rot.choice((1, 3, 8)) if rot.random() < 0.2 else 0
+    votes = Random(f"{seed}/swarm/votes")
+    partitioned = not changing and votes.random() < 0.6
+    owners = random.choice((1, 1, 1, 2, 3))
+    if partitioned:
+        owners = votes.choice((2, 2, 3, 4))
     colocated = random.random() < 0.4
     clock_error = 0 if colocated else random.choice((0, 20_000, MS, 8 * MS, 50 * MS, 50 * MS))
     return Swarm(
-        owners=random.choice((1, 1, 1, 2, 3)),
+        owners=owners,
         replicas=max(random.choice((1, 2)), rot.choice((2, 3)) if rots else 0),
         clients=random.randint(2, 6),
         colocated=colocated,
@@ -106,8 +119,12 @@ def choose(seed: int) -> Swarm:
         adds=journals.choice((1, 1, 2, 3)) if changing else 0,
         closes=journals.choice((0, 1, 2)) if changing else 0,
         rots=rots,
+        partitioned=partitioned,
+        moves=votes.choice((0, 0, 2, 6, 20)) if partitioned else 0,
+        moves_at_votes=votes.choice((0, 0, 0.02, 0.1)) if partitioned else 0,
+        wide=votes.choice((0.0, 0.3, 0.8)),
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
         work_keys=random.choice((1 << 16, 1)),
         keys=random.choice((3, 6, 20)),
-        weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(8)),
+        weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(9)),
     )

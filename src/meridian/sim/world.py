@@ -120,6 +120,12 @@ class World:
         self.healed = False
         self.story: list[str] | None = [] if keep_trace else None
         self.counts: dict[str, int] = {}
+        self.expired: dict[bytes, list[int]] = {}
+        """Promises that ended without a verdict: the taus by transaction id."""
+        self.owners: dict[int, list[str]] = {}
+        """Who may be adjudicator number n."""
+        self.mapper: Callable[[tuple[int, bytes]], None] | None = None
+        """Moves the range around a key."""
         self._seq = 0
         self._heap: list[tuple[int, int, Action]] = []
         self._hash = hashlib.blake2b(digest_size=8)
@@ -140,6 +146,14 @@ class World:
         self.counts[what] = self.counts.get(what, 0) + 1
         if self.story is not None:
             self.story.append(line)
+
+    def count(self, what: str) -> None:
+        """One more of these, without a line in the story."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def owner_names(self, number: int) -> list[str]:
+        """The nodes that may be adjudicator `number`."""
+        return self.owners.get(number, [])
 
     def digest(self) -> str:
         """Hash of everything traced so far."""

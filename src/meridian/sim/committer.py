@@ -1,0 +1,151 @@
+"""How a model query processor commits where key ranges have several owners (design 5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from meridian.adjudicator import events as ev
+from meridian.adjudicator.cut import Cut, cut, owners_of, pack
+from meridian.adjudicator.footprint import Footprint
+from meridian.sim.messages import Ask, AskMap, Peer, ThisMap
+from meridian.sim.world import MS, S
+from meridian.wire import votes
+from meridian.wire.partition import PartitionMap
+
+if TYPE_CHECKING:
+    from meridian.sim.client import Client, Txn
+
+PATIENCE_NS = 20 * S
+"""How long a transaction tries to read, and then to learn its outcome, before it gives up."""
+UNKNOWN_ANSWERS = 10
+"""So many times "unknown", over longer than any owner takes to start, is for good."""
+
+Wait = Generator[tuple[int, object], Any, Any]
+
+
+def joined(cuts: list[Cut], owner: int) -> tuple[Footprint, tuple[tuple[int, bytes, bytes], ...]]:
+    """What one owner must hold of all chunks: footprint and bounds."""
+    parts = [one.part(owner) for one in cuts]
+    first = parts[-1].footprint
+
+    def every(name: str) -> Any:
+        found = [getattr(part.footprint, name) for part in parts]
+        if isinstance(found[0], bytes):
+            return b"".join(found)
+        return tuple(dict.fromkeys(sid for one in found for sid in one))
+
+    names = ("writes", "shares", "checks", "sids", "written", "row_locked", "locked", "shared")
+    print_ = msgspec.structs.replace(first, **{name: every(name) for name in names})
+    return print_, tuple(bound for part in parts for bound in part.bounds)
+
+
+class Committer:
+    """Cuts write sets by a map that may be stale, asks the voters, makes attempts."""
+
+    def __init__(self, client: Client, random: Random) -> None:
+        self.client = client
+        self._random = random
+        self._map: PartitionMap | None = None
+        self._epochs: dict[int, tuple[int, int]] = {}
+
+    def forget(self) -> None:
+        """A new process."""
+        self._map = None
+        self._epochs = {}
+
+    def _fetch_map(self) -> Wait:
+        world = self.client.world
+        while True:
+            world.send(self.client.name, "d", AskMap())
+            answer = yield self._random.randint(20 * MS, 100 * MS), ThisMap
+            if answer is not None:
+                if self._map is None or answer.map.version >= self._map.version:
+                    self._map = answer.map
+                return
+            if self._map is not None:
+                return
+
+    def commit(self, txn: Txn, chunks: list[bytes], flags: int) -> Wait:
+        """Until the outcome is known, or patience ends."""
+        world, random = self.client.world, self._random
+        if self._map is None:
+            yield from self._fetch_map()
+        assert self._map is not None
+        leader = owners_of([cut(chunk, self._map) for chunk in chunks], self._map)[0]
+        txn.owner = leader
+        txn.txid = votes.name_leader(txn.txid, leader)
+        attempt, again, unsure, sent = 0, False, False, 0
+        deadline = world.now + PATIENCE_NS
+        while world.now < deadline and txn.unknown_answers < UNKNOWN_ANSWERS:
+            sent += 1
+            if unsure or (again and random.random() < 0.2):
+                self._tell(leader, Ask(ev.Status(0, txn.txid, txn.tau_start)))
+            else:
+                # After silence the same attempt may be sent again, or the next one.
+                attempt += not again or random.random() < 0.5
+                yield from self._send(txn, chunks, flags, attempt)
+            again = True
+            told = yield random.randint(100 * MS, 400 * MS), txn.txid
+            if told is None:
+                continue
+            answer: ev.Answer = told.answer
+            if answer.outcome is ev.Outcome.UNKNOWN:
+                unsure = True
+                txn.unknown_answers += 1
+                yield random.randint(11 * MS, 220 * MS), None
+            elif answer.outcome is ev.Outcome.RETRY:
+                again = False
+                world.count(f"retry {ev.Code(answer.code).name.lower()}")
+                if answer.epoch > (0, 0):
+                    self._epochs[leader] = answer.epoch
+                if answer.code is ev.Code.PLACE and random.random() < 0.8:
+                    yield from self._fetch_map()
+                yield random.randint(MS, 20 * MS), None
+            else:
+                if txn.owners > 1:
+                    world.count(f"cross {answer.outcome.name.lower()}")
+                    world.counts["attempts"] = world.counts.get("attempts", 0) + attempt
+                self.client.hear(txn, answer)
+                return
+
+    def _tell(self, number: int, message: Any) -> None:
+        """To one or all of those who may be this adjudicator."""
+        names = self.client.world.owner_names(number)
+        if self._random.random() < 0.5:
+            names = [self._random.choice(names)]
+        for name in names:
+            self.client.world.send(self.client.name, name, message)
+
+    def _send(self, txn: Txn, chunks: list[bytes], flags: int, attempt: int) -> Wait:
+        assert self._map is not None
+        leader = txn.owner
+        cuts = [cut(chunk, self._map) for chunk in chunks]
+        owners = owners_of(cuts, self._map)
+        everywhere = any(one.everywhere for one in cuts)
+        voters = tuple(owner for owner in owners if owner != leader)
+        txn.owners = max(txn.owners, len({*owners, leader}))
+        epoch = self._epochs.get(leader, (0, 0)) if voters else (0, 0)
+        if epoch > (0, 0) or not voters:
+            for seq, chunk in enumerate(chunks[:-1]):
+                self._tell(leader, Ask(ev.Part(txn.txid, txn.tau_start, seq, chunk)))
+                yield self._random.randint(0, 2 * MS), None
+            for voter in voters:
+                print_, bounds = joined(cuts, voter)
+                ask = votes.Ask(
+                    txn.txid, attempt, epoch, txn.tau_start, txn.catver,
+                    pack(print_), bounds, everywhere,
+                )  # fmt: skip
+                self._tell(voter, Peer(ask))
+        request = ev.Commit(
+            0, txn.txid, txn.tau_start, txn.catver, flags, len(chunks) - 1, chunks[-1],
+            attempt if voters else 0, epoch, voters,
+        )  # fmt: skip
+        self._tell(leader, Ask(request))
+        if self._random.random() < 0.05:
+            # Somebody who does not know that the id names the leader (5.6).
+            wrong = self._random.choice(owners)
+            self._tell(wrong, Ask(msgspec.structs.replace(request, voters=(), attempt=0)))

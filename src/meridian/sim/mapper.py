@@ -1,0 +1,142 @@
+"""The partition map, and ranges that move while commits go on (design section 5.8)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from meridian.adjudicator import events as ev
+from meridian.sim.messages import AskMap, Change, Changed, ThisMap
+from meridian.sim.plans import SID_FIRST
+from meridian.sim.world import MS, Node, World
+from meridian.wire.ops import SID_CATALOG
+from meridian.wire.partition import FIRST, LAST, PartitionMap, Place, Span, whole_map
+
+ASK_NS = 100 * MS
+
+
+def borders(random: Random, seed: int, sids: int) -> list[Place]:
+    """Places where the world's keys lie dense, ascending."""
+    names = [b"", b"%d.5" % seed, b"%dk1" % seed, b"%dk2" % seed, b"c", b"cz", b"p", b"q"]
+    places = [(SID_FIRST + number, name) for number in range(sids) for name in names]
+    places += [(SID_CATALOG, bytes(7) + b"\3"), (2, b"")]
+    return sorted(random.sample(places, random.randint(3, 8)))
+
+
+def first_map(random: Random, seed: int, owners: int, sids: int) -> PartitionMap:
+    """Who owns what in the beginning."""
+    map_ = whole_map(random.randrange(owners), 0)
+    places = borders(random, seed, sids)
+    for number, place in enumerate(places):
+        map_ = map_.moved(place, LAST, number % owners)
+    return PartitionMap(1, map_.starts, map_.owners)
+
+
+def spans_of(map_: PartitionMap, owner: int) -> tuple[Span, ...]:
+    """What one adjudicator is made with."""
+    ends = [*map_.starts[1:], LAST]
+    rows = zip(map_.starts, ends, map_.owners, strict=True)
+    return tuple(Span(lo, hi) for lo, hi, whose in rows if whose == owner)
+
+
+class Mapper(Node):
+    """Node `d`: holds the map and has one range moved at a time; it outlives its crashes.
+
+    The map is a hint: now and then it is published before the range has moved, or long after.
+    """
+
+    def __init__(
+        self, world: World, map_: PartitionMap, owners: Callable[[int], list[str]], sids: int
+    ) -> None:
+        super().__init__(world, "d")
+        self.map = map_
+        """What query processors are told."""
+        self._true = map_
+        self.moves = 0
+        """Ranges that moved."""
+        self._owners = owners
+        self._sids = sids
+        self._random = world.random("moves")
+        self._plan: tuple[int, ev.Move, PartitionMap] | None = None
+        self._wanted = 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing moves."""
+        return self._plan is None and self._wanted == 0
+
+    def move(self) -> None:
+        """Some range shall move, once the last one has."""
+        self._wanted += 1
+
+    def move_at(self, place: Place) -> None:
+        """The range around this key shall move at once, if nothing else does."""
+        if self._plan is None and not self._wanted and self.alive and not self.world.healed:
+            self._wanted = 1
+            self._choose(place)
+            self._command()
+
+    def on_start(self) -> None:
+        """Goes on with its plan."""
+        self._ask()
+
+    def _choose(self, place: Place | None = None) -> None:
+        """A range, or its part up to or from a border."""
+        map_, random = self._true, self._random
+        at = random.randrange(len(map_.starts))
+        if place is not None:
+            at = bisect_right(map_.starts, place) - 1
+        lo, source = map_.starts[at], map_.owners[at]
+        hi = map_.starts[at + 1] if at + 1 < len(map_.starts) else LAST
+        inside = [one for one in borders(random, self.world.seed, self._sids) if lo < one < hi]
+        if inside and place is None and random.random() < 0.7:
+            lo, hi = random.choice(((lo, inside[0]), (inside[0], hi)))
+        others = [number for number in range(self.world.swarm.owners) if number != source]
+        target = random.choice(others)
+        assert FIRST <= lo < hi <= LAST
+        moved = map_.moved(lo, hi, target)
+        self._plan = source, ev.Move(lo, hi, target, moved.version), moved
+        self._wanted -= 1
+        self.world.trace("move", self.name, source, target, lo, hi)
+        if random.random() < 0.2:
+            self.map = moved
+
+    def _ask(self) -> None:
+        if self._plan is None and self._wanted and not self.world.healed:
+            self._choose()
+        elif self.world.healed:
+            self._wanted = 0
+        self._command()
+        self.after(ASK_NS, self._ask)
+
+    def _command(self) -> None:
+        if self._plan is not None:
+            source, event, _ = self._plan
+            for owner in self._owners(source):
+                self.world.send(self.name, owner, Change(event))
+
+    def receive(self, source: str, message: Any) -> None:
+        """Questions for the map; moves that are done."""
+        if isinstance(message, AskMap):
+            self.world.send(self.name, source, ThisMap(self.map))
+            return
+        assert isinstance(message, Changed)
+        moved = message.effect
+        if self._plan is None or not isinstance(moved, ev.Moved):
+            return
+        _, event, map_ = self._plan
+        handover = moved.handover
+        if (handover.lo, handover.hi, handover.version) != (event.lo, event.hi, event.version):
+            return
+        self._plan = None
+        self._true = map_
+        self.moves += 1
+        self.world.trace("moved", self.name, event.target)
+        late = self._random.choice((0, 0, self._random.randint(0, 500 * MS)))
+        self.world.at(self.world.now + late, lambda: self._publish(map_))
+
+    def _publish(self, map_: PartitionMap) -> None:
+        if map_.version > self.map.version:
+            self.map = map_
