@@ -139,7 +139,7 @@ def test_one_move_at_a_time_and_asked_again_it_tells() -> None:
     two.move(1, 0, place("t"), place("u"))
     assert two.nodes[1].core.ranges.covers(place("t"), place("u"))
     two.settle(5)
-    (told,) = two.nodes[1].step(Move(place("y"), LAST, 0, 9))
+    (told,) = two.nodes[1].step(Move(place("y"), LAST, 0, two.map.version + 1))
     assert isinstance(told, Moved) and told.handover.target == 0
 
 
