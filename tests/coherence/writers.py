@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -34,7 +35,7 @@ class Shared:
 
 
 class Writer(threading.Thread):
-    """Moves between the instances; after a lost connection it goes to the next one."""
+    """Has a session on every instance; each transaction goes to any of them."""
 
     def __init__(self, number: int, shared: Shared) -> None:
         super().__init__(name=f"writer {number}", daemon=True)
@@ -52,17 +53,27 @@ class Writer(threading.Thread):
         self.wrong: list[str] = []
 
     def run(self) -> None:
-        turn = self.number
         while not self.shared.stopping.is_set():
-            turn += 1
-            dsns = self.shared.dsns()
-            try:
-                with psycopg.connect(dsns[turn % len(dsns)], connect_timeout=10) as session:
-                    while not self.shared.stopping.is_set() and not session.closed:
-                        self._transaction(session)
-            except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as error:
-                self._note(error)
-                time.sleep(0.1)
+            sessions = self._connect()
+            # With an instance missing, it is looked for again soon.
+            until = self.seq + (1_000_000 if len(sessions) == len(self.shared.dsns()) else 20)
+            while (self.seq < until and not self.shared.stopping.is_set()
+                   and not any(session.closed for session in sessions)):
+                self._transaction(self.rng.choice(sessions))
+            for session in sessions:
+                session.close()
+
+    def _connect(self) -> list[psycopg.Connection]:
+        """To every instance that lets us in; at least one."""
+        while True:
+            found = []
+            for dsn in self.shared.dsns():
+                try:
+                    found.append(psycopg.connect(dsn, connect_timeout=10))
+                except psycopg.Error as error:
+                    self._note(error)
+            if found or self.shared.stopping.wait(0.1):
+                return found
 
     def _transaction(self, session: psycopg.Connection) -> None:
         self.seq += 1
@@ -93,7 +104,7 @@ class Writer(threading.Thread):
             self.unknown[self.seq] = effect
         else:
             self.refused.add(self.seq)
-        if not session.closed:
+        with contextlib.suppress(psycopg.Error):
             session.rollback()
 
     def _note(self, error: Exception) -> None:

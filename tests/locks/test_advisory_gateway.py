@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -11,6 +12,9 @@ from meridian.dataplane.advisory import OP_LOCK, OP_TRY, OP_UNLOCK, OP_UNLOCK_AL
 from meridian.errors import Kind
 from meridian.gateway.advisory import Advisory
 from meridian.gateway.client import Client, GatewayError
+from meridian.gateway.connection import Connection
+from meridian.gateway.requests import Requests
+from meridian.wire import frames
 from meridian.wire.frames import ADVISORY
 from tests.dataplane.plane import Plane
 
@@ -110,3 +114,36 @@ def test_a_refused_request_leaves_nothing_behind() -> None:
     assert connections[0].running == {}
     gateway.close(connections[0])  # type: ignore[arg-type]
     assert gateway.locks.rows() == [] and gateway._connections == {}
+
+
+class FakeTransport:
+    """Takes answers; never full."""
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        """As asyncio's."""
+
+    def write(self, data: bytes) -> None:
+        """As asyncio's."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+def test_locks_last_until_a_commit_under_way_has_ended() -> None:
+    """The connection is lost with a COMMIT in flight: it may land, so nobody gets the lock yet."""
+    node = MagicMock(profile="standard")
+    requests = Requests(node)
+    holder, other = Connection(requests, 1), Connection(requests, 2)
+    for connection in (holder, other):
+        connection.connection_made(FakeTransport())  # type: ignore[arg-type]
+        connection.greeted = True
+    requests.handle(holder, frames.frame((ADVISORY, 1, OP_LOCK, BIGINT, 7, 0))[4:])
+    requests.handle(holder, frames.frame((frames.COMMIT, 2, 0, 0, b"x" * 16, 0, 0, b"\x90"))[4:])
+    done = node.commits.commit.call_args.args[-1]
+    requests.handle(other, frames.frame((ADVISORY, 1, OP_LOCK, BIGINT, 7, 0))[4:])
+    holder.connection_lost(None)
+    assert list(other.running) == [1]
+    done(1234)
+    assert other.running == {}
+    other.connection_lost(None)
+    assert requests.advisory.locks.rows() == []
