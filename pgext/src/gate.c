@@ -55,8 +55,8 @@ put_gate(StringInfo buf, const int64 *sids, int n, int hold_ms)
 }
 
 /* With tau_start taken it would come too late; what storage does not have yet needs none. */
-void
-mer_gate(List *relids)
+static void
+hold_writers(List *relids)
 {
 	int64		sids[GATE_RELATIONS];
 	int			n = 0;
@@ -64,7 +64,7 @@ mer_gate(List *relids)
 	uint32		id;
 	MerReply	reply;
 
-	if (mer_txn.tau != 0 || !several_instances())
+	if (mer_txn.tau != 0)
 		return;
 	foreach_oid(relid, relids)
 	{
@@ -82,6 +82,21 @@ mer_gate(List *relids)
 	reply = mer_wire_call(&buf, id);
 	pfree(reply.frame);
 	pfree(buf.data);
+}
+
+/* A single instance keeps its writers out by its own locks. */
+void
+mer_gate(List *relids)
+{
+	if (several_instances())
+		hold_writers(relids);
+}
+
+/* For who takes no lock that would keep even local writers out. */
+void
+mer_gate_for_all(Oid relid)
+{
+	hold_writers(list_make1_oid(relid));
 }
 
 /* ---------- which relations a statement will read ---------- */

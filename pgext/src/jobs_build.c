@@ -38,6 +38,7 @@
 #include "utils/syscache.h"
 
 #include "jobs.h"
+#include "utility.h"
 
 #define STEP_BYTES (512 * 1024)
 #define STEP_ROWS_MAX 2000
@@ -492,9 +493,13 @@ mer_job_drop_indexes(MerJob *job)
 		performDeletion(&object, DROP_RESTRICT, PERFORM_DELETION_INTERNAL);
 }
 
-/* Its new phase or status, and how many rows it has looked at. */
+/*
+ * Its new phase or status, and how many rows it has looked at.  gate: writers'
+ * commits wait for this one, which lost too often (rows that are locked all the
+ * time get no entry from who locks them).
+ */
 const char *
-mer_job_build_step(const char *id, int budget, int64 *rows)
+mer_job_build_step(const char *id, int budget, bool gate, int64 *rows)
 {
 	MerJob		job;
 	MerJob		seen;
@@ -515,6 +520,8 @@ mer_job_build_step(const char *id, int budget, int64 *rows)
 	{
 		target = list_nth_oid(targets, (int) mer_job_int(&seen, JOB_AT));
 		heap = open_table(target, RowExclusiveLock);
+		if (heap && gate)
+			mer_gate_for_all(RelationGetRelid(heap));
 	}
 	if (!mer_job_get(id, &job))
 		return "gone";

@@ -61,7 +61,7 @@ mer_jobs_sql(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* job_step(id, budget): one step; what comes next, and how many rows it has looked at */
+/* job_step(id, budget, gate): one step; what comes next, and how many rows it has looked at */
 Datum
 mer_job_step_sql(PG_FUNCTION_ARGS)
 {
@@ -74,7 +74,7 @@ mer_job_step_sql(PG_FUNCTION_ARGS)
 	mer_job_check_id(id);
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	values[0] = CStringGetTextDatum(mer_job_build_step(id, PG_GETARG_INT32(1), &rows));
+	values[0] = CStringGetTextDatum(mer_job_build_step(id, PG_GETARG_INT32(1), PG_GETARG_BOOL(2), &rows));
 	values[1] = Int64GetDatum(rows);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }

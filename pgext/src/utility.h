@@ -110,6 +110,7 @@ extern void mer_rewrite_before_alter(AlterTableStmt *stmt);
 
 /* Hold commits of other instances' sessions that write these relations. */
 extern void mer_gate(List *relids);
+extern void mer_gate_for_all(Oid relid);
 extern void mer_gate_before_alter(AlterTableStmt *stmt);
 extern void mer_gate_before_truncate(TruncateStmt *stmt);
 extern void mer_gate_init(void);

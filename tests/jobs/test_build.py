@@ -126,6 +126,24 @@ def test_one_hot_row_does_not_hold_up_a_build(cluster: Server) -> None:
         assert writers.unexpected == []
 
 
+def test_a_row_that_is_always_locked_does_not_hold_up_a_build(cluster: Server) -> None:
+    """FOR UPDATE counts as a write of the row, and leaves no entry."""
+
+    def lock(session: Session, rng: random.Random) -> None:
+        with session.transaction():
+            session.execute("SELECT FROM locked WHERE id BETWEEN 10 AND 30 FOR UPDATE")
+
+    with connect(cluster.dsn) as session:
+        fill(session, "locked", 300)
+        with Writers(cluster.dsn, 4, lock) as writers:
+            wait_for(lambda: writers.done > 20)
+            session.execute("SET statement_timeout = '30s'")
+            session.execute("CREATE INDEX locked_a ON locked (a)")
+            session.execute("CREATE UNIQUE INDEX locked_u ON locked (u)")
+        compare(session, "locked", "locked_a", "a")
+        assert writers.unexpected == []
+
+
 def test_two_builds_at_once(cluster: Server) -> None:
     with connect(cluster.dsn) as session, connect(cluster.dsn) as other:
         fill(session, "two")

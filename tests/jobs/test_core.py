@@ -92,7 +92,7 @@ def test_conflicts_shrink_the_step_to_one_row_and_never_end_the_job(driver: Driv
     for _ in range(100):
         assert isinstance(step, Step)
         step = driver.past(driver.ask(Refused("a", "40001", "conflict", "", 5.0)))
-    assert step == Step("a", 1)
+    assert step == Step("a", 1, gate=True)
     assert driver.past(driver.ask(Stepped("a", "build", 1, 1.0))) == Step("a", 2)
 
 

@@ -272,6 +272,8 @@ class Gated(msgspec.Struct, frozen=True):
     txid: bytes
     tau: int
     code: Code = Code.NONE
+
+
 class Send(msgspec.Struct, frozen=True):
     """A message to whoever is adjudicator number `to` now."""
 

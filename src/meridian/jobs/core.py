@@ -19,6 +19,8 @@ REST = 0.5
 """Rest after a step, in units of its duration: others keep well over half of everything."""
 PAUSE_FIRST_MS = 10.0
 PAUSE_LAST_MS = 1_000.0
+CONFLICTS_MAX = 5
+"""Steps of a single row that lost in a row, before the next one holds up writers."""
 ODD_FAILURES_MAX = 20
 """Failures in a row that may pass by themselves, before the job is given up."""
 
@@ -79,10 +81,14 @@ class ListJobs:
 
 @dataclass(frozen=True)
 class Step:
-    """Make a step of at most `budget` rows: Stepped or Refused."""
+    """Make a step of at most `budget` rows: Stepped or Refused.
+
+    `gate`: the commits of writers wait for it, so that it cannot lose against them again.
+    """
 
     id: str
     budget: int
+    gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,8 @@ class _Pace:
     budget: int = BUDGET_FIRST_ROWS
     due_ms: float = 0.0
     failures: int = 0
+    conflicts: int = 0
+    """In a row, with the smallest budget."""
     given_up: Refused | None = None
 
 
@@ -153,7 +161,7 @@ class Core:
         if event.next in ENDED:
             del self.jobs[event.id]
             return
-        pace.failures = 0
+        pace.failures = pace.conflicts = 0
         pace.due_ms = now_ms + REST * event.elapsed_ms
         if event.rows >= pace.budget:
             fitting = int(event.rows * STEP_MS / max(event.elapsed_ms, 0.1))
@@ -167,6 +175,7 @@ class Core:
         pause_ms = min(PAUSE_LAST_MS, PAUSE_FIRST_MS * 2 ** min(pace.failures - 1, 10))
         pace.due_ms = now_ms + max(pause_ms, REST * event.elapsed_ms)
         if event.sqlstate in _CONFLICTS:
+            pace.conflicts += pace.budget == 1
             pace.budget = max(1, pace.budget // 4)
             return
         passing = not event.sqlstate or event.sqlstate.startswith(_PASSING)
@@ -197,4 +206,4 @@ class Core:
             pace.given_up = None
             return Fail(id_, why.sqlstate, why.message, why.detail)
         assert 1 <= pace.budget <= BUDGET_MAX_ROWS, pace.budget
-        return Step(id_, pace.budget)
+        return Step(id_, pace.budget, gate=pace.conflicts >= CONFLICTS_MAX)

@@ -101,7 +101,8 @@ class Runner:
         began = time.monotonic()
         try:
             cursor = await session.execute(
-                "SELECT next, rows_read FROM meridian.job_step(%s, %s)", (step.id, step.budget)
+                "SELECT next, rows_read FROM meridian.job_step(%s, %s, %s)",
+                (step.id, step.budget, step.gate),
             )
             row = await cursor.fetchone()
         except psycopg.Error as error:
