@@ -12,6 +12,7 @@ from meridian.journal.coded_reader import Adoption, CodedPosition, CodedReader
 from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.core import JournalError, Reader, make
 from meridian.journal.record import Record
+from meridian.sim import mutants_coded as mutants
 from tests.journal.three_streams import LEASE, Owner, Stream
 
 ONE, TWO, THREE = (1, 11), (2, 22), (3, 33)
@@ -485,73 +486,16 @@ def _found(kinds: Kinds, seeds: int) -> bool:
     return False
 
 
-class _OneCopy(CodedReader):
-    """Delivers what it finds once."""
-
-    def _next(self, goal):  # type: ignore[no-untyped-def]
-        self._covers[self.epoch] = 10**9
-        return super()._next(goal)
-
-
-class _OneSeal(CodedReader):
-    """Believes a SEAL that it finds once."""
-
-    def _proven(self, copies):  # type: ignore[no-untyped-def]
-        return True
-
-
-class _AnyFenced(CodedReader):
-    """Takes over without the records found once."""
-
-    def _adopt_once_found(self, out):  # type: ignore[no-untyped-def]
-        return True
-
-
-class _OldestSeal(CodedReader):
-    """Takes over from the last durable SEAL, not the highest."""
-
-    def adopt(self, fenced):  # type: ignore[no-untyped-def]
-        return super().adopt(fenced) if not self._higher() else self._from_here()
-
-    def _higher(self) -> bool:
-        return any(one.epoch > self.epoch for log in self.logs for one in log.segments)
-
-    def _from_here(self) -> Adoption:
-        return Adoption(self.n, self.epoch, ())
-
-
-class _DurableOnOne(CodedWriter):
-    def stored(self, stream: int, count: int) -> None:
-        super().stored(stream, count)
-        self.durable_n = max(lane.n for lane in self.lanes)
-
-
-class _CommitFirst(CodedWriter):
-    """The commit record does not wait for its bodies."""
-
-    def _release(self) -> None:
-        durable, self.durable_n = self.durable_n, 10**9
-        super()._release()
-        self.durable_n = durable
-
-
-class _SkipsFreely(CodedWriter):
-    def _drop(self) -> None:
-        while len(self._kept) > 1:
-            self._kept.pop(next(iter(self._kept)))
-
-    def _skippable(self, stream: int, first: int) -> bool:
-        return True
-
-
 MUTANTS: dict[str, Kinds] = {
-    "delivers one copy": (_OneCopy, CodedWriter),
-    "believes one SEAL": (_OneSeal, CodedWriter),
-    "does not adopt what is found once": (_AnyFenced, CodedWriter),
-    "does not start from the highest SEAL": (_OldestSeal, CodedWriter),
-    "durable on one": (CodedReader, _DurableOnOne),
-    "commit before its bodies": (CodedReader, _CommitFirst),
-    "skips what one other holds": (CodedReader, _SkipsFreely),
+    "delivers one copy": (mutants.OneCopy, CodedWriter),
+    "believes one SEAL": (mutants.OneSeal, CodedWriter),
+    "combines any shards": (mutants.AnyShards, CodedWriter),
+    "drops what it finds once": (mutants.DropsFoundOnce, CodedWriter),
+    "starts from a lower SEAL": (mutants.LowerSeal, CodedWriter),
+    "durable on one": (CodedReader, mutants.DurableOnOne),
+    "commit before its bodies": (CodedReader, mutants.CommitFirst),
+    "skips what one other holds": (CodedReader, mutants.SkipsFreely),
+    "seals what it has not copied": (CodedReader, mutants.NoAdoption),
 }
 
 

@@ -17,4 +17,5 @@ def failure(seed: int, parts: Parts) -> str:
 def test_mutant_is_found(mutant: Mutant) -> None:
     after = find(mutant, failure)
     assert after is not None, f"not found within {mutant.seeds} seeds"
-    assert run_seed(after - 1).failure == "", "the seed fails without the mutant too"
+    true = Parts(swarm=mutant.parts.swarm)
+    assert run_seed(after - 1, true).failure == "", "the seed fails without the mutant too"

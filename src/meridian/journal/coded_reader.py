@@ -49,6 +49,16 @@ class Adoption(msgspec.Struct, frozen=True):
     records: tuple[Record, ...]
 
 
+def with_markers(records: Iterable[Record]) -> list[Record]:
+    """Each SEAL behind the marker of its epoch, as in a journal of one stream."""
+    out: list[Record] = []
+    for record in records:
+        if record.kind == journal.SEAL:
+            out.append(journal.make(record.epoch, 0, journal.Marker(0)))
+        out.append(record)
+    return out
+
+
 class CodedReader:
     """Feed `take` and `cover` in any order, collect with `ready`."""
 
@@ -150,10 +160,8 @@ class CodedReader:
         )
         if self.n >= seal.n or not known:
             raise JournalError(f"record {seal.n}: SEAL forgets record {self.n} of {self.epoch}")
-        for n in range(self.n + 1, seal.n):
-            out.append(goal.adopted[n])
-        out.append(journal.make(seal.epoch, 0, journal.Marker(0)))
-        out.append(seal)
+        out += with_markers(goal.adopted[n] for n in range(self.n + 1, seal.n))
+        out += with_markers((seal,))
         self.epoch, self.n = seal.epoch, seal.n
 
     def _next(self, goal: Segment | None) -> Record | None:

@@ -10,6 +10,7 @@ from meridian.clock.tau import assigner_of
 from meridian.journal import core as journal
 from meridian.journal.core import Reader
 from meridian.sim.client import Txn
+from meridian.sim.coded import CodedJournal
 from meridian.sim.disk import Disk
 from meridian.sim.messages import Key
 from meridian.sim.plans import CATALOG, SID_FIRST, ConflictKey, version_of, writer_of
@@ -33,11 +34,13 @@ EXCLUDED = {
 """What a use of a relation excludes (docs/rfcs, "Catalog coherence", point 7; read: builds)."""
 FALSE_ABORTS = (Code.FLOOR, Code.PARTS, Code.RESOLVED, Code.CLOSED, Code.MOVED)
 
+Journal = Disk | Stream | CodedJournal
+
 
 class Truth:
     """All committed transactions of all journals in the order of tau, and the aborted ids."""
 
-    def __init__(self, journals: list[Disk | Stream]) -> None:
+    def __init__(self, journals: list[Journal]) -> None:
         self.taus: dict[bytes, int] = {}
         self.aborted: dict[bytes, int] = {}
         self.journal_of: dict[bytes, int] = {}
@@ -56,7 +59,7 @@ class Truth:
             self.store.apply(tau, [op for chunk in chunks for op in decode_chunk(chunk)])
 
     def _read(
-        self, number: int, one: Disk | Stream, commits: list[tuple[int, bytes, list[bytes]]]
+        self, number: int, one: Journal, commits: list[tuple[int, bytes, list[bytes]]]
     ) -> Reader:
         reader = Reader(one.born)
         bodies: dict[int, bytes] = {}
@@ -73,7 +76,7 @@ class Truth:
 
 
 def check_all(
-    journals: list[Disk | Stream],
+    journals: list[Journal],
     replicas: list[Replica],
     log: list[Txn],
     *,

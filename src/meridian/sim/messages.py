@@ -22,6 +22,8 @@ from meridian.adjudicator.events import (
 )
 from meridian.crossbar.core import Crossbar
 from meridian.journal.chain import Chain
+from meridian.journal.coded_reader import CodedReader
+from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.storage.core import Core
@@ -177,6 +179,12 @@ class Parts(msgspec.Struct, frozen=True):
     crossbar: Callable[[], Crossbar] = Crossbar
     reader: Callable[[Position], Reader] = Reader
     storage: Callable[[int, int, dict[int, int]], Core] = Core
+    coded_reader: Callable[[], CodedReader] = CodedReader
+    coded_writer: Callable[..., CodedWriter] = CodedWriter
+    coded_fences: int = 2
+    """Streams that a new owner reads through its own marker before it begins."""
+    swarm: dict[str, object] = {}
+    """What of the seed's mix of faults is fixed."""
     chain: Callable[..., Chain] = Chain
     writer_id: Callable[[str, int], str] = "{}.{}".format
     """Names an incarnation of an owner: the first part of its message ids."""

@@ -22,6 +22,7 @@ from meridian.journal.chain import Chain
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.messages import Parts
+from meridian.sim.mutants_coded import CODED_MUTANTS
 from meridian.storage import core as st
 from meridian.wire import partition
 
@@ -467,6 +468,7 @@ MUTANTS = (
     Mutant("takes commits without their bodies", "6.3", 20, Parts(reader=_SkipsBodies)),
     Mutant("reads leave before their commits", "4.5", 400, Parts(storage=_ReadsLeave)),
     Mutant("reads before completeness", "4.7", 10, Parts(storage=_ReadsIncomplete)),
+    *(Mutant(*row) for row in CODED_MUTANTS),
     Mutant("tau_start is the lower edge", "4.3", 50, Parts(tau_start_latest=False)),
 )
 

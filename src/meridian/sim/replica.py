@@ -10,12 +10,13 @@ from meridian.clock.tau import TAU_MAX
 from meridian.crossbar import core as xb
 from meridian.journal.core import Add, Payload, Position, Reader
 from meridian.journal.record import Record
+from meridian.sim.coded import CodedJournal
 from meridian.sim.disk import Disk
+from meridian.sim.feeds import CodedFeed, Feed
 from meridian.sim.messages import (
     Beat,
     CountAsked,
     CountTold,
-    Fetch,
     Get,
     Got,
     Key,
@@ -131,7 +132,7 @@ class Replica(Node):
         self,
         world: World,
         number: int,
-        journals: list[Disk | Stream],
+        journals: list[Disk | Stream | CodedJournal],
         owners: list[Owner],
         object_store: list[Store],
         parts: Parts,
@@ -148,8 +149,7 @@ class Replica(Node):
         self._bar = xb.Crossbar()
         self._core = st.Core(0, 0, {})
         self._readers: dict[int, Reader] = {}
-        self._at: dict[int, int] = {}
-        """Index of the last record read, per journal."""
+        self._feeds: dict[int, Feed] = {}
         self._unopened: list[int] = []
         """Journals that were heard of and cannot be read yet."""
         self._reads: dict[int, tuple[str, Get]] = {}
@@ -291,7 +291,7 @@ class Replica(Node):
         self._told = 0
         self._bar = self.parts.crossbar()
         self._core = self.parts.storage(store.tau, store.horizon, store.positions)
-        self._readers, self._at = {}, {}
+        self._readers, self._feeds = {}, {}
         # Membership comes with the file and with where journal 0 begins; the rest is read (4.7).
         heard = [*range(self._first), *sorted(store.positions), *starts[0].members]
         self._unopened = list(dict.fromkeys(heard))
@@ -308,13 +308,19 @@ class Replica(Node):
         for number in ready:
             start = self.journals[number].beginning
             self._readers[number] = self.parts.reader(start)
-            self._at[number] = start.n
+            self._feeds[number] = self._feed(number, start)
             # Commits through the store's tau are in, of whichever journal.
             tau = self.store.tau
             n = self.store.positions.get(number, 0)
             members = tuple(self._unopened) if number == 0 else ()
             held = Position(start.epoch, n, tau=tau, members=members, closed=start.closed)
             self._cross(xb.AddJournal(number, held))
+
+    def _feed(self, number: int, start: Position) -> Feed:
+        swarm = self.world.swarm
+        if swarm.streams and swarm.coded:
+            return CodedFeed(number, self.parts)
+        return Feed(f"l{number}" if swarm.streams else f"o{number}", start.n)
 
     def _hear(self, number: int) -> None:
         if number not in self._readers and number not in self._unopened:
@@ -323,9 +329,9 @@ class Replica(Node):
     def _poll(self) -> None:
         """Nothing relies on a message that was pushed: they may be lost."""
         self._open()
-        for number, at in self._at.items():
-            source = f"l{number}" if self.world.swarm.streams else f"o{number}"
-            self.world.send(self.name, source, Fetch(at))
+        for feed in self._feeds.values():
+            for source, fetch in feed.fetches():
+                self.world.send(self.name, source, fetch)
         self._want(max((get.tau for _, get in self._reads.values()), default=self._wanted))
         self.after(POLL_NS, self._poll)
 
@@ -344,10 +350,10 @@ class Replica(Node):
             case Records():
                 self._take(message)
             case Beat():
+                self._cover(message)
                 self._cross(xb.Beat(message.journal, message.epoch, message.n, message.tau))
             case Trimmed():
-                self.crash()
-                self.start()
+                self._again()
             case CountAsked():
                 self._tell(source, message)
             case CountTold():
@@ -361,22 +367,35 @@ class Replica(Node):
                 deadline = self.clock.now().earliest + READ_PATIENCE_NS
                 self._step(st.Read(self._token, message.tau, deadline))
 
+    def _again(self) -> None:
+        self.crash()
+        self.start()
+
     def _take(self, message: Records) -> None:
-        reader = self._readers.get(message.journal)
-        if reader is None:
-            return
+        feed = self._feeds.get(message.journal)
+        if feed is not None:
+            records = feed.take(message)
+            if records is None:
+                self._again()
+            else:
+                self._accept(message.journal, records)
+
+    def _cover(self, beat: Beat) -> None:
+        feed = self._feeds.get(beat.journal)
+        if feed is not None:
+            self._accept(beat.journal, feed.cover(beat.epoch, beat.n))
+
+    def _accept(self, number: int, records: list[Record]) -> None:
+        reader = self._readers[number]
         accepted: list[tuple[Record, Payload]] = []
-        for index, record in enumerate(message.records, message.first):
-            if index != self._at[message.journal] + 1:
-                continue
-            self._at[message.journal] = index
+        for record in records:
             payload = reader.accept(record)
             if payload is not None:
                 accepted.append((record, payload))
             if isinstance(payload, Add):
                 self._hear(payload.journal)
         if accepted:
-            self._cross(xb.Accepted(message.journal, accepted))
+            self._cross(xb.Accepted(number, accepted))
 
     def _cross(self, event: xb.Event) -> None:
         for effect in self._bar.step(event):

@@ -7,6 +7,7 @@ import msgspec
 from meridian.journal.core import Position
 from meridian.sim.checkers import check_all, check_ranges
 from meridian.sim.client import Client
+from meridian.sim.coded import CodedJournal, CodedOwner
 from meridian.sim.disk import Disk
 from meridian.sim.mapper import Mapper, first_map, spans_of
 from meridian.sim.membership import Registrar
@@ -46,13 +47,12 @@ class Run:
         story: bool = False,
     ) -> None:
         self.seed = seed
-        self.swarm = swarm or choose(seed)
         parts = parts or Parts()
+        self.swarm = msgspec.structs.replace(swarm or choose(seed), **parts.swarm)
         world = self.world = World(seed, self.swarm, story)
         swarm_ = self.swarm
-        self.journals: list[Disk | Stream] = []
+        self.journals: list[Disk | Stream | CodedJournal] = []
         self.owners: list[Owner] = []
-        self.standbys: list[StreamOwner] = []
         self._parts = parts
         self._everyone: list[Owner] = []
         self.routes = list(range(swarm_.owners))
@@ -79,15 +79,19 @@ class Run:
     def _build_owner(self, number: int, born: Position) -> None:
         """A journal with its owners; all its taus exceed that of `born`."""
         world, parts = self.world, self._parts
-        journal: Disk | Stream
+        journal: Disk | Stream | CodedJournal
         if self.swarm.streams:
-            journal = Stream(world, number)
-            pair = [StreamOwner(world, number, parts, f"o{number}{which}") for which in ("", "b")]
-            for owner in pair:
+            kind = CodedOwner if self.swarm.coded else StreamOwner
+            owners: list[Owner] = []
+            for name in (f"o{number}", f"o{number}b"):
+                owner = kind(world, number, parts, name)
                 owner.beginning = born
-            self.standbys.append(pair[1])
-            owners: list[Owner] = [*pair]
-            journal.replicas = self._replica_names()
+                owners.append(owner)
+            if self.swarm.coded:
+                journal = CodedJournal(world, number, self._replica_names(), born)
+            else:
+                journal = Stream(world, number)
+                journal.replicas = self._replica_names()
         else:
             owners = [Owner(world, number, parts)]
             journal = owners[0].disk
@@ -111,9 +115,8 @@ class Run:
     def _opened(self, number: int, tau: int) -> None:
         """The ADD of a journal is durable: it comes to life, and readers find it."""
         self._build_owner(number, Position(tau=tau))
-        journal = self.journals[number]
-        if isinstance(journal, Stream):
-            journal.start()
+        for stream in streams_of(self.journals[number]):
+            stream.start()
         self.owners[number].start()
         self.routes.append(number)
 
@@ -132,7 +135,7 @@ class Run:
         return self._everyone
 
     def _streams(self) -> list[Stream]:
-        return [one for one in self.journals if isinstance(one, Stream)]
+        return [stream for one in self.journals for stream in streams_of(one)]
 
     def go(self) -> Result:
         """Runs both phases and all checks."""
@@ -196,6 +199,9 @@ class Run:
                 world.at(moment(), self._takeover)
             kinds = ("elect", "step_down", "stop_leader", "fail_all")
             faults = world.random("faults/streams")
+            for coded in (one for one in self.journals if isinstance(one, CodedJournal)):
+                for _ in range(swarm.lost_tails):
+                    world.at(moment(), lambda coded=coded: coded.lose_tail(faults))  # type: ignore[misc]
             for _ in range(swarm.elections):
                 kind, at = faults.choice(kinds), START + faults.randrange(SAFETY_NS)
                 world.at(at, lambda kind=kind: faults.choice(self._streams()).fail(kind))  # type: ignore[misc]
@@ -305,6 +311,13 @@ class Run:
             expired=self.world.expired,
             leaders=partitioned,
         )
+
+
+def streams_of(journal: Disk | Stream | CodedJournal) -> list[Stream]:
+    """The shared streams that a journal lies in."""
+    if isinstance(journal, CodedJournal):
+        return journal.streams
+    return [journal] if isinstance(journal, Stream) else []
 
 
 def run_seed(seed: int, parts: Parts | None = None, *, story: bool = False) -> Result:

@@ -40,6 +40,12 @@ class Swarm(msgspec.Struct, frozen=True):
     cuts: int
     clock_steps: int
     checkpoints: int
+    coded: bool
+    """With streams: a journal is three of them, 2 of 3."""
+    lag_bytes: int
+    lost_tails: int
+    dies_sealing: float
+    """Chance that a new owner dies with its SEAL on one stream only."""
     elections: int
     """Times that a stream's servers fail in some way."""
     election: tuple[int, int]
@@ -123,6 +129,10 @@ def choose(seed: int) -> Swarm:
         moves=votes.choice((0, 0, 2, 6, 20)) if partitioned else 0,
         moves_at_votes=votes.choice((0, 0, 0.02, 0.1)) if partitioned else 0,
         wide=votes.choice((0.0, 0.3, 0.8)),
+        coded=journals.random() < 0.5,
+        lag_bytes=journals.choice((0, 300, 1 << 23)),
+        dies_sealing=journals.choice((0.0, 0.3)),
+        lost_tails=journals.choice((0, 0, 1, 4)),
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
         work_keys=random.choice((1 << 16, 1)),
         keys=random.choice((3, 6, 20)),
