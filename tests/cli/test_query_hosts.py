@@ -170,7 +170,19 @@ def test_an_instance_that_cannot_apply_does_not_serve(pair: Embedded) -> None:
     assert pair.process.wait(60) == 1
     said = pair.errors()
     assert "cannot apply" in said and "made anew" in said and "stays down" in said
+    assert said.count("made anew") == 2
     assert "cannot be brought up to date" in said and "Traceback" not in said
+
+
+def test_a_broken_directory_is_made_anew(pair: Embedded) -> None:
+    ask(pair.dsns[0], "CREATE TABLE t (id int PRIMARY KEY)")
+    pair.stop()
+    for data in instance_directories(pair):
+        (data / "global" / "pg_control").write_bytes(b"\0" * 8192)
+    pair.start()
+    for dsn in pair.dsns:
+        assert ask(dsn, "SELECT count(*) FROM t") == [(0,)]
+    assert pair.errors().count("made anew") == 2
 
 
 def test_ports_follow_each_other(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import click
 
 from meridian.embedded import places
+from meridian.embedded.site import QUERY_HOSTS_MAX
 from meridian.instance import binaries, cache, config, extension
 from meridian.instance.errors import SetupError
 from meridian.instance.users import pg_user
 
 DISK_NEEDED_BYTES = 1024**3
+PORTS = "port 5432"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def check(what: str, probe: Callable[[], str]) -> Finding:
         return Finding(what, error.message, error.hint or "See above.")
 
 
-def findings() -> Iterator[Finding]:
+def findings(query_hosts: int = 1) -> Iterator[Finding]:
     """Everything that is looked at, in the order it is needed."""
     yield Finding("system", f"{platform.system()} {platform.machine()}")
     yield Finding(
@@ -59,7 +61,7 @@ def findings() -> Iterator[Finding]:
         fatal=False,
     )
     yield Finding("shared memory", config.shared_memory_type())
-    yield check("port 5432", _port)
+    yield check(PORTS, lambda: _ports(query_hosts))
 
 
 def _headers() -> str:
@@ -77,19 +79,26 @@ def _cache() -> str:
     return str(root)
 
 
-def _port() -> str:
-    places.choose_port("127.0.0.1", 5432)
-    return "free"
+def _ports(count: int) -> str:
+    ports = places.choose_ports("127.0.0.1", 5432, count)
+    return f"{', '.join(map(str, ports))} free"
 
 
 @click.command()
-def doctor() -> None:
+@click.option(
+    "--query-hosts",
+    type=click.IntRange(1, QUERY_HOSTS_MAX),
+    default=1,
+    show_default=True,
+    help="Look for the ports of so many instances.",
+)
+def doctor(query_hosts: int) -> None:
     """Check this machine; exit status 1 if something needed is missing."""
     missing = False
-    for finding in findings():
+    for finding in findings(query_hosts):
         mark = "ok " if not finding.hint else "!! "
         click.echo(f"{mark}{finding.what}: {finding.found}")
         if finding.hint:
             click.echo(f"     {finding.hint}")
-            missing = missing or (finding.fatal and finding.what != "port 5432")
+            missing = missing or (finding.fatal and finding.what != PORTS)
     sys.exit(1 if missing else 0)

@@ -2,7 +2,8 @@
 
 A start: directory (from the template if it is missing), postmaster with closed doors, catalog
 brought up to date over the private socket, doors open. Then the feeder follows the journal. A
-directory that cannot take a schema change is a broken cache: it is made anew, once per start.
+directory that PostgreSQL does not start on, or that cannot take a schema change, is a broken cache:
+it is made anew, once per start.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 import psycopg
 
 from meridian.catalog.image import MergeError
+from meridian.embedded import places
 from meridian.embedded.child import Child
 from meridian.embedded.feeder import CONNECT_S, CannotApplyError, Feeder, is_gateway_gone
 from meridian.embedded.keeper import HopelessError, Keeper
@@ -30,6 +32,10 @@ LEFTOVERS_STOP_S = 0.3
 OPEN_S = 10.0
 GATEWAY_PAUSE_S = 0.05
 STARTING, SERVING, DOWN = "starting", "serving", "down"
+
+
+class BrokenCacheError(SetupError):
+    """PostgreSQL does not start on this directory."""
 
 
 class InstanceKeeper(Keeper):
@@ -63,14 +69,14 @@ class InstanceKeeper(Keeper):
         fresh = await self._copy()
         try:
             await self._behind_closed_doors(fresh)
-        except CannotApplyError as error:
-            self.report(f"{self.who} cannot apply the schema changes it lacks: {error}")
+        except BrokenCacheError as error:
             if fresh:
-                raise HopelessError(f"{self.who} cannot be brought up to date") from None
-            self.report(f"{self.who}: its directory, a cache, is made anew")
-            await self.ended()
-            await asyncio.to_thread(self.instance.recreate)
-            await self._anew()
+                raise
+            await self._anew(error)
+        except CannotApplyError as error:
+            if fresh:
+                raise self._hopeless(error) from None
+            await self._anew(error)
         await self._open()
         self.start_ms = round((time.monotonic() - began) * 1000)
         self._feeding = asyncio.create_task(self._feed())
@@ -80,11 +86,19 @@ class InstanceKeeper(Keeper):
         """The directory is there; True: it is new."""
         return await asyncio.to_thread(self.instance.prepare, self.site.password)
 
-    async def _anew(self) -> None:
+    async def _anew(self, why: Exception) -> None:
+        """With a new directory, once; the reason stays in the report."""
+        await self.ended()
+        self.report(f"{self.who}: its directory, a cache, is made anew: {why}")
+        places.choose_port(self.site.options.host, self.port)  # it may be no fault of the directory
+        await asyncio.to_thread(self.instance.recreate)
         try:
             await self._behind_closed_doors(True)
         except CannotApplyError as error:
-            raise HopelessError(f"{self.who} cannot be brought up to date: {error}") from None
+            raise self._hopeless(error) from None
+
+    def _hopeless(self, why: Exception) -> HopelessError:
+        return HopelessError(f"{self.who} cannot be brought up to date: {why}")
 
     async def _behind_closed_doors(self, fresh: bool) -> None:
         await self._spawn()
@@ -109,7 +123,8 @@ class InstanceKeeper(Keeper):
         if fresh:
             for statement in self.instance.first_statements(self.site.password):
                 await session.execute(statement.encode())
-            await asyncio.to_thread(self.instance.finish, self.site.password)
+            durable = not self.site.options.ephemeral
+            await asyncio.to_thread(self.instance.finish, self.site.password, durable=durable)
         client = await AsyncClient.connect(self.site.gateway, self.number, timeout_s=CONNECT_S)
         try:
             await self.feeder.begin(client, session)
@@ -131,7 +146,9 @@ class InstanceKeeper(Keeper):
         deadline = time.monotonic() + processes.START_TIMEOUT_S
         while not processes.is_ready(self.instance.data, child.process.pid):
             if child.process.returncode is not None:
-                raise SetupError(self.last_words(await child.wait()))
+                status = await child.wait()
+                words = self.last_words(status)
+                raise BrokenCacheError(words) if status > 0 else SetupError(words)
             if time.monotonic() > deadline:
                 raise SetupError(
                     f"{self.who} was not ready after {processes.START_TIMEOUT_S:.0f} s"

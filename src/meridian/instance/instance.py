@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +20,16 @@ from meridian.instance.software import Software, find
 from meridian.instance.users import die_with_parent
 
 STAMP = "meridian.json"
+
+
+def sync_files(directory: Path) -> None:
+    """Everything written so far to the file system of `directory` is on disk afterwards."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        if not sys.platform.startswith("linux") or ctypes.CDLL(None).syncfs(descriptor) != 0:
+            os.sync()
+    finally:
+        os.close(descriptor)
 
 
 def _quiet(_: str) -> None:
@@ -71,8 +83,13 @@ class Instance:
             "RESET meridian.maintenance",
         ]
 
-    def finish(self, password: str) -> None:
-        """The new directory is whole: later starts use it."""
+    def finish(self, password: str, *, durable: bool = True) -> None:
+        """The new directory is whole: later starts use it, also after a power cut if `durable`.
+
+        PostgreSQL syncs what it writes, but it has not written the template's files.
+        """
+        if durable:
+            sync_files(self.data)
         self._write(STAMP, self._stamp(password))
 
     def write_config(self, settings: config.Settings) -> None:
