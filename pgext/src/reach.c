@@ -303,7 +303,9 @@ part_row(const Change *c)
 			global_unless_created(c, RelationRelationId, Anum_pg_policy_polrelid);
 			return true;
 		case EnumRelationId:
-			global_unless_created(c, TypeRelationId, Anum_pg_enum_enumtypid);
+			/* A new label leaves the others and their order as they are. */
+			if (!is_new(c))
+				global_unless_created(c, TypeRelationId, Anum_pg_enum_enumtypid);
 			return true;
 		case RangeRelationId:
 			global_unless_created(c, TypeRelationId, Anum_pg_range_rngtypid);
