@@ -26,7 +26,9 @@
 #include "catalog/pg_depend.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_publication.h"
+#include "catalog/pg_rewrite.h"
 #include "catalog/pg_shdepend.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/storage.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -75,6 +77,8 @@ typedef struct Apply
 	List	   *dropped;
 	List	   *sequences;		/* with a new, empty file */
 	List	   *indexed;		/* relations that got an index */
+	List	   *triggered;
+	List	   *ruled;
 } Apply;
 
 /* ---------- decoding ---------- */
@@ -392,6 +396,12 @@ localise_class(Apply *a, Catalog *c, Row *row)
 }
 
 static void
+note_owner(List **owners, const Row *row, AttrNumber att)
+{
+	*owners = list_append_unique_oid(*owners, DatumGetObjectId(COLUMN(row, att)));
+}
+
+static void
 localise(Apply *a, Catalog *c, Row *row)
 {
 	static const AttrNumber database[] = {
@@ -404,8 +414,11 @@ localise(Apply *a, Catalog *c, Row *row)
 	else if (relid == DatabaseRelationId && row->old != NULL)
 		keep(c, row, database, lengthof(database));
 	else if (relid == IndexRelationId)
-		a->indexed = list_append_unique_oid(a->indexed,
-											DatumGetObjectId(COLUMN(row, Anum_pg_index_indrelid)));
+		note_owner(&a->indexed, row, Anum_pg_index_indrelid);
+	else if (relid == TriggerRelationId)
+		note_owner(&a->triggered, row, Anum_pg_trigger_tgrelid);
+	else if (relid == RewriteRelationId)
+		note_owner(&a->ruled, row, Anum_pg_rewrite_ev_class);
 }
 
 /* ---------- applying ---------- */
@@ -448,17 +461,31 @@ insert_rows(Apply *a, Catalog *c)
 	CatalogCloseIndexes(indexes);
 }
 
-/* CREATE INDEX sets the flag in place, so no row of the delta tells. */
+/*
+ * That a table has indexes, triggers or rules is set in place, or only where it
+ * is not set yet, and ANALYZE resets it in place where it runs: rows of a delta
+ * do not always tell.  flag: offset in pg_class.
+ */
 static void
-set_relhasindex(Oid relid)
+set_flag(List *relids, Size flag)
 {
 	Relation	rel = table_open(RelationRelationId, RowExclusiveLock);
-	HeapTuple	tuple = SearchSysCacheCopy1(RELOID, ObjectIdGetDatum(relid));
 
-	if (HeapTupleIsValid(tuple) && !((Form_pg_class) GETSTRUCT(tuple))->relhasindex)
+	foreach_oid(relid, relids)
 	{
-		((Form_pg_class) GETSTRUCT(tuple))->relhasindex = true;
-		CatalogTupleUpdate(rel, &tuple->t_self, tuple);
+		HeapTuple	tuple = SearchSysCacheCopy1(RELOID, ObjectIdGetDatum(relid));
+		bool	   *set;
+
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		set = (bool *) ((char *) GETSTRUCT(tuple) + flag);
+		if (!*set)
+		{
+			*set = true;
+			CatalogTupleUpdate(rel, &tuple->t_self, tuple);
+			CommandCounterIncrement();
+		}
+		heap_freetuple(tuple);
 	}
 	table_close(rel, RowExclusiveLock);
 }
@@ -473,8 +500,9 @@ finish(Apply *a)
 	CommandCounterIncrement();
 	foreach(cell, a->sequences)
 		mer_fill_sequence_file(lfirst_oid(cell));
-	foreach(cell, a->indexed)
-		set_relhasindex(lfirst_oid(cell));
+	set_flag(a->indexed, offsetof(FormData_pg_class, relhasindex));
+	set_flag(a->triggered, offsetof(FormData_pg_class, relhastriggers));
+	set_flag(a->ruled, offsetof(FormData_pg_class, relhasrules));
 	foreach(cell, a->affected)
 		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(lfirst_oid(cell))))
 			CacheInvalidateRelcacheByRelid(lfirst_oid(cell));
@@ -490,7 +518,7 @@ apply_rows(void *arg)
 	Apply	   *a = arg;
 	int			i;
 
-	a->dropped = a->sequences = a->indexed = NIL;
+	a->dropped = a->sequences = a->indexed = a->triggered = a->ruled = NIL;
 	drop_relations(a);
 	for (i = 0; i < a->ncatalogs; i++)
 		delete_rows(&a->catalogs[i]);

@@ -21,8 +21,8 @@ TEMPORARY = re.compile(r"\(\d+,pg_(toast_)?temp_\d+,")
 LOCAL_COLUMNS = {
     "relfilenode", "relpages", "reltuples", "relallvisible", "relallfrozen", "relfrozenxid",
     "relminmxid", "datfrozenxid", "datminmxid",
-    # Set in place, hence not taken back by ROLLBACK; it may stay when no index is left.
-    "relhasindex",
+    # Set or reset in place, by statements that ROLLBACK, or by ANALYZE.
+    "relhasindex", "relhastriggers", "relhasrules",
 }
 
 CLEAN_UP = [
@@ -70,16 +70,18 @@ def catalogs(connection: Connection) -> dict[str, Counter[str]]:
     return found
 
 
-def unknown_indexes(connection: Connection) -> list[Any]:
-    """Indexes that PostgreSQL does not look for."""
+def overlooked(connection: Connection) -> list[Any]:
+    """Indexes, triggers and rules that PostgreSQL does not look for."""
     return connection.execute(
-        "SELECT i.indexrelid::regclass FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid"
-        " WHERE NOT c.relhasindex"
+        "SELECT oid::regclass FROM pg_class c WHERE"
+        " NOT relhasindex AND EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid)"
+        " OR NOT relhastriggers AND EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid)"
+        " OR NOT relhasrules AND EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid)"
     ).fetchall()
 
 
 def differences(origin: Connection, copy: Connection) -> dict[str, Any]:
-    assert not unknown_indexes(origin) and not unknown_indexes(copy)
+    assert not overlooked(origin) and not overlooked(copy)
     ours, theirs = catalogs(origin), catalogs(copy)
     return {name: (list((ours[name] - theirs[name]).elements())[:5],
                    list((theirs[name] - ours[name]).elements())[:5])

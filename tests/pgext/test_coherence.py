@@ -221,6 +221,30 @@ def test_ddl_on_what_changed_under_it_is_refused(pair: Pair) -> None:
     assert not differences(here, there)
 
 
+def test_what_an_instance_believes_a_table_lacks(pair: Pair) -> None:
+    """ANALYZE resets flags in place, where it runs: no trigger, rule or index is left."""
+    here, there = pair
+    here.execute("CREATE TABLE t (a int, b int)")
+    here.execute("CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS"
+                 " $$ BEGIN NEW.b = 7; RETURN NEW; END $$")
+    for cleaner, maker in (pair, (there, here)):
+        maker.execute("CREATE TRIGGER g BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()")
+        maker.execute("CREATE RULE r AS ON DELETE TO t DO INSTEAD NOTHING")
+        maker.execute("CREATE INDEX i ON t (a)")
+        maker.execute("DROP TRIGGER g ON t; DROP RULE r ON t; DROP INDEX i")
+        cleaner.execute("ANALYZE t")
+        maker.execute("CREATE TRIGGER g BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()")
+        maker.execute("CREATE RULE r AS ON DELETE TO t DO INSTEAD NOTHING")
+        maker.execute("CREATE INDEX i ON t (a)")
+        for session in pair:
+            session.execute("INSERT INTO t VALUES (1, 1)")
+            session.execute("DELETE FROM t")
+        rows = cleaner.execute("SELECT b FROM t WHERE a = 1").fetchall()
+        assert rows and set(rows) == {(7,)}
+        maker.execute("DROP TRIGGER g ON t; DROP RULE r ON t; DROP INDEX i")
+        maker.execute("TRUNCATE t")
+
+
 def test_both_change_the_schema_all_the_time(pair: Pair) -> None:
     counts = [0, 0]
     stopped = time.monotonic() + 6
