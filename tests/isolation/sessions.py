@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Its instances."""
+
+    dsn: tuple[str, ...]
 
 
 class Session:
@@ -36,10 +44,13 @@ class Session:
 
 
 @contextmanager
-def sessions(dsn: str, count: int) -> Iterator[list[Session]]:
-    """`count` sessions on table test(id, value) = {1: 10, 2: 20}."""
+def sessions(dsn: tuple[str, ...], count: int) -> Iterator[list[Session]]:
+    """`count` sessions, on the instances in turn; table test(id, value) = {1: 10, 2: 20}."""
     with ExitStack() as stack:
-        opened = [stack.enter_context(psycopg.connect(dsn, autocommit=True)) for _ in range(count)]
+        opened = [
+            stack.enter_context(psycopg.connect(dsn[number % len(dsn)], autocommit=True))
+            for number in range(count)
+        ]
         setup = opened[0]
         setup.execute("DROP TABLE IF EXISTS test")
         setup.execute("CREATE TABLE test (id int PRIMARY KEY, value int)")
