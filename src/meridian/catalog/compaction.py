@@ -36,6 +36,8 @@ AGE_NS = 305 * S
 compared (5 min and some slack), and storage can still be read as of then."""
 TAIL_VERSIONS = 128
 """So many deltas of that age behind the image, or none, make a new image worth it."""
+VERSIONS_AT_ONCE = 512
+"""Deltas that one transaction replaces."""
 LOOK_S = 10.0
 RETRY_S = 60.0
 CONNECT_S = 10.0
@@ -84,7 +86,7 @@ async def newest_version(client: AsyncClient) -> int:
 
 
 async def compact(client: AsyncClient, age_ns: int = AGE_NS, tail: int = TAIL_VERSIONS) -> int:
-    """Replace deltas older than `age_ns` by an image if there are `tail` of them.
+    """Replace deltas older than `age_ns` by an image if there are `tail` of them; the oldest first.
 
     The version of the new image, 0 if nothing was done. Raises OSError, GatewayError (40001 when
     another one did it at the same time), MergeError.
@@ -97,7 +99,8 @@ async def compact(client: AsyncClient, age_ns: int = AGE_NS, tail: int = TAIL_VE
     if len(keys) < tail:
         return 0
     _, old = await read_image(client, now)
-    rows = await _scan(client, SID_CATALOG, then, lo, [1, 2])
+    hi = version_key(before + 1 + VERSIONS_AT_ONCE)
+    rows = await _scan(client, SID_CATALOG, then, lo, [1, 2], hi)
     _check_gapless(rows, before)
     image = pack(await asyncio.to_thread(merge, [*([old] if old else []), *(r[1] for r in rows)]))
     version = int.from_bytes(rows[-1][0], "big")
@@ -169,12 +172,14 @@ def _chunks(groups: list[list[Op]]) -> list[bytes]:
     return [*chunks, encode_chunk(ops)]
 
 
-async def _scan(client: AsyncClient, sid: int, tau: int, lo: bytes, cols: list[int]) -> Rows:
-    """All rows [k, c...] from `lo` on, as of one tau."""
+async def _scan(
+    client: AsyncClient, sid: int, tau: int, lo: bytes, cols: list[int], hi: bytes | None = None
+) -> Rows:
+    """All rows [k, c...] from `lo` to before `hi`, as of one tau."""
     rows: Rows = []
     flags, more = 0, True
     while more:
-        fields: tuple[Any, ...] = (lo, None, flags, cols, None, 0, PAGE_BYTES, 0, [])
+        fields: tuple[Any, ...] = (lo, hi, flags, cols, None, 0, PAGE_BYTES, 0, [])
         fields += (None, None, None)
         tau, more, page = await client.call(frames.SCAN, 0, tau, sid, *fields)
         rows += page
@@ -190,7 +195,8 @@ async def run(gateway: Path, report: Callable[[str], None]) -> None:
         try:
             client = await AsyncClient.connect(gateway, timeout_s=CONNECT_S)
             try:
-                await compact(client)
+                while await compact(client):
+                    pass
             finally:
                 client.close()
         except MergeError as error:

@@ -69,13 +69,8 @@ class InstanceKeeper(Keeper):
         fresh = await self._copy()
         try:
             await self._behind_closed_doors(fresh)
-        except BrokenCacheError as error:
-            if fresh:
-                raise
-            await self._anew(error)
-        except CannotApplyError as error:
-            if fresh:
-                raise self._hopeless(error) from None
+        except (CannotApplyError, BrokenCacheError) as error:
+            # A new directory gets a second try too: an image may have passed it by meanwhile.
             await self._anew(error)
         await self._open()
         self.start_ms = round((time.monotonic() - began) * 1000)
@@ -95,10 +90,7 @@ class InstanceKeeper(Keeper):
         try:
             await self._behind_closed_doors(True)
         except CannotApplyError as error:
-            raise self._hopeless(error) from None
-
-    def _hopeless(self, why: Exception) -> HopelessError:
-        return HopelessError(f"{self.who} cannot be brought up to date: {why}")
+            raise HopelessError(f"{self.who} cannot be brought up to date: {error}") from None
 
     async def _behind_closed_doors(self, fresh: bool) -> None:
         await self._spawn()

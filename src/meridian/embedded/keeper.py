@@ -53,6 +53,7 @@ class Keeper:
             try:
                 self._began = time.monotonic()
                 await self.start()
+                self.report(f"{self.who} is back after {time.monotonic() - self._began:.2f} s")
                 return
             except HopelessError:
                 await self.ended()
