@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from tests.coherence.storm import Plan, Storm
 from tests.crash.processes import Embedded
 
-INSTANCES = 2
+INSTANCES = int(os.environ.get("MERIDIAN_STORM_INSTANCES", "2"))
 ROLES = ["data-plane", "postmaster", "backend", "postmaster", "everything"]
 
 

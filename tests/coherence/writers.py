@@ -138,6 +138,14 @@ class Writer(threading.Thread):
         session.execute(sql, (-amount, source))
         session.execute(sql, (amount, target))
 
+    def _slow_transfer(self, session: psycopg.Connection, effect: Effect) -> None:
+        """Stands in the way of schema changes, which end its session or wait for it."""
+        self._transfer(session, effect)
+        effect.what = "slow transfer"
+        self._pick(session, "child")
+        time.sleep(self.rng.uniform(0.1, 0.4))
+        self._pick(session, "parent")
+
     def _new_parent(self, session: psycopg.Connection, effect: Effect) -> None:
         number = self.number * STEP + self.seq
         effect.what, effect.parent_born = "new parent", (number, f"p{number}")
@@ -209,9 +217,9 @@ class Writer(threading.Thread):
                     return
 
 
-WORK = [Writer._transfer, Writer._new_parent, Writer._drop_parent, Writer._touch_parent,
-        Writer._new_child, Writer._add_to_child, Writer._look]
-WEIGHTS = [30, 8, 5, 10, 30, 12, 5]
+WORK = [Writer._transfer, Writer._slow_transfer, Writer._new_parent, Writer._drop_parent,
+        Writer._touch_parent, Writer._new_child, Writer._add_to_child, Writer._look]
+WEIGHTS = [30, 1, 8, 5, 10, 30, 12, 5]
 
 
 def refuses(error: psycopg.Error) -> bool:

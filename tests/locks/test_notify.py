@@ -126,6 +126,26 @@ def test_the_largest_payload_arrives(connect: Connect, listeners: list[Session])
     assert [heard(session, 1) for session in listeners] == [[("news", "ä" * 3999 + "x")]] * 2
 
 
+def test_large_transactions_notify_too(connect: Connect, listeners: list[Session]) -> None:
+    """Write sets that travel in several parts, with rows and with notifications."""
+    sender = connect(0)
+    sender.execute("CREATE TABLE bulk (id int PRIMARY KEY, filler text)")
+    with sender.transaction():
+        sender.execute("NOTIFY news, 'first'")
+        sender.execute("INSERT INTO bulk SELECT g, repeat('x', 500)"
+                       " FROM generate_series(1, 9000) g")
+        sender.execute("NOTIFY news, 'last'")
+    expected = [("news", "first"), ("news", "last")]
+    assert [heard(session, 2, timeout_s=30) for session in listeners] == [expected, expected]
+    with sender.transaction():
+        sender.execute("SELECT pg_notify('news', g || repeat('y', 7000))"
+                       " FROM generate_series(1, 400) g")
+    for session in listeners:
+        notes = heard(session, 400, timeout_s=30)
+        assert [payload.rstrip("y") for _, payload in notes] == [str(g) for g in range(1, 401)]
+    sender.execute("DROP TABLE bulk")
+
+
 def test_unlisten(connect: Connect, listeners: list[Session]) -> None:
     listeners[0].execute("UNLISTEN news")
     connect(0).execute("NOTIFY news, 'x'")
@@ -145,6 +165,18 @@ def embedded(tmp_path: Path) -> Iterator[Embedded]:
     running.start()
     yield running
     running.stop()
+
+
+def test_who_comes_first_stays(embedded: Embedded) -> None:
+    """A new instance has missed nothing that its first listeners could have heard."""
+    listeners = [psycopg.connect(dsn, autocommit=True) for dsn in embedded.dsns]
+    for listener in listeners:
+        listener.execute("LISTEN news")
+    time.sleep(1)
+    listeners[0].execute("NOTIFY news, 'x'")
+    for listener in listeners:
+        assert heard(listener, 1) == [("news", "x")]
+        listener.close()
 
 
 def test_who_may_have_missed_something_is_told(embedded: Embedded) -> None:

@@ -7,6 +7,7 @@ extension reads and applies them. What is acknowledged is what the instance says
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -60,9 +61,12 @@ class Feeder:
         """What the instance has applied, as it last said."""
         self._failures = 0
         """In a row."""
+        self._heard = asyncio.Event()
+        """The first answer of the feed since `run` is taken."""
 
     async def run(self) -> None:
         """Until cancelled. Raises CannotApplyError."""
+        self._heard.clear()
         while True:
             try:
                 await self._connected()
@@ -88,11 +92,21 @@ class Feeder:
 
     async def _follow(self, client: AsyncClient, session: Connection) -> None:
         await self.catch_up(session)
+        wait_ms = 0
         while True:
-            async with asyncio.timeout(POLL_MS / 1000 + ANSWER_SLACK_S):
-                answer = await client.call(frames.CATALOG, self.number, self.version, POLL_MS)
+            async with asyncio.timeout(wait_ms / 1000 + ANSWER_SLACK_S):
+                answer = await client.call(frames.CATALOG, self.number, self.version, wait_ms)
             self._failures = 0
             await self._in_time(self._take(session, answer[0]))
+            self._heard.set()
+            wait_ms = POLL_MS
+
+    async def heard(self, timeout_s: float) -> None:
+        """Until the feed has answered once: that notifications were lost before concerns nobody
+        who comes now. Not forever: those who listen are ended later otherwise.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._heard.wait(), timeout_s)
 
     async def _take(self, session: Connection, rows: list[list[Any]]) -> None:
         """Rows of the feed: [version], [0, channel, payload], or [-1]: some of those were lost."""

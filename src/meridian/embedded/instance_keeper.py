@@ -30,6 +30,8 @@ from meridian.instance.instance import Instance
 STOP_S = 2.0
 LEFTOVERS_STOP_S = 0.3
 OPEN_S = 10.0
+HEARD_S = 2.0
+"""How long clients wait at the doors for the first answer of the feed."""
 GATEWAY_PAUSE_S = 0.05
 STARTING, SERVING, DOWN = "starting", "serving", "down"
 
@@ -72,9 +74,10 @@ class InstanceKeeper(Keeper):
         except (CannotApplyError, BrokenCacheError) as error:
             # A new directory gets a second try too: an image may have passed it by meanwhile.
             await self._anew(error)
+        self._feeding = asyncio.create_task(self._feed())
+        await self.feeder.heard(HEARD_S)
         await self._open()
         self.start_ms = round((time.monotonic() - began) * 1000)
-        self._feeding = asyncio.create_task(self._feed())
         self._become(SERVING)
 
     async def _copy(self) -> bool:
