@@ -111,6 +111,13 @@ class Kind(Enum):
     TOO_MANY_LARGE_COMMITS = ErrorSpec(
         34, "53000", "too many large commits are under way", True, hint="Retry the transaction."
     )
+    KEYS_ELSEWHERE = ErrorSpec(
+        46,
+        "54000",
+        "transaction writes or locks too many keys of several adjudicators",
+        False,
+        hint="Write fewer than {limit} rows in one transaction.",
+    )
     REQUEST_TOO_LARGE = ErrorSpec(35, "54000", "request has more than {limit} keys", False)
 
     BAD_REQUEST = ErrorSpec(36, "08P01", "storage refuses the request: {why}", False)
@@ -175,6 +182,7 @@ class Kind(Enum):
     JOURNAL_TRIMMED = ErrorSpec(
         95, "XX001", "journal {journal} begins at record {first}, record {n} is needed", False
     )
+    BAD_TOPOLOGY = ErrorSpec(96, "22023", "{why}", False)
 
     @property
     def code(self) -> int:

@@ -144,6 +144,9 @@ VOTE_WAIT_NS = 100 * MS
 """How long a leader waits for votes before it gives the attempt up."""
 HOLD_KEYS = 65_536
 """Keys in one promise, about 20 ms of work; a larger transaction must be led by their owner."""
+ADJUDICATORS_MAX = 64
+JOURNALS_MAX = 64
+"""Of one cluster; an assigner's number has 8 bits."""
 HOLDS = 8_192
 """Promises given and asked for at once at one adjudicator; more are asked to come again."""
 BALLOTS = 8_192

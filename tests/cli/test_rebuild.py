@@ -248,7 +248,7 @@ def trim(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await node.start()
         try:
             report = await node.admin("checkpoint", {})
-            assert report["segments_trimmed"] > 0 and node.trim_position().n > 0
+            assert report["segments_trimmed"] > 0 and node.seats[0].trim_position().n > 0
         finally:
             await node.close()
 

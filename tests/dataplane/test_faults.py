@@ -181,7 +181,7 @@ def test_one_owner_at_a_time(tmp_path: Path, monkeypatch: Any) -> None:
         async with running(tmp_path, files) as node:
             await filled(node)
             opened: list[Any] = []
-            open_writer = node.journal.open_writer
+            open_writer = node.seats[0].journal.open_writer
 
             def counted(*arguments: Any) -> Any:
                 assert all(writer.poisoned is not None for writer in opened), "two writers"
@@ -191,7 +191,7 @@ def test_one_owner_at_a_time(tmp_path: Path, monkeypatch: Any) -> None:
                     files.fail("write")
                 return opened[-1]
 
-            monkeypatch.setattr(node.journal, "open_writer", counted)
+            monkeypatch.setattr(node.seats[0].journal, "open_writer", counted)
             files.fail("fdatasync")
             with contextlib.suppress(MeridianError):
                 await commit(node, [put(SID, {1: 100})])

@@ -396,7 +396,7 @@ def test_ddl_behind_a_gate_passes_a_steady_writer(tmp_path: Path) -> None:
     async def work(node: Node, requests: Requests) -> None:
         ddl, writer = Peer(requests, 1), Peer(requests, 2)
         txid = secrets.token_bytes(16)
-        node.owner.adjudicator.ledger.lead = 30_000_000  # type: ignore[union-attr]
+        node.seats[0].owner.adjudicator.ledger.lead = 30_000_000  # type: ignore[union-attr]
         first = writer.write(put(SID, {0: 0}))
         last = (await ddl.wait(gated(ddl, txid, SID)))[1][0]
         begin = (await ddl.call(frames.BEGIN, 0))[1]
@@ -440,7 +440,7 @@ def test_a_gate_ends_with_its_owner(tmp_path: Path) -> None:
                 await ddl.wait(gated(ddl, secrets.token_bytes(16), SID + 1))
             else:
                 # A gate that is cancelled while its answer waits for the clock.
-                node.owner.adjudicator.ledger.lead = 50_000_000  # type: ignore[union-attr]
+                node.seats[0].owner.adjudicator.ledger.lead = 50_000_000  # type: ignore[union-attr]
                 busy = writer.write(put(SID + 1, {1: 1}))
                 asked = gated(ddl, txid, SID + 1)
                 await asyncio.sleep(0.01)
@@ -449,7 +449,7 @@ def test_a_gate_ends_with_its_owner(tmp_path: Path) -> None:
                 await writer.wait(busy)
             assert (await writer.wait(held))[0] == frames.COMMITTED, how
             ddl.close()
-            assert len(node.owner.adjudicator.gates) == 0  # type: ignore[union-attr]
+            assert len(node.seats[0].owner.adjudicator.gates) == 0  # type: ignore[union-attr]
 
     with_node(tmp_path, work)
 
@@ -479,8 +479,8 @@ def test_held_commits_survive_a_failed_journal(tmp_path: Path) -> None:
         await ddl.wait(gated(ddl, b"1" * 16, SID))
         held = writer.write(put(SID, {1: 1}))
         await asyncio.sleep(0.02)
-        assert node.owner is not None
-        node.owner._failed(AppendError(OSError("gone"), nothing_written=True))
+        assert node.seats[0].owner is not None
+        node.seats[0].owner._failed(AppendError(OSError("gone"), nothing_written=True))
         assert (await writer.wait(held))[0] == frames.COMMITTED
         assert node.counters.owners == 2
 

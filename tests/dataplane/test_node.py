@@ -48,7 +48,7 @@ def test_trim_behind_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             await table(node)
             for number in range(60):
                 await commit(node, [put(SID, {number: number}, pad=1000)])
-            before = node.journal.size_bytes()
+            before = node.seats[0].journal.size_bytes()
             report = await node.housekeeping.checkpoint()
             assert report["segments_trimmed"] == 0, "the conflict window is kept"
             node.clock.observe(node.clock.now().latest + 400 * S)
@@ -56,13 +56,13 @@ def test_trim_behind_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 await commit(node, [put(SID, {number: number}, pad=1000)])
             report = await node.housekeeping.checkpoint()
             assert report["segments_trimmed"] >= 2
-            assert node.journal.size_bytes() < before
+            assert node.seats[0].journal.size_bytes() < before
             for number in range(70, 80):
                 await commit(node, [put(SID, {number: number}, pad=1000)])
             assert len(list((tmp_path / "checkpoint").iterdir())) == 1
         shutil.rmtree(tmp_path / "storage")
         async with running(tmp_path) as node:
-            assert node.trim_position().n > 0
+            assert node.seats[0].trim_position().n > 0
             assert [await value(node, SID, n) for n in range(80)] == list(range(80))
             assert (await node.admin("verify", {}))["damage"] == []
             await commit(node, [put(SID, {1: -1})])
@@ -172,7 +172,7 @@ def test_another_boot_distrusts_storage(tmp_path: Path, monkeypatch: pytest.Monk
         await commit(node, [put(SID, {1: 1})])
         # The machine goes down: nothing is closed.
         node.closing = True
-        node.owner.stop()
+        node.seats[0].owner.stop()
         node.engine.abandon()
         node._lock.release()
         monkeypatch.setattr("meridian.dataplane.node.boot_id", lambda: "another boot")

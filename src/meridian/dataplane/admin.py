@@ -12,6 +12,7 @@ from meridian.journal.core import JournalError, Reader
 
 if TYPE_CHECKING:
     from meridian.dataplane.node import Node
+    from meridian.dataplane.seat import Seat
 
 
 async def run(node: Node, command: str, arguments: dict[str, Any]) -> Any:
@@ -29,19 +30,21 @@ async def run(node: Node, command: str, arguments: dict[str, Any]) -> Any:
 
 def status(node: Node) -> dict[str, Any]:
     """What `meridian status` shows."""
-    owner = node.owner
-    reader = owner.reader if owner is not None else None
+    failures = [str(seat.failure) for seat in node.seats if seat.failure is not None]
+    first = node.seats[0]
     return {
         "version": __version__,
         "pid": os.getpid(),
         "cluster": node.cluster,
         "profile": node.profile,
-        "serving": owner is not None and not owner.dead,
-        "failure": "" if node.failure is None else str(node.failure),
-        "epoch": reader.epoch[0] if reader else 0,
-        "journal_n": reader.n if reader else 0,
-        "journal_first_n": node.trim_position().n + 1,
-        "journal_bytes": node.journal.size_bytes(),
+        "adjudicators": node.topology.adjudicators,
+        "journals": [_journal(seat) for seat in node.seats],
+        "serving": node.owned,
+        "failure": "; ".join(failures),
+        "epoch": first.owner.reader.epoch[0] if first.owner is not None else 0,
+        "journal_n": first.last_n,
+        "journal_first_n": first.trim_position().n + 1,
+        "journal_bytes": node.journal_bytes(),
         "applied_tau": node.engine.applied_tau,
         "complete_tau": node.replica.complete_tau,
         "storage_horizon": node.engine.horizon,
@@ -54,10 +57,27 @@ def status(node: Node) -> dict[str, Any]:
     }
 
 
+def _journal(seat: Seat) -> dict[str, Any]:
+    """One journal and its owner."""
+    owner = seat.owner
+    adjudicator = None if owner is None else owner.adjudicator
+    return {
+        "number": seat.number,
+        "serving": seat.serves,
+        "epoch": 0 if owner is None else owner.reader.epoch[0],
+        "n": seat.last_n,
+        "first_n": seat.trim_position().n + 1,
+        "size_bytes": seat.journal.size_bytes(),
+        "ranges": 0 if adjudicator is None else len(adjudicator.ranges.spans),
+        "commits": 0 if adjudicator is None else adjudicator.commits_count,
+        "promises": 0 if adjudicator is None else len(adjudicator.voter.holds),
+    }
+
+
 def verify(node: Node) -> dict[str, Any]:
     """Every record's checksum, every index against its table. Runs in a thread."""
     damage: list[str] = []
-    records = _verify_journal(node, damage)
+    records = sum(_verify_journal(node, seat, damage) for seat in node.seats)
     report = node.engine.verify(lambda: node.closing)
     damage += report.damages
     return {
@@ -69,15 +89,14 @@ def verify(node: Node) -> dict[str, Any]:
     }
 
 
-def _verify_journal(node: Node, damage: list[str]) -> int:
+def _verify_journal(node: Node, seat: Seat, damage: list[str]) -> int:
     """Counts the records that are durable now; what is appended meanwhile is not looked at."""
-    owner = node.owner
-    last_n = owner.reader.n if owner is not None else 0
-    start = node.trim_position()
+    last_n = seat.last_n
+    start = seat.trim_position()
     reader = Reader(start)
     records = 0
     try:
-        for record in node.journal.read(start.n + 1 if start.n else 0):
+        for record in seat.journal.read(start.n + 1 if start.n else 0):
             if record.n > last_n or node.closing:
                 break
             reader.accept(record)
@@ -86,5 +105,5 @@ def _verify_journal(node: Node, damage: list[str]) -> int:
         damage.append(str(error))
         return records
     if reader.n != last_n and not node.closing:
-        damage.append(f"journal 0: ends at record {reader.n}, {last_n} were written")
+        damage.append(f"journal {seat.number}: ends at record {reader.n}, {last_n} were written")
     return records

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from meridian.adjudicator import events as ev
+from meridian.dataplane.cutting import Plan, plan
 from meridian.errors import Kind, MeridianError
-from meridian.limits import COMMIT_WAIT_MS
+from meridian.limits import COMMIT_WAIT_MS, GATE_HOLD_MS, HOLD_KEYS
 from meridian.wire import frames
+from meridian.wire.votes import name_leader
 
 if TYPE_CHECKING:
     from meridian.dataplane.node import Node
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 Done = Callable[[int | MeridianError], None]
 StatusDone = Callable[[int, int], None]
 _RETRY_S = 0.002
+_HELD_S = 0.02
+"""Longest pause between two attempts of a transaction with voters."""
 
 
 class Asked(msgspec.Struct):
@@ -32,6 +36,11 @@ class Asked(msgspec.Struct):
     started_ns: int
     refusal: MeridianError | None = None
     """Told instead, unless the transaction turns out to be committed."""
+    leader: int = 0
+    """The journal whose owner decides."""
+    plan: Plan | None = None
+    """Who else must vote."""
+    attempt: int = 0
 
 
 class Asker:
@@ -45,15 +54,47 @@ class Asker:
 
     def status(self, txid: bytes, tau: int, done: StatusDone) -> None:
         """Calls `done` with the outcome (docs/protocol.md) and tau_commit."""
-        event = ev.Status(self.next_to(), txid, tau)
-        self.ask(Asked(event, None, done, time.monotonic_ns()))
+        leaders = len(self.node.seats)
+        if leaders == 1:
+            event = ev.Status(self.next_to(), txid, tau)
+            self.ask(Asked(event, None, done, time.monotonic_ns()))
+            return
+        # Nobody knows whom its COMMIT would have named: it is looked for, and where it is not
+        # found made an abort, under every name. One at most was ever committed.
+        poll = _Poll(leaders, done)
+        for leader in range(leaders):
+            event = ev.Status(self.next_to(), name_leader(txid, leader), tau)
+            self.ask(Asked(event, None, poll.told, time.monotonic_ns(), leader=leader))
+
+    def resolve(self, txid: bytes, tau: int, done: Done, refusal: MeridianError) -> None:
+        """Tells the refusal, unless an earlier copy of the request has committed (5.6)."""
+        started_ns = time.monotonic_ns()
+        if len(self.node.seats) == 1:
+            event = ev.Status(self.next_to(), txid, tau)
+            self.ask(Asked(event, done, None, started_ns, refusal))
+            return
+
+        def told(outcome: int, tau_commit: int) -> None:
+            if outcome == frames.OUTCOME_COMMITTED:
+                self._count(started_ns)
+                self._when_applied(tau_commit, done)
+            elif outcome == frames.OUTCOME_ABORTED:
+                done(refusal)
+            else:
+                done(MeridianError(Kind.OUTCOME_UNKNOWN))
+
+        self.status(txid, tau, told)
 
     def next_to(self) -> int:
         self._last_to += 1
         return self._last_to
 
-    def step(self, event: ev.Event) -> bool:
-        owner = self.node.owner
+    def step(self, event: ev.Event, leader: int = 0) -> bool:
+        """Gives it to the owner of journal `leader`; False: there is none now."""
+        seats = self.node.seats
+        if not seats:
+            return False
+        owner = seats[leader].owner
         if owner is None or owner.dead:
             return False
         owner.step(event)
@@ -61,22 +102,54 @@ class Asker:
 
     def ask(self, asked: Asked) -> None:
         self._asked[asked.event.to] = asked
-        if not self.step(asked.event):
-            self.retry(asked, self.node.unavailable())
+        if not self._send(asked):
+            self.retry(asked, self.node.unavailable(asked.leader))
 
-    def retry(self, asked: Asked, error: MeridianError) -> None:
+    def _send(self, asked: Asked) -> bool:
+        """False: nobody decides now."""
+        if asked.plan is None or isinstance(asked.event, ev.Status):
+            return self.step(asked.event, asked.leader)
+        owner = self.node.seats[asked.leader].owner
+        if owner is None or owner.dead:
+            return False
+        asked.attempt += 1
+        self.node.counters.attempts_again += asked.attempt > 1
+        event = asked.event = msgspec.structs.replace(
+            asked.event, attempt=asked.attempt, epoch=owner.epoch, voters=asked.plan.voters
+        )
+        soon = asyncio.get_running_loop().call_soon
+        for voter, ask in asked.plan.asks(event):
+            soon(self.node.tell, voter, ask)
+        owner.step(event)
+        return True
+
+    def retry(self, asked: Asked, error: MeridianError, delay_s: float = _RETRY_S) -> None:
         """Asks again a little later, for a bounded time."""
         waited_ms = (time.monotonic_ns() - asked.started_ns) // 1_000_000
-        if error.kind is Kind.DISK_FULL or waited_ms >= COMMIT_WAIT_MS:
-            self._tell(asked, error)
+        # Held by others, or by a gate, which holds nobody for longer (docs/rfcs, coherence).
+        limit_ms = GATE_HOLD_MS if error.kind is Kind.CONFLICT else COMMIT_WAIT_MS
+        if error.kind is Kind.DISK_FULL or waited_ms >= limit_ms:
+            self._end(asked, error)
             return
         self.node.counters.retries += 1
-        asyncio.get_running_loop().call_later(_RETRY_S, self._again, asked)
+        asyncio.get_running_loop().call_later(delay_s, self._again, asked)
+
+    def _end(self, asked: Asked, error: MeridianError) -> None:
+        """Patience is over. Attempts end with an outcome: they may still be under way."""
+        if asked.plan is None or isinstance(asked.event, ev.Status):
+            self._tell(asked, error)
+            return
+        event = asked.event
+        asked.plan = None
+        asked.event = ev.Status(event.to, event.txid, event.tau_start)
+        asked.refusal = error
+        asked.started_ns = time.monotonic_ns()
+        self._again(asked)
 
     def _again(self, asked: Asked) -> None:
-        if asked.event.to not in self._asked or self.step(asked.event):
+        if asked.event.to not in self._asked or self._send(asked):
             return
-        error = self.node.unavailable()
+        error = self.node.unavailable(asked.leader)
         if isinstance(asked.event, ev.Status) and asked.done is not None:
             error = MeridianError(Kind.OUTCOME_UNKNOWN)
         self.retry(asked, error)
@@ -87,7 +160,7 @@ class Asker:
         if asked is None:
             return
         if answer.outcome is ev.Outcome.RETRY:
-            self.retry(asked, _RETRIES.get(answer.code, _RETRIES[ev.Code.STARTING]))
+            self._asked_again(asked, answer)
             return
         if asked.status_done is not None:
             del self._asked[answer.to]
@@ -102,21 +175,44 @@ class Asker:
         else:
             self._unknown(asked)
 
+    def _asked_again(self, asked: Asked, answer: ev.Answer) -> None:
+        """RETRY: the same again, or another attempt."""
+        error = _RETRIES.get(answer.code, _RETRIES[ev.Code.STARTING])
+        event = asked.event
+        if isinstance(event, ev.Status):
+            unknown = asked.done is not None
+            self.retry(asked, MeridianError(Kind.OUTCOME_UNKNOWN) if unknown else error)
+            return
+        if answer.code is ev.Code.PLACE and not event.parts:
+            # A range has moved: who must vote is found out anew.
+            asked.plan = plan([event.chunk], self.node.map, asked.leader)
+        delay_s = _RETRY_S
+        if asked.attempt:
+            delay_s = min(_HELD_S, _RETRY_S * asked.attempt)
+        self.retry(asked, error, delay_s)
+
     def _committed(self, asked: Asked, tau: int) -> None:
         del self._asked[asked.event.to]
         counters = self.node.counters
-        counters.commits += 1
-        if isinstance(asked.event, ev.Commit) and asked.event.parts:
-            counters.commits_large += 1
-        counters.commit_latency.add(time.monotonic_ns() - asked.started_ns)
+        if isinstance(asked.event, ev.Commit):
+            counters.commits_large += bool(asked.event.parts)
+            counters.commits_voted += asked.plan is not None
+        self._count(asked.started_ns)
         assert asked.done is not None
+        self._when_applied(tau, asked.done)
+
+    def _count(self, started_ns: int) -> None:
+        self.node.counters.commits += 1
+        self.node.counters.commit_latency.add(time.monotonic_ns() - started_ns)
+
+    def _when_applied(self, tau: int, done: Done) -> None:
         if self.node.engine.applied_tau >= tau:
-            asked.done(tau)
+            done(tau)
         else:
             # Answered once storage holds it: the next request may depend on its relations.
-            self._unapplied.append((tau, asked.done))
+            self._unapplied.append((tau, done))
             loop = asyncio.get_running_loop()
-            loop.call_later(COMMIT_WAIT_MS / 1000, self._give_up, tau, asked.done)
+            loop.call_later(COMMIT_WAIT_MS / 1000, self._give_up, tau, done)
 
     def _give_up(self, tau: int, done: Done) -> None:
         """Storage is stuck: the commit is durable, but nobody may read it yet."""
@@ -159,10 +255,10 @@ class Asker:
 
     def _unknown(self, asked: Asked) -> None:
         """An append failed, or the outcome is forgotten (5.6)."""
-        failure = self.node.failure
+        failure = self.node.failure(asked.leader)
         if failure is not None and failure.nothing_written:
             # Certainly nothing of it is in the journal, and nobody can append it any more.
-            self._tell(asked, self.node.unavailable())
+            self._tell(asked, self.node.unavailable(asked.leader))
             return
         if failure is None or isinstance(asked.event, ev.Status):
             self.node.counters.unknown_outcomes += 1
@@ -171,17 +267,37 @@ class Asker:
         # The next owner reads what landed: ask it, for a bounded time (6.8).
         event = asked.event
         asked.event = ev.Status(event.to, event.txid, event.tau_start)
-        asked.refusal = self.node.unavailable()
+        asked.refusal = self.node.unavailable(asked.leader)
         self.retry(asked, MeridianError(Kind.OUTCOME_UNKNOWN))
 
-    def owner_lost(self) -> None:
-        """The journal failed: whoever has no answer is asked for again.
+    def owner_lost(self, number: int) -> None:
+        """A journal failed: whoever has no answer from its owner is asked for again.
 
         Commits whose records may be in the journal were answered by the adjudicator's last
         effects; the others never reached it.
         """
         for asked in list(self._asked.values()):
-            self.retry(asked, self.node.unavailable())
+            if asked.leader == number:
+                self.retry(asked, self.node.unavailable(number))
+
+
+class _Poll:
+    """The outcome of a transaction that has one name per leader."""
+
+    def __init__(self, count: int, done: StatusDone) -> None:
+        self._left = count
+        self._done = done
+        self._found = frames.OUTCOME_ABORTED, 0
+
+    def told(self, outcome: int, tau: int) -> None:
+        """One leader's answer."""
+        self._left -= 1
+        if outcome == frames.OUTCOME_COMMITTED:
+            self._found = outcome, tau
+        elif outcome == frames.OUTCOME_UNKNOWN and self._found[1] == 0:
+            self._found = outcome, 0
+        if self._left == 0:
+            self._done(*self._found)
 
 
 def abort_error(code: ev.Code) -> MeridianError:
@@ -189,6 +305,8 @@ def abort_error(code: ev.Code) -> MeridianError:
     if code is ev.Code.GATED:
         why = "a schema change or LOCK TABLE held this commit"
         return MeridianError(Kind.SCHEMA_CHANGED, detail=why)
+    if code is ev.Code.KEYS:
+        return MeridianError(Kind.KEYS_ELSEWHERE, limit=HOLD_KEYS)
     kind = _ABORTS.get(code)
     if kind is not None:
         return MeridianError(kind)
@@ -199,12 +317,15 @@ _RETRIES = {
     ev.Code.STARTING: MeridianError(Kind.NOT_READY),
     ev.Code.BUSY: MeridianError(Kind.TOO_MANY_REQUESTS),
     ev.Code.CLOCK: MeridianError(Kind.TAU_IN_FUTURE),
+    ev.Code.HELD: MeridianError(Kind.CONFLICT),
+    ev.Code.VOTES: MeridianError(Kind.NOT_READY),
 }
 _ABORTS = {
     ev.Code.CONFLICT: Kind.CONFLICT,
     ev.Code.CATALOG: Kind.SCHEMA_CHANGED,
     ev.Code.FLOOR: Kind.TAU_BELOW_FLOOR,
     ev.Code.RESOLVED: Kind.TXN_ABORTED,
+    ev.Code.MOVED: Kind.TXN_ABORTED,
 }
 _STATUS = {
     ev.Outcome.COMMITTED: frames.OUTCOME_COMMITTED,

@@ -10,6 +10,7 @@ import msgspec
 
 from meridian.adjudicator import events as ev
 from meridian.dataplane.asker import Asked, Asker, Done
+from meridian.dataplane.cutting import Plan, cut_chunk, leader_of_small
 from meridian.dataplane.feeds import Note, notes_of
 from meridian.dataplane.large import Final, LargeCommits
 from meridian.dataplane.validate import check_relations, created_by
@@ -18,6 +19,7 @@ from meridian.limits import CHUNK_BYTES_MAX, TAU_FUTURE_NS
 from meridian.storage.apply import check_ops
 from meridian.wire import frames
 from meridian.wire.ops import Op, decode_chunk
+from meridian.wire.votes import name_leader
 
 if TYPE_CHECKING:
     from meridian.dataplane.node import Node
@@ -31,10 +33,10 @@ class CommitPath:
         self.asker = Asker(node)
         self.large = LargeCommits(self)
 
-    def owner_lost(self) -> None:
-        """The journal failed: large commits on their way are over, the rest is asked again."""
-        self.large.fail()
-        self.asker.owner_lost()
+    def owner_lost(self, number: int) -> None:
+        """A journal failed: its large commits on their way are over, the rest is asked again."""
+        self.large.fail(number)
+        self.asker.owner_lost(number)
 
     def commit(
         self,
@@ -71,29 +73,71 @@ class CommitPath:
             except MeridianError as error:
                 refusal = error
         tau = final.tau or self.node.tau_start()
-        self.decide(txid, final, tau, 0, chunk, refusal)
+        self.decide(txid, final, tau, chunk, refusal)
 
     def decide(
         self,
         txid: bytes,
         final: Final,
         tau: int,
-        parts: int,
         chunk: bytes,
         refusal: MeridianError | None,
     ) -> None:
-        """Asks for the decision; with a `refusal`, only whether it was committed before."""
-        to = self.asker.next_to()
-        if refusal is None:
-            done = final.done
-            if final.notes:
-                done = partial(self._told, txid, final.notes, done)
-            event = ev.Commit(to, txid, tau, final.catver, final.flags, parts, chunk)
-            self.asker.ask(Asked(event, done, None, final.started_ns))
-        else:
+        """A transaction of one chunk; with a `refusal`, only whether it was committed before."""
+        leader, made = 0, None
+        if refusal is None and len(self.node.seats) > 1:
+            try:
+                leader, made = self._plan(txid, chunk)
+            except MeridianError as error:
+                refusal = error
+        if refusal is not None:
             # An earlier copy of this request may have committed: its outcome comes first (5.6).
-            status = ev.Status(to, txid, tau)
-            self.asker.ask(Asked(status, final.done, None, final.started_ns, refusal))
+            self.asker.resolve(txid, tau, self._done(txid, final), refusal)
+            return
+        self.ask(txid, final, tau, 0, chunk, leader, made)
+
+    def _plan(self, txid: bytes, chunk: bytes) -> tuple[int, Plan | None]:
+        """Who leads, who votes. Raises BAD_WRITE_SET, KEYS_ELSEWHERE."""
+        map_ = self.node.map
+        found = cut_chunk(chunk, map_)
+        leader = leader_of_small(found, map_)
+        if len(found.parts) <= 1 and not found.everywhere:
+            return leader, None
+        made = Plan(leader)
+        made.add(found)
+        return leader, made.close(map_)
+
+    def ask(
+        self,
+        txid: bytes,
+        final: Final,
+        tau: int,
+        parts: int,
+        chunk: bytes,
+        leader: int,
+        made: Plan | None,
+    ) -> None:
+        """Asks the leader for the decision, and others for their votes."""
+        done = self._done(txid, final)
+        if len(self.node.seats) > 1:
+            self.node.gates.lead(txid, leader)
+            txid = name_leader(txid, leader)
+        to = self.asker.next_to()
+        event = ev.Commit(to, txid, tau, final.catver, final.flags, parts, chunk)
+        self.asker.ask(Asked(event, done, None, final.started_ns, leader=leader, plan=made))
+
+    def _done(self, txid: bytes, final: Final) -> Done:
+        done = final.done
+        if final.notes:
+            done = partial(self._told, txid, final.notes, done)
+        if self.node.gates.is_open(txid):
+            done = partial(self._end_gate, txid, done)
+        return done
+
+    def _end_gate(self, txid: bytes, done: Done, result: int | MeridianError) -> None:
+        """The leader has ended its gate with the outcome; the others have one each."""
+        self.node.gates.end(txid)
+        done(result)
 
     def _told(
         self, txid: bytes, notes: list[Note], done: Done, result: int | MeridianError

@@ -73,6 +73,12 @@ class Counters:
     connections_cut: int = 0
     sequence_commits: int = 0
     checkpoints: int = 0
+    commits_voted: int = 0
+    """Commits over several adjudicators."""
+    attempts_again: int = 0
+    """Attempts after the first one of such commits."""
+    promises_expired: int = 0
+    """Promises that ended without a verdict: the leader was lost or slow."""
     owners: int = 0
     """Epochs this process has taken; more than one means that the journal failed."""
     commit_latency: Histogram = field(default_factory=Histogram)

@@ -8,7 +8,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-from meridian.dataplane.recovery import CHECKPOINT_KEY, JOURNAL, TRIM_KEY, encode_position
+from meridian.dataplane.recovery import CHECKPOINT_KEY, JOURNAL, encode_position, trim_key
 from meridian.errors import MeridianError
 from meridian.limits import CHECKPOINT_JOURNAL_BYTES, CONFLICT_WINDOW_NS
 from meridian.metadata.identities import set_value
@@ -16,6 +16,7 @@ from meridian.storage.errors import Failed
 
 if TYPE_CHECKING:
     from meridian.dataplane.node import Node
+    from meridian.dataplane.seat import Seat
 
 log = logging.getLogger("meridian.housekeeping")
 
@@ -111,7 +112,7 @@ class Housekeeping:
         for entry in parent.iterdir():
             if entry.name != name:
                 shutil.rmtree(entry, ignore_errors=True)
-        segments = self._trim(info.positions.get(JOURNAL, 0))
+        segments = sum(self._trim(seat, info.positions.get(seat.number, 0)) for seat in node.seats)
         report = {
             "n": info.positions.get(JOURNAL, 0),
             "tau": info.applied_tau,
@@ -122,18 +123,17 @@ class Housekeeping:
         log.info("checkpoint", extra=report)
         return report
 
-    def _trim(self, checkpoint_n: int) -> int:
+    def _trim(self, seat: Seat, checkpoint_n: int) -> int:
         """Deletes segments that neither checkpoint nor conflict window need (6.7)."""
-        node = self.node
-        oldest = node.clock.now().earliest - CONFLICT_WINDOW_NS
+        oldest = self.node.clock.now().earliest - CONFLICT_WINDOW_NS
         usable = [
             boundary
-            for boundary in node.boundaries
+            for boundary in seat.boundaries
             if boundary.n <= checkpoint_n and boundary.tau <= oldest
         ]
         if not usable:
             return 0
         start = usable[-1]
-        set_value(node.store, TRIM_KEY, encode_position(start))
-        node.boundaries[:] = [one for one in node.boundaries if one.n >= start.n]
-        return node.journal.trim(start.n + 1)
+        set_value(self.node.store, trim_key(seat.number), encode_position(start))
+        seat.boundaries[:] = [one for one in seat.boundaries if one.n >= start.n]
+        return seat.journal.trim(start.n + 1)

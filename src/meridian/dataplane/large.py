@@ -12,11 +12,13 @@ import msgspec
 
 from meridian.adjudicator import events as ev
 from meridian.dataplane.asker import Done, abort_error
+from meridian.dataplane.cutting import Plan, cut_chunk, leader_of_large
 from meridian.dataplane.feeds import Note, notes_of
 from meridian.dataplane.slices import slices
 from meridian.errors import Kind, MeridianError
 from meridian.limits import LARGE_COMMITS, LARGE_WAITING, STAGED_BACKLOG_BYTES
 from meridian.wire import frames
+from meridian.wire.votes import name_leader
 
 if TYPE_CHECKING:
     from meridian.dataplane.commits import CommitPath
@@ -38,6 +40,7 @@ class Final(msgspec.Struct):
     """Notifications of the write set."""
 
 
+NO_LEADER = -1
 _Chunk = tuple[int, bytes, Callable[[MeridianError | None], None]]
 """seq, chunk, whom to tell once it is on its way."""
 
@@ -56,6 +59,10 @@ class _Large(msgspec.Struct):
     created: dict[int, dict[int, int]] = msgspec.field(default_factory=dict)
     notes: list[Note] = msgspec.field(default_factory=list)
     refused: MeridianError | None = None
+    leader: int = NO_LEADER
+    """Who decides it; known with its first chunk."""
+    plan: Plan | None = None
+    """Who else must vote, if there are several adjudicators."""
     final: Final | None = None
     last_chunk: bytes | None = None
 
@@ -72,6 +79,8 @@ class LargeCommits:
         self.path = path
         self.node = path.node
         self._large: dict[bytes, _Large] = {}
+        self._named: dict[bytes, bytes] = {}
+        """The id that names the leader -> the id that the client knows, where they differ."""
         self._scheduled = False
         self._requests_seen = 0
 
@@ -176,21 +185,53 @@ class LargeCommits:
         return any(large.waiting for large in self._large.values())
 
     def _has_room(self) -> bool:
-        owner = self.node.owner
-        if owner is None or owner.writer is None:
-            return True
-        backlog = owner.writer.waiting_bytes + self.node.replica.backlog_bytes
+        backlog = self.node.replica.backlog_bytes
+        for seat in self.node.seats:
+            if seat.owner is not None and seat.owner.writer is not None:
+                backlog += seat.owner.writer.waiting_bytes
         return backlog < STAGED_BACKLOG_BYTES
+
+    # Names and leaders
+
+    def _name(self, txid: bytes, large: _Large) -> bytes:
+        """What the adjudicators call it."""
+        if large.leader == NO_LEADER or len(self.node.seats) == 1:
+            return txid
+        return name_leader(txid, large.leader)
+
+    def _step(self, event: ev.Event, large: _Large) -> None:
+        if large.leader != NO_LEADER:
+            self.path.asker.step(event, large.leader)
+
+    def _cut(self, txid: bytes, large: _Large, chunk: bytes) -> None:
+        """Who must take part, chunk by chunk. Raises BAD_WRITE_SET, KEYS_ELSEWHERE."""
+        if len(self.node.seats) == 1:
+            large.leader = 0
+            return
+        found = cut_chunk(chunk, self.node.map)
+        if large.plan is None:
+            large.leader = leader_of_large(found, self.node.map)
+            large.plan = Plan(large.leader)
+            self._named[self._name(txid, large)] = txid
+            self.node.gates.lead(txid, large.leader)
+        large.plan.add(found)
+
+    def _forget(self, txid: bytes) -> _Large | None:
+        large = self._large.pop(txid, None)
+        if large is not None and large.leader != NO_LEADER:
+            self._named.pop(self._name(txid, large), None)
+        return large
 
     def _hand_on(self, txid: bytes, large: _Large) -> None:
         if not large.pieces:
-            self._open_chunk(large)
+            self._open_chunk(txid, large)
             return
         piece = large.pieces.popleft()
         if large.final is not None and not large.waiting:
             self._commit_large(txid, large, piece)
             return
-        self.path.asker.step(ev.Part(txid, large.tau, large.parts, piece))
+        name = self._name(txid, large)
+        self._step(ev.Part(name, large.tau, large.parts, piece), large)
         large.parts += 1
         if not large.pieces:
             self._taken(large)
@@ -200,7 +241,7 @@ class LargeCommits:
         if taken is not None:
             taken(None)
 
-    def _open_chunk(self, large: _Large) -> None:
+    def _open_chunk(self, txid: bytes, large: _Large) -> None:
         """Checks the next chunk and cuts it. Raises MeridianError."""
         if large.queue:
             seq, chunk, large.taken = large.queue.popleft()
@@ -214,6 +255,7 @@ class LargeCommits:
         if large.size_bytes > self.node.limits.txn_size_bytes:
             raise self.path.too_large(large.size_bytes)
         ops = self.path.check_chunk(chunk, large.created)
+        self._cut(txid, large, chunk)
         large.notes += notes_of(ops)
         large.pieces.extend(slices(ops, len(chunk)))
 
@@ -222,19 +264,22 @@ class LargeCommits:
         final = large.final
         assert final is not None
         final.notes = large.notes
-        del self._large[txid]
+        self._forget(txid)
         refusal = self.path.refusal(final, large.tau, large.size_bytes)
         if final.tau not in (0, large.tau):
             refusal = MeridianError(Kind.PROTOCOL_VIOLATION, why="tau differs from its chunks'")
         if refusal is not None:
-            self.path.asker.step(ev.Discard(txid))
-        self.path.decide(txid, final, large.tau, large.parts, piece, refusal)
+            self._step(ev.Discard(self._name(txid, large)), large)
+            self.path.decide(txid, final, large.tau, b"", refusal)
+            return
+        made = None if large.plan is None else large.plan.close(self.node.map)
+        self.path.ask(txid, final, large.tau, large.parts, piece, large.leader, made)
 
     def _refuse(self, txid: bytes, large: _Large, error: MeridianError) -> None:
         """A chunk cannot be taken: the client hears it now, and again at its COMMIT."""
         large.refused = error
         large.parts = 0
-        self.path.asker.step(ev.Discard(txid))
+        self._step(ev.Discard(self._name(txid, large)), large)
         taken, large.taken = large.taken, None
         if taken is not None:
             taken(error)
@@ -242,11 +287,12 @@ class LargeCommits:
 
     def refused(self, effect: ev.Refused) -> None:
         """The adjudicator gave a large transaction up: the client hears it at its COMMIT."""
-        large = self._large.get(effect.txid)
+        txid = self._named.get(effect.txid, effect.txid)
+        large = self._large.get(txid)
         if large is not None and large.refused is None:
             large.refused = abort_error(effect.code)
             large.parts = 0
-            self._drop(effect.txid, large)
+            self._drop(txid, large)
 
     def _drop(self, txid: bytes, large: _Large) -> None:
         """Nothing more of it is handed on; its COMMIT is answered."""
@@ -257,20 +303,21 @@ class LargeCommits:
         large.pieces.clear()
         large.last_chunk = None
         if large.final is not None:
-            self._large.pop(txid, None)
-            self.path.decide(txid, large.final, large.tau, 0, b"", large.refused)
+            self._forget(txid)
+            self.path.decide(txid, large.final, large.tau, b"", large.refused)
 
     def discard(self, txid: bytes) -> None:
         """The client of a large transaction went away before COMMIT."""
         large = self._large.get(txid)
         if large is None or large.final is not None:
             return
-        del self._large[txid]
+        self._forget(txid)
         self._drop(txid, large)
-        self.path.asker.step(ev.Discard(txid))
+        self._step(ev.Discard(self._name(txid, large)), large)
 
-    def fail(self) -> None:
-        """Large commits on their way end; their clients hear why."""
+    def fail(self, number: int | None = None) -> None:
+        """Large commits on their way to a journal (None: to any) end; their clients hear why."""
         for txid, large in list(self._large.items()):
-            if large.refused is None:
-                self._refuse(txid, large, self.node.unavailable())
+            if large.refused is None and number in (None, large.leader):
+                error = self.node.unavailable(max(large.leader, 0))
+                self._refuse(txid, large, error)

@@ -1,7 +1,7 @@
-"""One shard of everything in one process: the embedded data plane.
+"""Everything in one process: the embedded data plane.
 
-Starts from a directory, owns its journal, answers reads once storage is complete through their
-tau, and starts a new owner (a higher epoch) when a journal write failed.
+Starts from a directory, owns its journals, answers reads once storage is complete through their
+tau. A journal whose write failed gets a new owner (a higher epoch, `seat.py`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 
 import apsw
 
-from meridian.adjudicator.events import Replayed
+from meridian.adjudicator import events as ev
 from meridian.clock.clock import Clock
-from meridian.dataplane import admin, recovery
+from meridian.crossbar import core as crossbar
+from meridian.dataplane import admin, recovery, topology
 from meridian.dataplane.catalog import Catalog
 from meridian.dataplane.commits import CommitPath
 from meridian.dataplane.counters import Counters
@@ -26,21 +27,27 @@ from meridian.dataplane.feeds import Feeds
 from meridian.dataplane.gates import Gates
 from meridian.dataplane.housekeeping import Housekeeping
 from meridian.dataplane.leases import Leases
+from meridian.dataplane.merge import Merge
 from meridian.dataplane.owner import Owner
 from meridian.dataplane.recovery import JOURNAL
 from meridian.dataplane.replica import Replica, Resume
+from meridian.dataplane.seat import Seat
 from meridian.dataplane.sequences import COLUMN_IS_CALLED, COLUMN_LAST, SID_SEQUENCES, Sequences
+from meridian.dataplane.topology import Topology
 from meridian.errors import Kind, MeridianError
-from meridian.journal.core import Position
-from meridian.journal.file import AppendError, FileJournal, segment_error
+from meridian.journal.core import Payload, Position
+from meridian.journal.file import AppendError, segment_error
 from meridian.journal.files import Files
+from meridian.journal.record import Record
+from meridian.journal.segments import list_segments
 from meridian.limits import (
     OWNER_RETRY_S,
+    READ_WAIT_MS,
     SERVING_WAIT_S,
     TAU_FUTURE_NS,
     Limits,
 )
-from meridian.metadata.identities import cluster_id, get_value, next_epoch, set_value
+from meridian.metadata.identities import cluster_id, get_value
 from meridian.metadata.ownership import DirectoryLock, boot_id
 from meridian.metadata.store import MetadataStore
 from meridian.storage import Engine
@@ -60,12 +67,11 @@ from meridian.wire.ops import (
     Op,
     encode_chunk,
 )
+from meridian.wire.partition import PartitionMap
 from meridian.wire.reach import COLUMN_REACH
+from meridian.wire.votes import Message
 
 log = logging.getLogger("meridian.node")
-
-_PASSING = frozenset({Kind.DISK_FULL, Kind.BAD_METADATA, Kind.STORAGE_FAILED})
-"""Refusals of a disk that may pass."""
 
 
 class Node:
@@ -78,6 +84,8 @@ class Node:
         profile: str,
         limits: Limits,
         ephemeral: bool = False,
+        adjudicators: int | None = None,
+        journals: int | None = None,
         files: Files | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -91,7 +99,15 @@ class Node:
         self.files = files or Files(sync=not ephemeral)
         self.engine: Engine
         self.replica: Replica
-        self.owner: Owner | None = None
+        self.merge: Merge
+        self.topology: Topology
+        self._wanted_topology = adjudicators, journals
+        self.seats: list[Seat] = []
+        """One per journal, by number."""
+        self.map: PartitionMap
+        """Who owns which keys; a hint (design section 5.8)."""
+        self.wanted_tau = 0
+        """The highest tau through which somebody wanted storage to be complete."""
         self.catalog = Catalog(self.counters)
         self.feeds = Feeds(self)
         self.gates = Gates(self)
@@ -101,12 +117,9 @@ class Node:
         self.fatal: asyncio.Future[str]
         """Set when this process must end; the supervisor starts another."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._written_before = 0
-        self.boundaries: list[Position] = []
-        """Where segments begin outside of open large transactions: possible trim points."""
+        self._added: dict[int, asyncio.Future[int]] = {}
+        """Journals that are being added, and at which tau."""
         self.closing = False
-        self._owning = True
-        """An owner is being made; nobody else makes one."""
 
     # Start and end
 
@@ -118,120 +131,157 @@ class Node:
         self.store = MetadataStore(self.directory / "metadata.db", sync=not self.ephemeral)
         self.cluster = cluster_id(self.store)
         self.leases = Leases(self.store)
-        self.journal = FileJournal(self.directory / "journal" / "0", JOURNAL, self.files)
         self.storage_path = self.directory / "storage" / "shard-0.db"
         self.boot = boot_id()
-        recovered = await self._recover()
-        await self._own(recovered)
-        self._owning = False
+        self._take_seats()
+        await self._start_owners(await self._recover())
         await self._bootstrap()
         self.housekeeping = Housekeeping(self)
         self.spawn(self.housekeeping.run())
         self.spawn(self.housekeeping.run_checkpoints())
 
-    def trim_position(self) -> Position:
-        """Where the journal begins; everything before it lies in the checkpoint."""
-        value = get_value(self.store, recovery.TRIM_KEY)
-        return Position() if value is None else recovery.decode_position(value)
+    def _take_seats(self) -> None:
+        """Raises BAD_TOPOLOGY."""
+        first = self.directory / "journal" / str(JOURNAL)
+        used = first.is_dir() and bool(list_segments(first))
+        self.topology = topology.settle(self.store, *self._wanted_topology, used=used)
+        made = topology.first_map(self.topology)
+        for number in range(self.topology.journals):
+            self.seats.append(Seat(self, number, topology.spans_of(made, number)))
 
     def _checkpoint_path(self) -> Path | None:
         name = get_value(self.store, recovery.CHECKPOINT_KEY)
         return None if name is None else self.directory / "checkpoint" / name.decode()
 
     def journal_bytes_written(self) -> int:
-        """By this process, over all of its owners."""
-        writer = self.owner.writer if self.owner is not None else None
-        return self._written_before + (writer.bytes_written if writer is not None else 0)
+        """By this process, over all journals and owners."""
+        return sum(seat.bytes_written() for seat in self.seats)
 
-    async def _recover(self) -> recovery.Recovered:
-        start = self.trim_position()
-        self.journal.trim(start.n + 1)
-        self._open_storage(start, trusted=True)
-        recovered = await self._read(start)
-        # Before a replica is discarded: it may be the last copy of what the journal has lost.
-        self._check_whole(start.n, recovered)
-        if self.engine.positions.get(JOURNAL, 0) > recovered.reader.n:
-            # A replica ahead of the durable journal must be discarded (design section 8).
+    def journal_bytes(self) -> int:
+        """Of all segments."""
+        return sum(seat.journal.size_bytes() for seat in self.seats)
+
+    # Recovery
+
+    async def _recover(self) -> dict[int, recovery.Reading]:
+        """Reads the journals that exist; storage holds what they hold."""
+        starts = [seat.trim_position() for seat in self.seats]
+        for seat, start in zip(self.seats, starts, strict=True):
+            seat.journal.trim(start.n + 1)
+        self._open_storage(starts, trusted=True)
+        readings = await self._read()
+        # Before a replica is discarded: it may be the last copy of what a journal has lost.
+        for number, reading in readings.items():
+            self.seats[number].check_whole(reading)
+        positions = self.engine.positions
+        if any(positions.get(n, 0) > one.reader.n for n, one in readings.items()):
+            # A replica ahead of a durable journal must be discarded (design section 8).
             self.report("storage is ahead of the journal: it is rebuilt")
             self.engine.abandon()
-            self._open_storage(start, trusted=False)
-            recovered = await self._read(start)
-        self.clock.observe(recovered.reader.tau)
-        return recovered
+            self._open_storage(starts, trusted=False)
+            readings = await self._read()
+        recovery.discard_open(self.engine, readings)
+        self.merge.start()
+        return readings
 
-    def _check_whole(self, start_n: int, recovered: recovery.Recovered) -> None:
-        """Raises JOURNAL_DAMAGED when records are gone that an owner knew to be durable."""
-        sealed = int(get_value(self.store, recovery.SEALED_KEY) or 0)
-        last_n = recovered.reader.n
-        if start_n and not recovered.segments.firsts:
-            # Trim keeps the segment that begins after it.
-            sealed = max(sealed, start_n + 1)
-        if last_n < sealed:
-            raise MeridianError(
-                Kind.JOURNAL_DAMAGED,
-                path=self.journal.directory,
-                n=last_n + 1,
-                offset=0,
-                why=f"it ends here, but records through {sealed} were durable",
-            )
-
-    def _open_storage(self, start: Position, *, trusted: bool) -> None:
+    def _open_storage(self, starts: list[Position], *, trusted: bool) -> None:
         self.engine = recovery.open_storage(
-            self.storage_path, self._checkpoint_path(), self.boot, start, trusted=trusted
+            self.storage_path, self._checkpoint_path(), self.boot, starts, trusted=trusted
         )
         self.replica = Replica(self.engine, self.clock)
         self.replica.advanced = self._advanced
         self.replica.failed = self._apply_failed
+        self.replica.want = self.want
 
-    async def _read(self, start: Position) -> recovery.Recovered:
-        return await recovery.read_journal(
-            self.journal, start, self.replica, self.clock, self.report
-        )
+    async def _read(self) -> dict[int, recovery.Reading]:
+        """What exists: journal 0, and those with records or an ADD record in it (4.7)."""
+        readings = {
+            seat.number: seat.reading()
+            for seat in self.seats
+            if seat.number == JOURNAL or list_segments(seat.journal.directory)
+        }
+        self.merge = Merge(self.replica, list(readings))
+        self.merge.cut = self._cut
+        await recovery.read_journals(list(readings.values()), self.merge, self.report)
+        for reading in readings.values():
+            self.clock.observe(reading.reader.tau)
+        members = readings[JOURNAL].adjudicator.membership.members
+        for number, tau in sorted(members.items()):
+            if number >= len(self.seats):
+                raise MeridianError(
+                    Kind.BAD_TOPOLOGY,
+                    why=f"journal 0 says that journal {number} exists, the metadata does not",
+                )
+            if number not in readings:
+                readings[number] = self._read_new(number, tau)
+        for number in readings:
+            if number != JOURNAL and number not in members:
+                path = self.seats[number].journal.directory
+                why = "journal 0 has no record that adds it"
+                raise MeridianError(Kind.JOURNAL_DAMAGED, path=path, n=1, offset=0, why=why)
+        if len(readings) > 1:
+            recovery.promise(list(readings.values()), self.merge, self.clock)
+        return readings
 
-    async def _own(self, recovered: recovery.Recovered) -> None:
-        """A new epoch: marker and SEAL are durable when this returns. Raises OSError."""
-        position = recovered.reader.position()
-        self.catalog.load(self.trim_position().catalog, recovered.catalog)
+    def _read_new(self, number: int, tau: int) -> recovery.Reading:
+        """A journal that was added at `tau` and has no records yet."""
+        reading = self.seats[number].reading()
+        reading.read_some(recovery.Progress(self.report))
+        assert reading.ended and reading.reader.n == 0
+        reading.promised = max(tau, self.merge.core.tau)
+        self.merge.add(number, reading.promised)
+        return reading
+
+    # Owners
+
+    async def _start_owners(self, readings: dict[int, recovery.Reading]) -> None:
+        """All at once: each needs heartbeats of the others before it serves (5.7)."""
+        for reading in readings.values():
+            self.catalog.load(reading.start.catalog, reading.catalog)
         self._read_reaches()
-        epoch = next_epoch(self.store, JOURNAL, position.epoch[0] + 1)
-        owner = Owner(
-            clock=self.clock,
-            counters=self.counters,
-            adjudicator=recovered.adjudicator,
-            merge=recovered.merge,
-            reader=recovered.reader,
-            replica=self.replica,
-            answered=self.commits.asker.answered,
-            refused=self.commits.large.refused,
-            lost=self._lost,
-            catalog_made=self.catalog.add,
-            gated=self.gates.answered,
-        )
-        owner.writer = self.journal.open_writer(
-            recovered.segments, recovered.tail, owner.durable_in_thread, owner.failed_in_thread
-        )
-        self.boundaries = owner.boundaries = [*recovered.boundaries, position]
-        self._written_before = self.journal_bytes_written()
-        self.owner = owner
-        self.counters.owners += 1
-        owner.step(Replayed(position, epoch))
-        try:
-            await asyncio.wait_for(owner.settled.wait(), SERVING_WAIT_S)
-        except TimeoutError:
-            # What this writer still has in hand is void: the next one begins a segment below it.
-            owner.stop()
-            raise
-        if owner.dead:
-            raise OSError(f"the first records of epoch {epoch[0]} could not be written")
-        self._remember_seal(position.n + 2)
-        log.info("owns the journal", extra={"epoch": epoch[0], "n": position.n})
+        await asyncio.gather(*(self.seats[n].own(reading) for n, reading in readings.items()))
+        for number in range(len(self.seats)):
+            if number not in readings:
+                await self._add_journal(number)
+        spans = [
+            (number, self._owner(number).adjudicator.ranges.spans)
+            for number in range(len(self.seats))
+        ]
+        self.map = topology.joined(1, spans)
 
-    def _remember_seal(self, n: int) -> None:
-        """A journal that ends before record n has lost files: see `_check_whole`."""
-        try:
-            set_value(self.store, recovery.SEALED_KEY, str(n).encode())
-        except MeridianError as error:
-            log.warning("seal is not remembered", extra={"error": str(error)})
+    async def _add_journal(self, number: int) -> None:
+        """ADD in journal 0, then its first owner (4.7)."""
+        loop = asyncio.get_running_loop()
+        self._added[number] = loop.create_future()
+        self._owner(JOURNAL).step(ev.AddJournal(number))
+        tau = await asyncio.wait_for(self._added.pop(number), SERVING_WAIT_S)
+        await self.seats[number].own(self._read_new(number, tau))
+
+    def _owner(self, number: int) -> Owner:
+        owner = self.seats[number].owner
+        assert owner is not None
+        return owner
+
+    def journal_added(self, effect: ev.Added) -> None:
+        """The Added effect of journal 0's owner."""
+        waiting = self._added.get(effect.journal)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(effect.tau)
+
+    def tell(self, number: int, message: Message) -> None:
+        """A message to whoever owns this journal; lost if nobody does."""
+        owner = self.seats[number].owner
+        if owner is not None:
+            owner.step(ev.Heard(message))
+
+    def landed(self, number: int, accepted: list[tuple[Record, Payload]]) -> None:
+        """Durable records of a journal, before anybody is told of their commits."""
+        self.merge.cross(crossbar.Accepted(number, accepted))
+        if len(self.seats) > 1:
+            tau = max((record.tau for record, _ in accepted), default=0)
+            if tau > self.merge.core.tau:
+                # Their commits are answered once storage has them: the others must say so far.
+                self.want(tau)
 
     async def _bootstrap(self) -> None:
         """The system relations that a new cluster, or one of an earlier version, lacks."""
@@ -266,8 +316,8 @@ class Node:
         self.closing = True
         for task in list(self._tasks):
             task.cancel()
-        if self.owner is not None:
-            self.owner.close()
+        for seat in self.seats:
+            seat.close()
         self.replica.stop()
         self.engine.close()
         self.store.close()
@@ -290,51 +340,30 @@ class Node:
         if not self.fatal.done():
             self.fatal.set_result(reason)
 
-    # Owner
+    # Failures
+
+    def failure(self, number: int = JOURNAL) -> AppendError | None:
+        """Why the last owner of a journal ended, until there is a new one."""
+        return self.seats[number].failure
 
     @property
-    def failure(self) -> AppendError | None:
-        """Why the last owner ended, until there is a new one."""
-        return None if self.owner is None else self.owner.failure
+    def owned(self) -> bool:
+        """Every journal has an owner."""
+        return all(seat.serves for seat in self.seats)
 
-    def unavailable(self) -> MeridianError:
-        """Why commits are not taken now."""
+    def unavailable(self, number: int = JOURNAL) -> MeridianError:
+        """Why commits are not taken now at this journal."""
         failing = self.replica.failing
         if failing is not None:
             full = isinstance(failing.__cause__, apsw.FullError)
             return MeridianError(Kind.DISK_FULL) if full else failing
-        if self.failure is not None:
-            return segment_error(self.failure.error)
+        failure = self.failure(number)
+        if failure is not None:
+            return segment_error(failure.error)
         return MeridianError(Kind.NOT_READY)
 
-    def _lost(self, reason: str, failure: AppendError | None) -> None:
-        if self.closing:
-            return
-        self.report(f"the journal's owner ended: {reason}")
-        if failure is None:
-            self.die(reason)
-            return
-        self.commits.owner_lost()
-        if not self._owning:
-            self._owning = True
-            self.spawn(self._own_again())
-
-    async def _own_again(self) -> None:
-        """Reads what landed, then takes a new epoch; again and again while the disk refuses."""
-        while self.owner is None or self.owner.dead:
-            try:
-                self.replica.drain()
-                await self._own(await self._read(self.trim_position()))
-                continue
-            except (OSError, TimeoutError) as error:
-                why = str(error)
-            except MeridianError as error:
-                if error.kind not in _PASSING:
-                    raise
-                why = str(error)
-            log.warning("journal cannot be taken", extra={"error": why})
-            await asyncio.sleep(OWNER_RETRY_S)
-        self._owning = False
+    def _cut(self, reason: str) -> None:
+        self.die(f"storage was cut loose: {reason}")
 
     def _apply_failed(self, error: Exception) -> None:
         log.error("storage failed", exc_info=error)
@@ -344,8 +373,7 @@ class Node:
 
     def tau_start(self) -> int:
         """The tau_start of a transaction that begins now (design 4.3)."""
-        owner = self.owner
-        if owner is None or owner.dead or self.replica.failing is not None:
+        if not self.owned or self.replica.failing is not None:
             # Nothing was acknowledged beyond this since the disk failed: as fresh as now.
             return self.replica.complete_tau
         return self.clock.now_ns()
@@ -361,11 +389,37 @@ class Node:
         now = self.clock.now()
         if tau > now.latest + TAU_FUTURE_NS:
             raise MeridianError(Kind.TAU_IN_FUTURE)
-        owner = self.owner
-        if tau > replica.complete_tau and owner is not None:
-            owner.want(tau)
+        if tau > replica.complete_tau:
+            self.want(tau)
         # Rule 4.5: results leave only once the clock has certainly passed what they show.
         return tau <= replica.complete_tau and tau <= now.earliest
+
+    def want(self, tau: int) -> None:
+        """Asks for heartbeats through tau where they are missing (4.6)."""
+        self.wanted_tau = max(self.wanted_tau, tau)
+        for number in self.merge.core.lagging(tau):
+            if number < len(self.seats):
+                owner = self.seats[number].owner
+                if owner is not None:
+                    owner.want(tau)
+
+    def when_complete(self, tau: int, done: Callable[[int], None]) -> None:
+        """Calls `done(tau)` once storage is complete through tau, however long that takes."""
+        self.spawn(self._when_complete(tau, done))
+
+    async def _when_complete(self, tau: int, done: Callable[[int], None]) -> None:
+        while True:
+            try:
+                await self.wait_until_ready(tau, READ_WAIT_MS)
+            except MeridianError as error:
+                if error.kind is Kind.SNAPSHOT_TOO_OLD:
+                    break
+                if self.closing:
+                    return
+                await asyncio.sleep(OWNER_RETRY_S)
+                continue
+            break
+        done(tau)
 
     def wait(self, tau: int, timeout_ms: int, resume: Resume) -> Callable[[], None]:
         """Calls `resume` once `ready(tau)`, or with an error; returns how to give up."""

@@ -1,64 +1,68 @@
-"""One epoch of one journal: adjudicator, writer, reader and crossbar wired together.
+"""One epoch of one journal: adjudicator, writer, reader, wired to crossbar and other owners.
 
 Events go in through `step`; effects are carried out here. When the journal fails the owner is
-finished (`lost`) and the node starts another with a higher epoch.
+finished (`lost`) and its seat starts another with a higher epoch.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from meridian.adjudicator import events as ev
 from meridian.adjudicator.shell import Shell
-from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
-from meridian.dataplane.counters import Counters
-from meridian.dataplane.recovery import JOURNAL, SUBSCRIBER
-from meridian.dataplane.replica import Replica
-from meridian.journal.core import Commit, Payload, Position, Reader
+from meridian.journal.core import Commit, Payload, Position
 from meridian.journal.file import AppendError, FileWriter
 from meridian.journal.record import Record
 
+if TYPE_CHECKING:
+    from meridian.dataplane.node import Node
+    from meridian.dataplane.recovery import Reading
+
+log = logging.getLogger("meridian.owner")
+
 
 class Owner(Shell):
-    """An adjudicator whose records go straight to the crossbar and the replica beside it."""
+    """An adjudicator whose records go straight to the crossbar beside it."""
 
     writer: FileWriter | None
 
     def __init__(
         self,
-        *,
-        clock: Clock,
-        counters: Counters,
-        adjudicator: Any,
-        merge: Any,
-        reader: Reader,
-        replica: Replica,
-        answered: Callable[[ev.Answer], None],
-        refused: Callable[[ev.Refused], None],
+        node: Node,
+        number: int,
+        reading: Reading,
         lost: Callable[[str, AppendError | None], None],
-        catalog_made: Callable[[int, int], None],
-        gated: Callable[[ev.Gated], None],
     ) -> None:
         super().__init__(
-            clock=clock, adjudicator=adjudicator, answered=answered, refused=refused, lost=lost
+            clock=node.clock,
+            adjudicator=reading.adjudicator,
+            answered=node.commits.asker.answered,
+            refused=node.commits.large.refused,
+            lost=lost,
         )
-        self.counters = counters
-        self.merge = merge
-        self.reader = reader
-        self.replica = replica
-        replica.took = self._took
-        replica.want = self.want
+        self.node = node
+        self.number = number
+        self.reader = reading.reader
         self.boundaries: list[Position] = []
-        self._catalog_made = catalog_made
-        self._gated = gated
+        self._carry_out[ev.Send] = self._send
+        self._carry_out[ev.WantCatalog] = self._want_catalog
+        self._carry_out[ev.Expired] = self._expired
+        self._carry_out[ev.Added] = node.journal_added
+
+    @property
+    def epoch(self) -> tuple[int, int]:
+        """The epoch it writes under."""
+        epoch: tuple[int, int] = self.adjudicator.ledger.epoch
+        return epoch
 
     def landed(self, batches: list[list[Record]]) -> None:
         accepted: list[tuple[Record, Payload]] = []
         for batch in batches:
             self._accept(batch, accepted)
-        self.cross(crossbar.Accepted(JOURNAL, accepted))
+        self.node.landed(self.number, accepted)
 
     def _accept(self, batch: list[Record], accepted: list[tuple[Record, Payload]]) -> None:
         """Adds the records that count to `accepted`."""
@@ -70,26 +74,28 @@ class Owner(Shell):
             if payload is not None:
                 if type(payload) is Commit and payload.catalog:
                     # Before storage is complete through its tau, and before anybody is told.
-                    self._catalog_made(payload.catalog, record.tau)
+                    self.node.catalog.add(payload.catalog, record.tau)
                 accepted.append((record, payload))
 
-    def cross(self, event: crossbar.Event) -> None:
-        """One event of the crossbar, what it delivers goes to storage."""
-        for effect in self.merge.step(event):
-            if isinstance(effect, crossbar.Deliver):
-                self.replica.feed(effect)
-            else:
-                self.stop()
-                self._lost(f"storage was cut loose: {effect.reason}", None)
-
-    def _took(self, size_bytes: int) -> None:
-        self.cross(crossbar.Credit(SUBSCRIBER, size_bytes))
-
     def gated(self, effect: ev.Gated) -> None:
-        self._gated(effect)
+        self.node.gates.answered(effect)
 
     def heartbeat(self, effect: ev.Heartbeat) -> None:
-        self.cross(crossbar.Beat(JOURNAL, effect.epoch, effect.n, effect.tau))
+        beat = crossbar.Beat(self.number, effect.epoch, effect.n, effect.tau)
+        self.node.merge.cross(beat)
 
+    # One of several
 
-__all__ = ["JOURNAL", "Owner"]
+    def _send(self, effect: ev.Send) -> None:
+        # Never from within a step of the sender: it may be the receiver's, too.
+        self._loop.call_soon(self.node.tell, effect.to, effect.message)
+
+    def _want_catalog(self, effect: ev.WantCatalog) -> None:
+        self.node.when_complete(effect.tau, self._catalog_known)
+
+    def _catalog_known(self, tau: int) -> None:
+        self.step(ev.CatalogKnown(tau, self.node.catalog.in_force(tau)))
+
+    def _expired(self, effect: ev.Expired) -> None:
+        self.node.counters.promises_expired += 1
+        log.info("a promise ended without a verdict", extra={"tau": effect.tau})

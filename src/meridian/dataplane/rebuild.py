@@ -20,7 +20,7 @@ from meridian.dataplane import recovery
 from meridian.dataplane.recovery import JOURNAL
 from meridian.errors import Kind, MeridianError
 from meridian.journal.core import JournalError, Position, Reader
-from meridian.journal.segments import SegmentReader, list_segments
+from meridian.journal.segments import Segment, SegmentReader, list_segments
 from meridian.metadata.identities import get_value
 from meridian.metadata.ownership import DirectoryLock
 from meridian.metadata.store import MetadataStore
@@ -83,73 +83,110 @@ def check(
     directory: Path, report: Callable[[str], None], stop: Callable[[], bool]
 ) -> Sources | None:
     """Is everything that storage holds also in checkpoint and journal? Raises as above."""
-    journal = directory / "journal" / str(JOURNAL)
-    segments = list_segments(journal) if journal.is_dir() else []
+    numbers = range(_journal_count(directory))
+    files = {number: _files(directory, number) for number in numbers}
     storage = directory / "storage" / "shard-0.db"
     if not (directory / "metadata.db").exists():
-        if segments or storage.exists() or (directory / "checkpoint").exists():
+        if any(files.values()) or storage.exists() or (directory / "checkpoint").exists():
             raise CannotRebuild(f"{directory / 'metadata.db'} is missing", _COPY)
         return None
-    start, name, sealed = _metadata(directory)
-    restored = _check_checkpoint(directory, name, start)
-    if not segments and (start.n or sealed or storage.exists()):
-        raise CannotRebuild(f"the journal {journal} has no files", _COPY)
-    records, last_n = _check_journal(journal, start, report, stop)
-    size_bytes = sum(segment.path.stat().st_size for segment in segments)
-    known_n = max(sealed, restored[0], _storage_n(storage))
-    if last_n < known_n:
-        raise CannotRebuild(
-            f"the journal ends at record {last_n}, but records through {known_n} were written",
-            _COPY,
-        )
-    return Sources(*restored, records, last_n, size_bytes)
+    begins, name = _metadata(directory, numbers)
+    restored, checkpoint_bytes = _check_checkpoint(directory, name, begins)
+    held = _storage_positions(storage)
+    records = last_n = size_bytes = 0
+    for number, (start, sealed) in enumerate(begins):
+        path = directory / "journal" / str(number)
+        segments = files[number]
+        if not segments and (start.n or sealed or (storage.exists() and number == JOURNAL)):
+            raise CannotRebuild(f"the journal {path} has no files", _COPY)
+        found, number_n = _check_journal(path, number, start, report, stop)
+        known_n = max(sealed, restored.get(number, 0), held.get(number, 0))
+        if number_n < known_n:
+            raise CannotRebuild(
+                f"the journal {path} ends at record {number_n},"
+                f" but records through {known_n} were written",
+                _COPY,
+            )
+        records += found
+        last_n = number_n if number == JOURNAL else last_n
+        size_bytes += sum(segment.path.stat().st_size for segment in segments)
+    return Sources(restored.get(JOURNAL, 0), checkpoint_bytes, records, last_n, size_bytes)
+
+
+def _journal_count(directory: Path) -> int:
+    """Journals are numbered from 0, without gaps."""
+    parent = directory / "journal"
+    numbers = (
+        [int(one.name) for one in parent.iterdir() if one.name.isdecimal()]
+        if (parent.is_dir())
+        else []
+    )
+    return max(numbers, default=JOURNAL) + 1
+
+
+def _files(directory: Path, number: int) -> list[Segment]:
+    path = directory / "journal" / str(number)
+    return list_segments(path) if path.is_dir() else []
 
 
 _COPY = "Restore it from a copy. Nothing was deleted."
 
 
-def _metadata(directory: Path) -> tuple[Position, str, int]:
-    """Where the journal begins, the checkpoint's name or nothing, the last owner's SEAL."""
+def _metadata(directory: Path, numbers: range) -> tuple[list[tuple[Position, int]], str]:
+    """Per journal where it begins and its last owner's SEAL; the checkpoint's name or nothing."""
     store = MetadataStore(directory / "metadata.db")
+    begins: list[tuple[Position, int]] = []
     try:
-        trim = get_value(store, recovery.TRIM_KEY)
-        start = Position() if trim is None else recovery.decode_position(trim)
-        name = get_value(store, recovery.CHECKPOINT_KEY) or b""
-        return start, name.decode(), int(get_value(store, recovery.SEALED_KEY) or 0)
+        for number in numbers:
+            trim = get_value(store, recovery.trim_key(number))
+            start = Position() if trim is None else recovery.decode_position(trim)
+            begins.append((start, int(get_value(store, recovery.sealed_key(number)) or 0)))
+        return begins, (get_value(store, recovery.CHECKPOINT_KEY) or b"").decode()
     finally:
         store.close()
 
 
-def _check_checkpoint(directory: Path, name: str, start: Position) -> tuple[int, int]:
-    """(last record in it, bytes). It must hold all that was trimmed, and be readable."""
+def _check_checkpoint(
+    directory: Path, name: str, begins: list[tuple[Position, int]]
+) -> tuple[dict[int, int], int]:
+    """(last record in it per journal, bytes). It must hold all that was trimmed, and be readable.
+
+    Of journals that were trimmed.
+    """
     path = directory / "checkpoint" / name
+    trimmed = [(number, start) for number, (start, _) in enumerate(begins) if start.n]
     if not name or not path.exists():
-        if start.n:
+        for _, start in trimmed:
             raise CannotRebuild(
                 f"the journal begins at record {start.n + 1} and there is no checkpoint before it",
                 _COPY,
             )
-        return 0, 0
+        return {}, 0
     try:
         info = checkpoint.check(path)
     except RebuildNeeded as error:
         spare = f"The journal is whole without it: delete {path}, then rebuild."
-        raise CannotRebuild(str(error), _COPY if start.n else spare) from None
-    last_n = info.positions.get(JOURNAL, 0)
-    if last_n < start.n:
-        raise CannotRebuild(
-            f"checkpoint {name} ends at record {last_n}, the journal begins at {start.n + 1}",
-            _COPY,
-        )
-    return last_n, info.size_bytes
+        raise CannotRebuild(str(error), _COPY if trimmed else spare) from None
+    for number, start in trimmed:
+        last_n = info.positions.get(number, 0)
+        if last_n < start.n:
+            raise CannotRebuild(
+                f"checkpoint {name} ends at record {last_n}, the journal begins at {start.n + 1}",
+                _COPY,
+            )
+    return info.positions, info.size_bytes
 
 
 def _check_journal(
-    directory: Path, start: Position, report: Callable[[str], None], stop: Callable[[], bool]
+    directory: Path,
+    number: int,
+    start: Position,
+    report: Callable[[str], None],
+    stop: Callable[[], bool],
 ) -> tuple[int, int]:
     """(records, last n) after `start`: checksums and order, as recovery will read them."""
     reader = Reader(start)
-    segments = SegmentReader(directory, JOURNAL, start.n + 1 if start.n else 0)
+    segments = SegmentReader(directory, number, start.n + 1 if start.n else 0)
     records = size_bytes = 0
     last = time.monotonic()
     try:
@@ -175,15 +212,15 @@ def _check_journal(
     return records, reader.n
 
 
-def _storage_n(path: Path) -> int:
-    """The last record that the storage file holds; 0 for a file that cannot be read."""
+def _storage_positions(path: Path) -> dict[int, int]:
+    """The last record of each journal that the storage file holds; {} if it cannot be read."""
     if not path.exists():
-        return 0
+        return {}
     try:
         db = schema.connect_reader(path, cache_bytes=_READER_CACHE_BYTES)
         try:
-            return schema.load_state(db).positions.get(JOURNAL, 0)
+            return schema.load_state(db).positions
         finally:
             db.close(True)
     except (apsw.Error, ValueError, IndexError):
-        return 0
+        return {}

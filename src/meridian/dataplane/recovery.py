@@ -1,8 +1,8 @@
 """From what is on disk to a state that may serve (design sections 5, 6 and 8).
 
-The journal is read once from its beginning (what was trimmed lies in `start`): every accepted
-record rebuilds the adjudicator's window, those that storage lacks go through the crossbar. A
-storage file that cannot be trusted, is ahead of the journal, or is too old for it is discarded
+Each journal is read once from its beginning (what was trimmed lies in its start): every accepted
+record rebuilds its adjudicator's window, those that storage lacks go through the crossbar. A
+storage file that cannot be trusted, is ahead of a journal, or is too old for one is discarded
 and rebuilt from the checkpoint, or from nothing.
 """
 
@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -21,52 +20,43 @@ from meridian.adjudicator.core import Adjudicator
 from meridian.adjudicator.events import Replay
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
-from meridian.dataplane.replica import Replica
+from meridian.dataplane.merge import Merge
 from meridian.errors import Kind, MeridianError
 from meridian.journal.core import Commit, JournalError, Payload, Position, Reader
 from meridian.journal.file import FileJournal
 from meridian.journal.record import Record
 from meridian.journal.segments import SegmentReader
-from meridian.limits import CROSSBAR_CREDIT_BYTES
 from meridian.storage import Engine, RebuildNeeded
+from meridian.wire.partition import Span
 
 log = logging.getLogger("meridian.recovery")
 
 JOURNAL = 0
-SUBSCRIBER = 1
+"""The first journal; it says which others exist (design section 4.7)."""
 _BATCH_BYTES = 4 << 20
 _TAIL_BYTES = 8 << 20
 """Records read between two looks at which of them are proven durable."""
 _RECORD_BYTES = 200
 """About what a record takes in memory beside its payload."""
 _PROGRESS_S = 1.0
-TRIM_KEY = f"trim/{JOURNAL}"
-"""Metadata: where the journal begins."""
-SEALED_KEY = f"sealed/{JOURNAL}"
-"""Metadata: n of the last owner's SEAL, durable for certain."""
 CHECKPOINT_KEY = "checkpoint/0"
 """Metadata: name of the directory of the last whole checkpoint."""
 encode_position = msgspec.msgpack.Encoder().encode
 decode_position = msgspec.msgpack.Decoder(Position).decode
 
 
-class Recovered(NamedTuple):
-    """Everything an owner starts from."""
+def trim_key(journal: int) -> str:
+    """Metadata: where the journal begins."""
+    return f"trim/{journal}"
 
-    adjudicator: Adjudicator
-    merge: crossbar.Crossbar
-    reader: Reader
-    segments: SegmentReader
-    tail: list[Record]
-    """Records that no later one proves durable."""
-    boundaries: list[Position]
-    """Where each segment begins, unless inside an open transaction: possible trim points."""
-    catalog: list[tuple[int, int]]
-    """Catalog versions in the journal and their taus, in order."""
+
+def sealed_key(journal: int) -> str:
+    """Metadata: n of its last owner's SEAL, durable for certain."""
+    return f"sealed/{journal}"
 
 
 def open_storage(
-    path: Path, checkpoint: Path | None, boot: str, start: Position, *, trusted: bool
+    path: Path, checkpoint: Path | None, boot: str, starts: Sequence[Position], *, trusted: bool
 ) -> Engine:
     """The storage file, else the checkpoint, else an empty one.
 
@@ -76,7 +66,7 @@ def open_storage(
     if trusted:
         try:
             engine = Engine.open(path, boot_id=boot, durable=None)
-            if engine.positions.get(JOURNAL, 0) >= start.n:
+            if _missing(engine, starts) is None:
                 return engine
             engine.abandon()
             reason = "the journal begins after it"
@@ -85,13 +75,22 @@ def open_storage(
     if path.exists():
         log.warning("storage is rebuilt", extra={"reason": reason})
     engine = _restore(path, checkpoint, boot)
-    position = engine.positions.get(JOURNAL, 0)
-    if position < start.n:
+    missing = _missing(engine, starts)
+    if missing is not None:
         engine.abandon()
-        raise MeridianError(
-            Kind.JOURNAL_TRIMMED, journal=JOURNAL, first=start.n + 1, n=position + 1
-        )
+        raise missing
     return engine
+
+
+def _missing(engine: Engine, starts: Sequence[Position]) -> MeridianError | None:
+    """Which journal begins after what this file holds; `starts` by number."""
+    for number, start in enumerate(starts):
+        position = engine.positions.get(number, 0)
+        if position < start.n:
+            return MeridianError(
+                Kind.JOURNAL_TRIMMED, journal=number, first=start.n + 1, n=position + 1
+            )
+    return None
 
 
 def _restore(path: Path, checkpoint: Path | None, boot: str) -> Engine:
@@ -104,122 +103,109 @@ def _restore(path: Path, checkpoint: Path | None, boot: str) -> Engine:
     return Engine.create(path, boot_id=boot)
 
 
-async def read_journal(
-    journal: FileJournal,
-    start: Position,
-    replica: Replica,
-    clock: Clock,
-    report: Callable[[str], None],
-) -> Recovered:
-    """Reads the whole journal. Raises JOURNAL_DAMAGED, UNKNOWN_FORMAT, JOURNAL_TRIMMED.
+class Reading:
+    """One journal, read from its beginning to its end: everything its next owner starts from."""
 
-    Storage then holds every commit of the journal.
+    def __init__(
+        self, journal: FileJournal, start: Position, spans: tuple[Span, ...], clock: Clock
+    ) -> None:
+        self.number = journal.journal_id
+        self.journal = journal
+        self.start = start
+        self.reader = Reader(start)
+        self.adjudicator = Adjudicator(self.number, start, spans=spans)
+        self.segments: SegmentReader = journal.read(start.n + 1 if start.n else 0)
+        self.tail: list[Record] = []
+        """Records that no later one proves durable."""
+        self.boundaries: list[Position] = []
+        """Where each segment begins, unless inside an open transaction: possible trim points."""
+        self.catalog: list[tuple[int, int]] = []
+        """Catalog versions in the journal and their taus, in order."""
+        self.ended = False
+        self.promised = 0
+        """Its next owner assigns no tau at or below this one."""
+        self._clock = clock
+        self._tail_bytes = 0
+        self._records = iter(self.segments)
+
+    def position(self) -> Position:
+        """Where its next owner begins."""
+        position = self.reader.position()
+        return msgspec.structs.replace(position, tau=max(position.tau, self.promised))
+
+    def read_some(self, progress: Progress) -> list[tuple[Record, Payload]]:
+        """The next accepted records. Raises JOURNAL_DAMAGED, UNKNOWN_FORMAT, JOURNAL_TRIMMED."""
+        accepted: list[tuple[Record, Payload]] = []
+        size_bytes = 0
+        now = self._clock.now()
+        try:
+            for record in self._records:
+                self._remember(record)
+                payload = self.reader.accept(record)
+                if payload is not None:
+                    self.adjudicator.step(now, Replay(record, payload))
+                    if isinstance(payload, Commit) and payload.catalog:
+                        self.catalog.append((payload.catalog, record.tau))
+                    accepted.append((record, payload))
+                size_bytes += len(record.payload) + _RECORD_BYTES
+                progress.count(len(record.payload))
+                if size_bytes >= _BATCH_BYTES:
+                    return accepted
+        except JournalError as error:
+            raise MeridianError(
+                Kind.JOURNAL_DAMAGED,
+                path=self.journal.directory,
+                n=self.reader.n + 1,
+                offset=self.segments.offset,
+                why=str(error),
+            ) from None
+        self._end(progress.report)
+        return accepted
+
+    def _remember(self, record: Record) -> None:
+        if record.n in self.segments.firsts and self.reader.open_n() is None:
+            self.boundaries.append(self.reader.position())
+        self.tail.append(record)
+        self._tail_bytes += len(record.payload) + _RECORD_BYTES
+        if self._tail_bytes > _TAIL_BYTES:
+            self.tail = [one for one in self.tail if one.n > self.segments.durable_n]
+            self._tail_bytes = 0
+
+    def _end(self, report: Callable[[str], None]) -> None:
+        self.ended = True
+        scanned = self.segments.scanned
+        assert scanned is not None
+        if scanned.torn is not None:
+            torn = scanned.torn
+            text = (
+                f"journal {torn.path.name}: torn tail cut at offset {torn.offset}, record {torn.n}"
+                f" ({torn.size_bytes} bytes, {torn.why})"
+            )
+            log.warning(text)
+            report(text)
+        self.tail = [one for one in self.tail if one.n > scanned.durable_n]
+
+
+async def read_journals(
+    readings: Sequence[Reading], merge: Merge, report: Callable[[str], None]
+) -> None:
+    """Reads journals to their ends, side by side: what one holds waits for what others do not.
+
+    Raises JOURNAL_DAMAGED, UNKNOWN_FORMAT, JOURNAL_TRIMMED.
     """
-    reader = Reader(start)
-    adjudicator = Adjudicator(JOURNAL, start)
-    merge = crossbar.Crossbar()
-    replay = _Replay(replica, merge, reader)
-    segments = journal.read(start.n + 1 if start.n else 0)
-    tail: list[Record] = []
-    tail_bytes = 0
-    boundaries: list[Position] = []
-    catalog: list[tuple[int, int]] = []
-    progress = _Progress(report)
-    now = clock.now()
-    try:
-        for record in segments:
-            if record.n in segments.firsts and reader.open_n() is None:
-                boundaries.append(reader.position())
-            tail.append(record)
-            tail_bytes += len(record.payload) + _RECORD_BYTES
-            if tail_bytes > _TAIL_BYTES:
-                tail = [one for one in tail if one.n > segments.durable_n]
-                tail_bytes = 0
-            payload = reader.accept(record)
-            if payload is not None:
-                adjudicator.step(now, Replay(record, payload))
-                if isinstance(payload, Commit) and payload.catalog:
-                    catalog.append((payload.catalog, record.tau))
-                replay.add(record, payload)
-            if progress.count(len(record.payload)):
-                await asyncio.sleep(0)
-    except JournalError as error:
-        raise MeridianError(
-            Kind.JOURNAL_DAMAGED,
-            path=journal.directory,
-            n=reader.n + 1,
-            offset=segments.offset,
-            why=str(error),
-        ) from None
-    replay.finish()
+    progress = Progress(report)
+    alive = list(readings)
+    while alive:
+        one = min(alive, key=lambda reading: reading.reader.tau)
+        merge.take(crossbar.Accepted(one.number, one.read_some(progress)))
+        if one.ended:
+            alive.remove(one)
+        await asyncio.sleep(0)
     progress.end()
-    scanned = segments.scanned
-    assert scanned is not None
-    if scanned.torn is not None:
-        torn = scanned.torn
-        text = (
-            f"journal {torn.path.name}: torn tail cut at offset {torn.offset}, record {torn.n}"
-            f" ({torn.size_bytes} bytes, {torn.why})"
-        )
-        log.warning(text)
-        report(text)
-    tail = [one for one in tail if one.n > scanned.durable_n]
-    return Recovered(adjudicator, merge, reader, segments, tail, boundaries, catalog)
 
 
-class _Replay:
-    """Feeds storage from the first record that it lacks."""
-
-    def __init__(self, replica: Replica, merge: crossbar.Crossbar, reader: Reader) -> None:
-        self.replica = replica
-        self.merge = merge
-        self.reader = reader
-        self.batch: list[tuple[Record, Payload]] = []
-        self.size_bytes = 0
-        engine = replica.engine
-        self.from_n = engine.positions.get(JOURNAL, 0)
-        self.taken_bytes = 0
-        replica.took = self._took
-        # What storage holds lies at or below its applied tau and its position.
-        begin = Position(n=max(self.from_n, reader.n), tau=engine.applied_tau)
-        merge.step(crossbar.AddJournal(JOURNAL, begin))
-        merge.step(crossbar.Subscribe(SUBSCRIBER, engine.applied_tau, CROSSBAR_CREDIT_BYTES))
-
-    def add(self, record: Record, payload: Payload) -> None:
-        """An accepted record; the reader stands on it."""
-        if record.n <= self.from_n:
-            return
-        self.batch.append((record, payload))
-        self.size_bytes += len(record.payload)
-        if self.size_bytes >= _BATCH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        batch, self.batch, self.size_bytes = self.batch, [], 0
-        pending = list(self.merge.step(crossbar.Accepted(JOURNAL, batch)))
-        while pending:
-            effect = pending.pop(0)
-            assert isinstance(effect, crossbar.Deliver), effect
-            self.replica.take(effect)
-            self.replica.drain()
-            size_bytes, self.taken_bytes = self.taken_bytes, 0
-            if size_bytes:
-                pending += self.merge.step(crossbar.Credit(SUBSCRIBER, size_bytes))
-
-    def _took(self, size_bytes: int) -> None:
-        self.taken_bytes += size_bytes
-
-    def finish(self) -> None:
-        """The rest; the crossbar then stands where the reader stands."""
-        self._flush()
-        for txid in self.replica.engine.unresolved():
-            # Its epoch is over: bodies and commit record must share one (6.3). Everything that
-            # was read is in, so the position moves past its chunks with it.
-            self.replica.engine.discard(txid, {JOURNAL: self.reader.n})
-
-
-class _Progress:
-    """A line per second while the journal is read."""
+class Progress:
+    """A line per second while journals are read."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self.report = report
@@ -227,18 +213,41 @@ class _Progress:
         self.size_bytes = 0
         self.started = self.last = time.monotonic()
 
-    def count(self, size_bytes: int) -> bool:
-        """True now and then: let the loop run."""
+    def count(self, size_bytes: int) -> None:
+        """One more record."""
         self.records += 1
         self.size_bytes += size_bytes
         if self.records % 256:
-            return False
+            return
         now = time.monotonic()
         if now - self.last >= _PROGRESS_S:
             self.last = now
             self.report(f"recovery: {self.records} records, {self.size_bytes >> 20} MiB read")
-        return True
 
     def end(self) -> None:
         seconds = time.monotonic() - self.started
         log.info("journal read", extra={"records": self.records, "seconds": round(seconds, 3)})
+
+
+def promise(readings: Collection[Reading], merge: Merge, clock: Clock) -> None:
+    """Journals that are idle do not hold up what was read of the others.
+
+    Their next owners are made here, and the clock has passed every tau of every journal, so all
+    that was read is merged.
+    """
+    now = clock.now().latest
+    for reading in readings:
+        reader = reading.reader
+        if not reader.closed:
+            reading.promised = max(reader.lease, reader.tau, reading.promised, now)
+            merge.take(crossbar.Beat(reading.number, reader.epoch, reader.n, reading.promised))
+
+
+def discard_open(engine: Engine, readings: Mapping[int, Reading]) -> None:
+    """Forgets large transactions whose epochs are over: bodies and commit must share one (6.3).
+
+    Everything that was read is in, so the positions move past their chunks.
+    """
+    positions = {number: reading.reader.n for number, reading in readings.items()}
+    for txid in engine.unresolved():
+        engine.discard(txid, positions)

@@ -1,0 +1,159 @@
+"""How many adjudicators and journals a cluster has, and who owns which keys in the beginning.
+
+An *adjudicator* here is a key-range shard; a journal has one writer, an adjudicator core with the
+journal's number. With more shards than journals a core owns several shards; with more journals
+than shards some journals are idle. The first partition map follows from the two numbers by a rule
+(`first_map`), which is never changed: a journal without RELEASE and ACQUIRE records belongs to
+whom the rule says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from meridian.errors import Kind, MeridianError
+from meridian.limits import ADJUDICATORS_MAX, JOURNALS_MAX
+from meridian.metadata.identities import get_value, set_value
+from meridian.metadata.store import MetadataStore
+from meridian.wire.partition import EVERYTHING, FIRST, LAST, NOBODY, PartitionMap, Place, Span
+
+TOPOLOGY_KEY: Final = "topology"
+"""Metadata: the `Topology` that the directory was made with."""
+VERSION = 1
+
+_SID_FIRST = 1_000
+_SIDS_CUT = 512
+"""Relations from the first on whose keys are cut inside."""
+_GROUP = 32
+"""Following relations that have the same owner of most of their keys: a table and its indexes."""
+_GROUPS = 256
+_SEQUENCES_SID = 2
+_SEQUENCES_CUT = 64
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[int, int, int]).decode
+
+
+class Topology(msgspec.Struct, frozen=True):
+    """Shards of the key space, and journals."""
+
+    adjudicators: int = 1
+    journals: int = 1
+
+    def check(self) -> Topology:
+        """Raises BAD_TOPOLOGY."""
+        if not 1 <= self.adjudicators <= ADJUDICATORS_MAX:
+            raise _bad(f"--adjudicators must be 1 to {ADJUDICATORS_MAX}")
+        if not 1 <= self.journals <= JOURNALS_MAX:
+            raise _bad(f"--journals must be 1 to {JOURNALS_MAX}")
+        return self
+
+
+def _bad(why: str) -> MeridianError:
+    return MeridianError(Kind.BAD_TOPOLOGY, why=why)
+
+
+def settle(
+    store: MetadataStore, adjudicators: int | None, journals: int | None, *, used: bool
+) -> Topology:
+    """The directory's topology; a new directory gets the one that is wanted.
+
+    `used`: there is a journal already. None: as it is. Raises BAD_TOPOLOGY, UNKNOWN_FORMAT.
+    """
+    found = get_value(store, TOPOLOGY_KEY)
+    if found is None:
+        # Directories from before this was written have one of each.
+        made = Topology() if used else Topology(adjudicators or 1, journals or 1).check()
+        set_value(store, TOPOLOGY_KEY, _encode((VERSION, made.adjudicators, made.journals)))
+    else:
+        version, *numbers = _decode(found)
+        if version != VERSION:
+            raise _bad(f"the directory's topology has the unknown version {version}")
+        made = Topology(*numbers)
+    wanted = Topology(adjudicators or made.adjudicators, journals or made.journals)
+    if wanted != made:
+        raise _bad(
+            f"this directory was made with --adjudicators {made.adjudicators}"
+            f" --journals {made.journals}, which cannot be changed yet"
+        )
+    return made
+
+
+# The first map
+
+_INTEGER = b"\x01\x80" + bytes(6)
+"""Begins the keys of small positive integers (docs/formats.md, "Keys")."""
+_INSIDE: Final = (
+    # (first key, next one): text from m through o; numbers 3 through 9, as the only column of a
+    # key or its first one, and as a hidden id.
+    (bytes(7) + b"\x03", bytes(7) + b"\x0a"),
+    (b"\x01m", b"\x01p"),
+    (_INTEGER + b"\x00\x03", _INTEGER + b"\x00\x0a"),
+)
+
+
+def first_map(topology: Topology) -> PartitionMap:
+    """Version 1 of the partition map.
+
+    Most keys of a relation have one owner, and so do those of the relations made about then: a
+    table is loaded into one owner's ranges together with its indexes. Small keys of the first
+    relations lie elsewhere, so that small databases too use all owners. It is a beginning: ranges
+    move by RELEASE and ACQUIRE.
+    """
+    shards = topology.adjudicators
+    starts: list[Place] = []
+    owners: list[int] = []
+    for place, shard in _borders(shards):
+        owner = shard % shards % topology.journals
+        if not owners or owners[-1] != owner:
+            starts.append(place)
+            owners.append(owner)
+    return PartitionMap(1, tuple(starts), tuple(owners))
+
+
+def _borders(shards: int) -> Iterator[tuple[Place, int]]:
+    yield FIRST, 0
+    if shards == 1:
+        return
+    for number in range(_SEQUENCES_CUT):
+        yield (_SEQUENCES_SID, (_SID_FIRST + 4 * number).to_bytes(8, "big")), number
+    yield (_SEQUENCES_SID + 1, b""), 0
+    for number in range(_SIDS_CUT):
+        sid, shard = _SID_FIRST + number, number // _GROUP
+        yield (sid, b""), shard
+        for inside, (lo, hi) in enumerate(_INSIDE):
+            yield (sid, lo), shard + 1 + inside % (shards - 1)
+            yield (sid, hi), shard
+    for group in range(_SIDS_CUT // _GROUP, _GROUPS):
+        yield (_SID_FIRST + group * _GROUP, b""), group
+
+
+def spans_of(map_: PartitionMap, owner: int) -> tuple[Span, ...]:
+    """What one adjudicator is made with."""
+    if map_.owners == (owner,):
+        return (EVERYTHING,)
+    ends = [*map_.starts[1:], LAST]
+    rows = zip(map_.starts, ends, map_.owners, strict=True)
+    return tuple(Span(lo, hi) for lo, hi, whose in rows if whose == owner)
+
+
+def joined(version: int, spans: Sequence[tuple[int, Sequence[Span]]]) -> PartitionMap:
+    """The map of (owner, its spans); what nobody has, because it moves, is NOBODY's."""
+    found = sorted(((span.lo, span.hi, owner) for owner, some in spans for span in some))
+    starts: list[Place] = []
+    owners: list[int] = []
+    reached = FIRST
+    for lo, hi, owner in found:
+        if lo > reached:
+            starts.append(reached)
+            owners.append(NOBODY)
+        if not owners or owners[-1] != owner:
+            starts.append(lo)
+            owners.append(owner)
+        reached = hi
+    if reached < LAST:
+        starts.append(reached)
+        owners.append(NOBODY)
+    return PartitionMap(version, tuple(starts), tuple(owners))
