@@ -252,9 +252,9 @@ class Node:
     async def _add_journal(self, number: int) -> None:
         """ADD in journal 0, then its first owner (4.7)."""
         loop = asyncio.get_running_loop()
-        self._added[number] = loop.create_future()
+        added = self._added[number] = loop.create_future()
         self._owner(JOURNAL).step(ev.AddJournal(number))
-        tau = await asyncio.wait_for(self._added.pop(number), SERVING_WAIT_S)
+        tau = await asyncio.wait_for(added, SERVING_WAIT_S)
         await self.seats[number].own(self._read_new(number, tau))
 
     def _owner(self, number: int) -> Owner:
