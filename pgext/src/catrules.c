@@ -91,6 +91,7 @@ PG_FUNCTION_INFO_V1(mer_next_oid);
 #define IN_SCHEMA(att) {{NamespaceRelationId, 0, att}}
 #define OF_RELATION(att) {{RelationRelationId, 0, att}}
 #define OF_RELATIONS(a, b) {{RelationRelationId, 0, a}, {RelationRelationId, 0, b}}
+#define OF_SCHEMA_AND_RELATION(a, b) {{NamespaceRelationId, 0, a}, {RelationRelationId, 0, b}}
 #define OF_TYPE(att) {{TypeRelationId, 0, att}}
 #define OF_TYPES(a, b) {{TypeRelationId, 0, a}, {TypeRelationId, 0, b}}
 #define OF_FUNCTION(att) {{ProcedureRelationId, 0, att}}
@@ -108,12 +109,14 @@ const MerCatalogRule mer_catalog_rules[] = {
 	{OperatorClassRelationId, MERCAT_SHIP, IN_SCHEMA(Anum_pg_opclass_opcnamespace)},
 	{CollationRelationId, MERCAT_SHIP, IN_SCHEMA(Anum_pg_collation_collnamespace)},
 	{ConversionRelationId, MERCAT_SHIP, IN_SCHEMA(Anum_pg_conversion_connamespace)},
-	{StatisticExtRelationId, MERCAT_SHIP, IN_SCHEMA(Anum_pg_statistic_ext_stxnamespace)},
+	{StatisticExtRelationId, MERCAT_SHIP, OF_SCHEMA_AND_RELATION(Anum_pg_statistic_ext_stxnamespace,
+																  Anum_pg_statistic_ext_stxrelid)},
 	{TSConfigRelationId, MERCAT_SHIP, IN_SCHEMA(Anum_pg_ts_config_cfgnamespace)},
 	{TSDictionaryRelationId, MERCAT_SHIP, IN_SCHEMA(Anum_pg_ts_dict_dictnamespace)},
 	{TSParserRelationId, MERCAT_SHIP, IN_SCHEMA(Anum_pg_ts_parser_prsnamespace)},
 	{TSTemplateRelationId, MERCAT_SHIP, IN_SCHEMA(Anum_pg_ts_template_tmplnamespace)},
-	{ConstraintRelationId, MERCAT_SHIP, IN_SCHEMA(Anum_pg_constraint_connamespace)},
+	{ConstraintRelationId, MERCAT_SHIP, OF_SCHEMA_AND_RELATION(Anum_pg_constraint_connamespace,
+																Anum_pg_constraint_conrelid)},
 	{DefaultAclRelationId, MERCAT_SHIP, IN_SCHEMA(Anum_pg_default_acl_defaclnamespace)},
 
 	/* parts of relations, types and functions */

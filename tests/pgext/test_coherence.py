@@ -245,6 +245,21 @@ def test_what_an_instance_believes_a_table_lacks(pair: Pair) -> None:
         maker.execute("TRUNCATE t")
 
 
+def test_a_session_forgets_statistics_and_names_of_constraints(pair: Pair) -> None:
+    """Only their own catalogs have rows of them; the table's description has them, too."""
+    here, there = pair
+    here.execute("CREATE TABLE t (a int, b int, CONSTRAINT k CHECK (a > 0))")
+    here.execute("CREATE STATISTICS x ON a, b FROM t")
+    there.execute("SELECT count(*) FROM t WHERE a = 1 AND b = 1")
+    here.execute("DROP STATISTICS x")
+    there.execute("SELECT count(*) FROM t WHERE a = 1 AND b = 1")
+    with pytest.raises(psycopg.errors.CheckViolation, match='"k"'):
+        there.execute("INSERT INTO t VALUES (-1)")
+    here.execute("ALTER TABLE t RENAME CONSTRAINT k TO l")
+    with pytest.raises(psycopg.errors.CheckViolation, match='"l"'):
+        there.execute("INSERT INTO t VALUES (-1)")
+
+
 def test_both_change_the_schema_all_the_time(pair: Pair) -> None:
     counts = [0, 0]
     stopped = time.monotonic() + 6
