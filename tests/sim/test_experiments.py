@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from meridian.sim import experiments
 from meridian.sim.cli import sim
-from meridian.sim.experiments import nines, scaling, statements
+from meridian.sim.experiments import crossbar, nines, scaling, statements
 from meridian.sim.experiments.report import svg, text
 
 
@@ -21,6 +21,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statements, "TRANSACTIONS", 4_000)
     monkeypatch.setattr(scaling, "MEASURE_NS", 10 * scaling.MS)
     monkeypatch.setattr(scaling, "ADJUDICATORS", (1, 4))
+    for name, value in {"SECONDS": 30.0, "CORE_SECONDS": 5.0, "HOSTS": (1, 40), "RUNS": 4}.items():
+        monkeypatch.setattr(crossbar, name, value)
+    monkeypatch.setattr(crossbar, "RARER_S", (300.0,))
 
 
 def test_two_of_three_has_seven_and_a_half_nines() -> None:
@@ -30,6 +33,18 @@ def test_two_of_three_has_seven_and_a_half_nines() -> None:
     # One stalled stream of three does not show in the tail; where all are needed it does.
     assert by_code["2 of 3"][4] < 3
     assert by_code["3 of 3"][4] > 100
+
+
+def test_a_crossbar_of_forty_hosts_collapses_and_a_coded_one_does_not() -> None:
+    one, forty, rare = experiments.run("crossbar").rows
+    expected, held_back, cut_loose, coded = forty[2:6]
+    assert expected == 1_000_000
+    assert held_back < 50_000, "published: about 6,000"
+    assert one[3] > 0.5 * one[2], "a host alone is fine"
+    assert forty[6] > 5 > forty[7], "its tail is not that of one stall any more"
+    assert held_back < cut_loose < coded
+    assert coded > 0.6 * expected and forty[8] < 1.5
+    assert rare[3] > 0.5 * rare[2]
 
 
 def test_commit_latency_is_flat_in_statements() -> None:

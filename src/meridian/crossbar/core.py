@@ -367,8 +367,10 @@ class Crossbar:
         return effects
 
     def _deliver(self, number: int, one: _Subscriber) -> Iterator[Effect]:
-        items: list[Item] = []
         end = self._first + len(self._items)
+        if one.cursor == end and self.tau <= one.sent_tau:
+            return
+        items: list[Item] = []
         while one.cursor < end and one.unused > 0:
             item = self._items[one.cursor - self._first]
             one.cursor += 1
