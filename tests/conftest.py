@@ -29,6 +29,14 @@ os.environ["MERIDIAN_STATE_DIR"] = STATE
 
 LEAK_GRACE_S = 5.0
 
+TOPOLOGY = os.environ.get("MERIDIAN_TEST_TOPOLOGY", "")
+"""STORAGE SHARDS,ADJUDICATORS,JOURNALS of every cluster that tests make, like 4,3,2."""
+if TOPOLOGY:
+    for name, count in zip(
+        ("STORAGE_SHARDS", "ADJUDICATORS", "JOURNALS"), TOPOLOGY.split(","), strict=True
+    ):
+        os.environ[f"MERIDIAN_{name}"] = count
+
 SOURCE = str(Path(__file__).resolve().parent.parent / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
 

@@ -18,6 +18,7 @@ from meridian.embedded.directory import Running
 from meridian.embedded.site import QUERY_HOSTS_MAX
 from meridian.embedded.supervisor import Options, Supervisor
 from meridian.instance.errors import SetupError
+from meridian.limits import ADJUDICATORS_MAX, JOURNALS_MAX
 
 
 @click.command()
@@ -56,6 +57,16 @@ from meridian.instance.errors import SetupError
     show_default=True,
     help="PostgreSQL instances: equals, each with a port of its own.",
 )
+@click.option(
+    "--adjudicators",
+    type=click.IntRange(1, ADJUDICATORS_MAX),
+    help="Ranges of keys that decide commits, fixed when the cluster is made.  [default: 1]",
+)
+@click.option(
+    "--journals",
+    type=click.IntRange(1, JOURNALS_MAX),
+    help="Journals, over which the adjudicators are spread; fixed too.  [default: 1]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
 def dev(
     directory: Path | None,
@@ -66,6 +77,8 @@ def dev(
     trust: bool,
     rebuild: bool,
     query_hosts: int,
+    adjudicators: int | None,
+    journals: int | None,
     as_json: bool,
 ) -> None:
     """Run an embedded cluster until Ctrl-C."""
@@ -84,6 +97,8 @@ def dev(
         trust=trust,
         rebuild=rebuild,
         query_hosts=query_hosts,
+        adjudicators=adjudicators,
+        journals=journals,
     )
     if ephemeral:
         with_temporary_directory(options, as_json)

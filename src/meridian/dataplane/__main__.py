@@ -34,22 +34,14 @@ _SWITCH_S = 0.0002
 """Threads that finish a sync or a scan get the interpreter this soon from a busy event loop."""
 
 
-def _number(name: str) -> int | None:
-    """A default from the environment, as for `meridian dev`."""
-    value = os.environ.get(f"MERIDIAN_{name}", "")
-    return int(value) if value else None
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m meridian.dataplane")
     parser.add_argument("--dir", type=Path, required=True, help="data directory")
     parser.add_argument("--socket", type=Path, required=True, help="path of the gateway's socket")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="standard")
-    parser.add_argument(
-        "--adjudicators", type=int, default=_number("ADJUDICATORS"), help="key-range shards"
-    )
-    parser.add_argument("--journals", type=int, default=_number("JOURNALS"))
+    parser.add_argument("--adjudicators", type=int, help="key-range shards (1)")
+    parser.add_argument("--journals", type=int, help="journals, each with one writer (1)")
     parser.add_argument("--ephemeral", action="store_true", help="no fsync: nothing survives")
     parser.add_argument("--socket-owner", default="", help="UID or UID:GID of the socket")
     parser.add_argument("--socket-mode", default="600", help="octal mode of the socket")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from meridian.adjudicator import events as ev
+from meridian.crossbar.core import Item, Transaction
 from meridian.dataplane.asker import Asked, Asker, Done
 from meridian.dataplane.cutting import Plan, cut_chunk, leader_of_small
 from meridian.dataplane.feeds import Note, notes_of
@@ -32,6 +35,11 @@ class CommitPath:
         self.node = node
         self.asker = Asker(node)
         self.large = LargeCommits(self)
+        self._noted: dict[bytes, tuple[bytes, list[Note]]] = {}
+        """With several journals: transactions under way that notify, by what their leader calls
+        them."""
+        self._merged: deque[tuple[int, bytes]] = deque()
+        """Those of them that are durable, in the order of commits."""
 
     def owner_lost(self, number: int) -> None:
         """A journal failed: its large commits on their way are over, the rest is asked again."""
@@ -121,7 +129,11 @@ class CommitPath:
         done = self._done(txid, final)
         if len(self.node.seats) > 1:
             self.node.gates.lead(txid, leader)
-            txid = name_leader(txid, leader)
+            name = name_leader(txid, leader)
+            if final.notes:
+                self._noted[name] = txid, final.notes
+                done = partial(self._forget_notes, name, done)
+            txid = name
         to = self.asker.next_to()
         event = ev.Commit(to, txid, tau, final.catver, final.flags, parts, chunk)
         self.asker.ask(Asked(event, done, None, final.started_ns, leader=leader, plan=made))
@@ -137,6 +149,28 @@ class CommitPath:
     def _end_gate(self, txid: bytes, done: Done, result: int | MeridianError) -> None:
         """The leader has ended its gate with the outcome; the others have one each."""
         self.node.gates.end(txid)
+        done(result)
+
+    # Notifications
+
+    def merged(self, items: Sequence[Item]) -> None:
+        """What storage is about to get, in the order of commits, of all journals."""
+        if self._noted:
+            for item in items:
+                if isinstance(item, Transaction) and item.txid in self._noted:
+                    self._merged.append((item.tau, item.txid))
+
+    def applied(self) -> None:
+        """Storage has advanced. Answers come in the order of each journal, notifications of all."""
+        applied_tau = self.node.engine.applied_tau
+        while self._merged and self._merged[0][0] <= applied_tau:
+            txid, notes = self._noted.pop(self._merged.popleft()[1], (b"", []))
+            if notes:
+                self.node.feeds.notify(txid, notes)
+        self.asker.applied()
+
+    def _forget_notes(self, name: bytes, done: Done, result: int | MeridianError) -> None:
+        self._noted.pop(name, None)
         done(result)
 
     def _told(

@@ -24,6 +24,8 @@ class Merge:
         self.replica = replica
         self.cut: Callable[[str], None] = lambda reason: None
         """Storage does not follow any more."""
+        self.delivered: Callable[[Sequence[crossbar.Item]], None] = lambda items: None
+        """What storage is about to get."""
         self._taken_bytes = 0
         self._waits = True
         engine = replica.engine
@@ -59,6 +61,7 @@ class Merge:
         """One event; what it delivers goes to storage."""
         for effect in self.core.step(event):
             if isinstance(effect, crossbar.Deliver):
+                self.delivered(effect.items)
                 self.replica.feed(effect)
             else:
                 self.cut(effect.reason)

@@ -180,6 +180,7 @@ class Node:
             self.engine.abandon()
             self._open_storage(starts, trusted=False)
             readings = await self._read()
+        self._promise(readings)
         recovery.discard_open(self.engine, readings)
         self.merge.start()
         return readings
@@ -202,25 +203,21 @@ class Node:
         }
         self.merge = Merge(self.replica, list(readings))
         self.merge.cut = self._cut
+        self.merge.delivered = self.commits.merged
         await recovery.read_journals(list(readings.values()), self.merge, self.report)
-        for reading in readings.values():
-            self.clock.observe(reading.reader.tau)
         members = readings[JOURNAL].adjudicator.membership.members
-        for number, tau in sorted(members.items()):
+        for number in sorted({*readings, *members} - {JOURNAL}):
             if number >= len(self.seats):
                 raise MeridianError(
                     Kind.BAD_TOPOLOGY,
                     why=f"journal 0 says that journal {number} exists, the metadata does not",
                 )
-            if number not in readings:
-                readings[number] = self._read_new(number, tau)
-        for number in readings:
-            if number != JOURNAL and number not in members:
+            if number not in members:
                 path = self.seats[number].journal.directory
                 why = "journal 0 has no record that adds it"
                 raise MeridianError(Kind.JOURNAL_DAMAGED, path=path, n=1, offset=0, why=why)
-        if len(readings) > 1:
-            recovery.promise(list(readings.values()), self.merge, self.clock)
+            if number not in readings:
+                readings[number] = self._read_new(number, members[number])
         return readings
 
     def _read_new(self, number: int, tau: int) -> recovery.Reading:
@@ -228,9 +225,22 @@ class Node:
         reading = self.seats[number].reading()
         reading.read_some(recovery.Progress(self.report))
         assert reading.ended and reading.reader.n == 0
-        reading.promised = max(tau, self.merge.core.tau)
-        self.merge.add(number, reading.promised)
+        reading.promised = tau
         return reading
+
+    def _promise(self, readings: dict[int, recovery.Reading]) -> None:
+        """The next owners are made here: it is known above which taus they go on."""
+        for number, reading in readings.items():
+            self.clock.observe(reading.reader.tau)
+            if number != JOURNAL and reading.reader.n == 0:
+                self._begin(reading)
+        if len(readings) > 1:
+            recovery.promise(list(readings.values()), self.merge, self.clock)
+
+    def _begin(self, reading: recovery.Reading) -> None:
+        """A journal's first record is to come."""
+        reading.promised = max(reading.promised, self.merge.core.tau)
+        self.merge.add(reading.number, reading.promised)
 
     # Owners
 
@@ -255,7 +265,9 @@ class Node:
         added = self._added[number] = loop.create_future()
         self._owner(JOURNAL).step(ev.AddJournal(number))
         tau = await asyncio.wait_for(added, SERVING_WAIT_S)
-        await self.seats[number].own(self._read_new(number, tau))
+        reading = self._read_new(number, tau)
+        self._begin(reading)
+        await self.seats[number].own(reading)
 
     def _owner(self, number: int) -> Owner:
         owner = self.seats[number].owner
@@ -450,7 +462,7 @@ class Node:
     def _advanced(self) -> None:
         """Storage has got further: answers commits, lets chunks of large ones in."""
         self._read_reaches()
-        self.commits.asker.applied()
+        self.commits.applied()
         if self.commits.large.waiting:
             self.commits.large.pump()
 

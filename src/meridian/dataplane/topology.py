@@ -9,6 +9,7 @@ whom the rule says.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -55,6 +56,24 @@ def _bad(why: str) -> MeridianError:
     return MeridianError(Kind.BAD_TOPOLOGY, why=why)
 
 
+ADJUDICATORS_VARIABLE = "MERIDIAN_ADJUDICATORS"
+JOURNALS_VARIABLE = "MERIDIAN_JOURNALS"
+"""Environment: the topology of directories that are made where none is given; for tests."""
+
+
+def _wanted_first(adjudicators: int | None, journals: int | None) -> Topology:
+    """Of a new directory. Raises BAD_TOPOLOGY."""
+    return Topology(
+        adjudicators or _from_environment(ADJUDICATORS_VARIABLE, 1),
+        journals or _from_environment(JOURNALS_VARIABLE, 1),
+    ).check()
+
+
+def _from_environment(name: str, fallback: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else fallback
+
+
 def settle(
     store: MetadataStore, adjudicators: int | None, journals: int | None, *, used: bool
 ) -> Topology:
@@ -65,7 +84,7 @@ def settle(
     found = get_value(store, TOPOLOGY_KEY)
     if found is None:
         # Directories from before this was written have one of each.
-        made = Topology() if used else Topology(adjudicators or 1, journals or 1).check()
+        made = Topology() if used else _wanted_first(adjudicators, journals)
         set_value(store, TOPOLOGY_KEY, _encode((VERSION, made.adjudicators, made.journals)))
     else:
         version, *numbers = _decode(found)

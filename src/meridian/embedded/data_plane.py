@@ -21,13 +21,22 @@ STOP_TIMEOUT_S = 10.0
 
 
 def command(
-    directory: ClusterDirectory, identity: Identity, socket: Path, user: PgUser, *, ephemeral: bool
+    directory: ClusterDirectory,
+    identity: Identity,
+    socket: Path,
+    user: PgUser,
+    *,
+    ephemeral: bool,
+    adjudicators: int | None = None,
+    journals: int | None = None,
 ) -> list[str]:
     """The command line. Backends of `user` may open the socket."""
     words = [sys.executable, *_marks(directory)]
     words += ["--socket", str(socket), "--profile", identity.profile]
     words += ["--log", str(directory.log / "data-plane.log")]
     words += ["--socket-owner", f"{user.uid}:{user.gid}"]
+    words += ["--adjudicators", str(adjudicators)] if adjudicators else []
+    words += ["--journals", str(journals)] if journals else []
     return [*words, "--ephemeral"] if ephemeral else words
 
 

@@ -52,6 +52,8 @@ class PlaneKeeper(Keeper):
             site.gateway,
             site.software.user,
             ephemeral=site.options.ephemeral,
+            adjudicators=site.options.adjudicators,
+            journals=site.options.journals,
         )
         return await Child.spawn(
             command,

@@ -28,6 +28,9 @@ class Options:
     """Throw the caches away first (see `embedded.rebuild`)."""
     query_hosts: int = 1
     """Instances, 1 to QUERY_HOSTS_MAX."""
+    adjudicators: int | None = None
+    journals: int | None = None
+    """None: as the directory was made, with one of each if it is new."""
 
 
 @dataclass(frozen=True)
