@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN_ARGS ?=
 
-.PHONY: run install lint test bench sim nightly test-nightly sim-nightly spec clean
+.PHONY: run install lint test bench sim nightly test-nightly topology-nightly sim-nightly spec clean
 
 run: $(STAMP)
 	@"$(BIN)/meridian" dev $(RUN_ARGS)
@@ -29,13 +29,22 @@ lint: $(STAMP)
 
 test: $(STAMP)
 	"$(BIN)/python" -m pytest -q -m "not nightly"
+	MERIDIAN_TEST_TOPOLOGY=$(TOPOLOGY) "$(BIN)/python" -m pytest -q -m "not nightly" $(TOPOLOGY_TESTS)
+
+# Storage shards, adjudicators, journals: a part of the tests runs so too, by night all of them.
+TOPOLOGY ?= 4,3,2
+TOPOLOGY_TESTS := tests/isolation tests/crash tests/differential tests/pgext/test_ddl.py \
+  tests/clients/test_psycopg.py tests/dataplane
 
 # One part that fails does not keep the others from running.
 nightly: $(STAMP)
-	@$(MAKE) --no-print-directory --keep-going test-nightly sim-nightly spec
+	@$(MAKE) --no-print-directory --keep-going test-nightly topology-nightly sim-nightly spec
 
 test-nightly: $(STAMP)
 	"$(BIN)/python" -m pytest -q --timeout=3600
+
+topology-nightly: $(STAMP)
+	MERIDIAN_TEST_TOPOLOGY=$(TOPOLOGY) "$(BIN)/python" -m pytest -q --timeout=3600
 
 # One process per core, each with its own range of seeds.
 SIM_NIGHTLY_SEEDS ?= 20000
