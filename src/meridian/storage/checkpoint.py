@@ -56,7 +56,7 @@ def write(
     try:
         _copy_file(source, target, stop)
         info = _finish(target)
-        _write_durably(target_dir / MANIFEST_NAME, msgspec.json.encode(info))
+        write_durably(target_dir / MANIFEST_NAME, msgspec.json.encode(info))
         fsync_dir(target_dir)
         fsync_dir(target_dir.parent)
         return info
@@ -201,7 +201,7 @@ def restore(checkpoint_dir: Path, path: Path) -> CheckpointInfo:
     return info
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as file:
         file.write(data)

@@ -380,6 +380,11 @@ class Engine:
             shards.shrink(applier, owned)
             self._settler = staging.Settler()
 
+    def adopt(self, part: Owned) -> None:
+        """Own a range where nothing was ever written. Raises BadRequest, Failed."""
+        with self._transaction() as applier:
+            shards.adopt(applier, part)
+
     def purge(self, budget_rows: int = 500) -> bool:
         """One slice of deleting what was given up. False: nothing is left."""
         if not self._execute("SELECT 1 FROM purge LIMIT 1").fetchall():

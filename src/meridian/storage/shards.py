@@ -24,7 +24,7 @@ from meridian.storage.relations import Relation
 from meridian.storage.schema import State
 from meridian.storage.sql import fetch
 from meridian.storage.types import PROVISIONAL, TS_MAX
-from meridian.wire.ranges import Owned, Range, Ranges, gaps, keys_of, span
+from meridian.wire.ranges import Owned, Range, Ranges, gaps, joined, keys_of, span
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_keys = msgspec.msgpack.Decoder(list[bytes]).decode
@@ -34,6 +34,21 @@ _LIVE = (
     " OR ts IN (SELECT number FROM staged WHERE tau IS NOT NULL AND tau > 0))"
 )
 """What a relation's row counter counts: superseded rows of unsettled transactions too."""
+
+
+def adopt(applier: Applier, part: Owned) -> None:
+    """Own a range of which nothing was ever written, inside the caller's transaction.
+
+    Raises BadRequest if it overlaps with what the file owns or holds rows of.
+    """
+    if applier.ranges.meets(part.range):
+        raise BadRequest("the file owns a part of the range already")
+    if any(span(sid).meets(part.range) for sid in applier.relations):
+        raise BadRequest("the file still holds rows of the range")
+    owned = joined([*applier.ranges.owned, part])
+    schema.save_ranges(applier.db, owned)
+    applier.ranges = Ranges(owned)
+    applier.catalog_changed = True
 
 
 def shrink(applier: Applier, owned: Sequence[Owned]) -> None:

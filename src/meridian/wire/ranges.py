@@ -126,6 +126,24 @@ def gaps(owned: Sequence[Owned], wanted: Range) -> list[Range]:
     return left
 
 
+def joined(owned: Iterable[Owned]) -> list[Owned]:
+    """Ascending; neighbours with the same base become one."""
+    result: list[Owned] = []
+    for one in sorted(owned, key=lambda part: part.lo):
+        if result and result[-1].hi == one.lo and result[-1].base == one.base:
+            result[-1] = Owned(result[-1].lo, one.hi, one.base)
+        else:
+            result.append(one)
+    return result
+
+
+def without(owned: Sequence[Owned], hole: Range) -> list[Owned]:
+    """What is left of owned ranges."""
+    return [
+        Owned(part.lo, part.hi, one.base) for one in owned for part in subtract([one.range], hole)
+    ]
+
+
 class Ranges:
     """What one file owns: ascending, disjoint ranges, each with its base."""
 
@@ -186,7 +204,9 @@ class Ranges:
 
     def base_parts(self, wanted: Range) -> list[Owned]:
         """The owned ranges that meet `wanted`."""
-        return [one for one in self.owned if one.range.meets(wanted)]
+        first = max(0, bisect_right(self._los, wanted.lo) - 1)
+        last = bisect_left(self._los, wanted.hi)
+        return [one for one in self.owned[first:last] if one.range.meets(wanted)]
 
 
 def cut_ops(ops: Sequence[Op], ranges: Ranges) -> list[Op]:
