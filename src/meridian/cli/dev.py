@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from meridian.cli.options import DEFAULT_DIR
+from meridian.dataplane.shards import SHARDS_MAX
 from meridian.embedded.directory import Running
 from meridian.embedded.site import QUERY_HOSTS_MAX
 from meridian.embedded.supervisor import Options, Supervisor
@@ -67,6 +68,11 @@ from meridian.limits import ADJUDICATORS_MAX, JOURNALS_MAX
     type=click.IntRange(1, JOURNALS_MAX),
     help="Journals, over which the adjudicators are spread; fixed too.  [default: 1]",
 )
+@click.option(
+    "--storage-shards",
+    type=click.IntRange(1, SHARDS_MAX),
+    help="Files that storage is spread over; it can only grow.  [default: as it is, at first 1]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
 def dev(
     directory: Path | None,
@@ -79,6 +85,7 @@ def dev(
     query_hosts: int,
     adjudicators: int | None,
     journals: int | None,
+    storage_shards: int | None,
     as_json: bool,
 ) -> None:
     """Run an embedded cluster until Ctrl-C."""
@@ -99,6 +106,7 @@ def dev(
         query_hosts=query_hosts,
         adjudicators=adjudicators,
         journals=journals,
+        storage_shards=storage_shards or 0,
     )
     if ephemeral:
         with_temporary_directory(options, as_json)

@@ -43,6 +43,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--adjudicators", type=int, help="key-range shards (1)")
     parser.add_argument("--journals", type=int, help="journals, each with one writer (1)")
     parser.add_argument("--ephemeral", action="store_true", help="no fsync: nothing survives")
+    parser.add_argument(
+        "--storage-shards", type=int, default=0, help="files that storage is spread over (1)"
+    )
     parser.add_argument("--socket-owner", default="", help="UID or UID:GID of the socket")
     parser.add_argument("--socket-mode", default="600", help="octal mode of the socket")
     parser.add_argument(
@@ -101,6 +104,7 @@ async def serve(options: argparse.Namespace) -> int:
         profile=options.profile,
         limits=limits,
         ephemeral=options.ephemeral,
+        storage_shards=options.storage_shards,
         adjudicators=options.adjudicators,
         journals=options.journals,
         report=say,

@@ -298,4 +298,3 @@ def _conflict(one: int, other: int) -> bool:
 
 def _place(lock: Lock, owner: int) -> int:
     return next(place for place, waiter in enumerate(lock.queue) if waiter.owner == owner)
-

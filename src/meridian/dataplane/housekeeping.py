@@ -97,6 +97,7 @@ class Housekeeping:
         started = time.monotonic()
         written = node.journal_bytes_written()
         parent = node.directory / "checkpoint"
+        node.replica.flush()
         name = f"cp-{node.engine.positions.get(JOURNAL, 0)}-{time.time_ns()}"
         parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import apsw
 
 from meridian.adjudicator import events as ev
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
-from meridian.dataplane import admin, recovery, topology
+from meridian.dataplane import admin, recovery, shards, topology
 from meridian.dataplane.catalog import Catalog
 from meridian.dataplane.commits import CommitPath
 from meridian.dataplane.counters import Counters
@@ -33,6 +34,7 @@ from meridian.dataplane.recovery import JOURNAL
 from meridian.dataplane.replica import Replica, Resume
 from meridian.dataplane.seat import Seat
 from meridian.dataplane.sequences import COLUMN_IS_CALLED, COLUMN_LAST, SID_SEQUENCES, Sequences
+from meridian.dataplane.shard_feed import ShardedReplica
 from meridian.dataplane.topology import Topology
 from meridian.errors import Kind, MeridianError
 from meridian.journal.core import Payload, Position
@@ -74,6 +76,10 @@ from meridian.wire.votes import Message
 log = logging.getLogger("meridian.node")
 
 
+SHARDS_VARIABLE = "MERIDIAN_STORAGE_SHARDS"
+"""Environment: number of storage shards where none is given; tests run with several by it."""
+
+
 class Node:
     """Everything runs on the event loop's thread; disk syncs and long reads do not."""
 
@@ -86,6 +92,7 @@ class Node:
         ephemeral: bool = False,
         adjudicators: int | None = None,
         journals: int | None = None,
+        storage_shards: int = 0,
         files: Files | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -93,6 +100,7 @@ class Node:
         self.profile = profile
         self.limits = limits
         self.ephemeral = ephemeral
+        self.storage_shards = storage_shards or int(os.environ.get(SHARDS_VARIABLE, "1"))
         self.report = report
         self.counters = Counters()
         self.clock = Clock()
@@ -173,8 +181,7 @@ class Node:
         # Before a replica is discarded: it may be the last copy of what a journal has lost.
         for number, reading in readings.items():
             self.seats[number].check_whole(reading)
-        positions = self.engine.positions
-        if any(positions.get(n, 0) > one.reader.n for n, one in readings.items()):
+        if any(self.replica.furthest(n) > one.reader.n for n, one in readings.items()):
             # A replica ahead of a durable journal must be discarded (design section 8).
             self.report("storage is ahead of the journal: it is rebuilt")
             self.engine.abandon()
@@ -186,10 +193,25 @@ class Node:
         return readings
 
     def _open_storage(self, starts: list[Position], *, trusted: bool) -> None:
-        self.engine = recovery.open_storage(
-            self.storage_path, self._checkpoint_path(), self.boot, starts, trusted=trusted
-        )
-        self.replica = Replica(self.engine, self.clock)
+        directory, checkpoint = self.storage_path.parent, self._checkpoint_path()
+        if max(self.storage_shards, shards.found(directory, checkpoint)) > 1:
+            several = shards.open_set(
+                directory,
+                checkpoint,
+                self.boot,
+                starts,
+                self.clock,
+                trusted=trusted,
+                count=self.storage_shards,
+            )
+            # They do what one engine and its replica do, for all who use them here.
+            self.engine = cast(Engine, several)
+            self.replica = cast(Replica, ShardedReplica(several, self.clock))
+        else:
+            self.engine = recovery.open_storage(
+                self.storage_path, checkpoint, self.boot, starts, trusted=trusted
+            )
+            self.replica = Replica(self.engine, self.clock)
         self.replica.advanced = self._advanced
         self.replica.failed = self._apply_failed
         self.replica.want = self.want

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import apsw
 
-from meridian.dataplane import recovery
+from meridian.dataplane import recovery, shards
 from meridian.dataplane.recovery import JOURNAL
 from meridian.errors import Kind, MeridianError
 from meridian.journal.core import JournalError, Position, Reader
@@ -85,19 +85,20 @@ def check(
     """Is everything that storage holds also in checkpoint and journal? Raises as above."""
     numbers = range(_journal_count(directory))
     files = {number: _files(directory, number) for number in numbers}
-    storage = directory / "storage" / "shard-0.db"
+    storage = directory / "storage"
+    stored = shards.existing(storage) > 0
     if not (directory / "metadata.db").exists():
-        if any(files.values()) or storage.exists() or (directory / "checkpoint").exists():
+        if any(files.values()) or stored or (directory / "checkpoint").exists():
             raise CannotRebuild(f"{directory / 'metadata.db'} is missing", _COPY)
         return None
     begins, name = _metadata(directory, numbers)
     restored, checkpoint_bytes = _check_checkpoint(directory, name, begins)
-    held = _storage_positions(storage)
+    held = _highest([_storage_positions(one) for one in sorted(storage.glob("shard-*.db"))])
     records = last_n = size_bytes = 0
     for number, (start, sealed) in enumerate(begins):
         path = directory / "journal" / str(number)
         segments = files[number]
-        if not segments and (start.n or sealed or (storage.exists() and number == JOURNAL)):
+        if not segments and (start.n or sealed or (stored and number == JOURNAL)):
             raise CannotRebuild(f"the journal {path} has no files", _COPY)
         found, number_n = _check_journal(path, number, start, report, stop)
         known_n = max(sealed, restored.get(number, 0), held.get(number, 0))
@@ -111,6 +112,12 @@ def check(
         last_n = number_n if number == JOURNAL else last_n
         size_bytes += sum(segment.path.stat().st_size for segment in segments)
     return Sources(restored.get(JOURNAL, 0), checkpoint_bytes, records, last_n, size_bytes)
+
+
+def _highest(positions: Sequence[Mapping[int, int]]) -> dict[int, int]:
+    """Per journal the last record that any of the files holds."""
+    numbers = sorted({number for one in positions for number in one})
+    return {number: max(one.get(number, 0) for one in positions) for number in numbers}
 
 
 def _journal_count(directory: Path) -> int:
@@ -163,7 +170,8 @@ def _check_checkpoint(
             )
         return {}, 0
     try:
-        info = checkpoint.check(path)
+        several = (path / shards.SET_NAME).exists()
+        info = shards.check_set(path) if several else checkpoint.check(path)
     except RebuildNeeded as error:
         spare = f"The journal is whole without it: delete {path}, then rebuild."
         raise CannotRebuild(str(error), _COPY if trimmed else spare) from None

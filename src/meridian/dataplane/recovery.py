@@ -66,7 +66,7 @@ def open_storage(
     if trusted:
         try:
             engine = Engine.open(path, boot_id=boot, durable=None)
-            if _missing(engine, starts) is None:
+            if missing(engine.positions, starts) is None:
                 return engine
             engine.abandon()
             reason = "the journal begins after it"
@@ -75,17 +75,17 @@ def open_storage(
     if path.exists():
         log.warning("storage is rebuilt", extra={"reason": reason})
     engine = _restore(path, checkpoint, boot)
-    missing = _missing(engine, starts)
-    if missing is not None:
+    refusal_or_none = missing(engine.positions, starts)
+    if refusal_or_none is not None:
         engine.abandon()
-        raise missing
+        raise refusal_or_none
     return engine
 
 
-def _missing(engine: Engine, starts: Sequence[Position]) -> MeridianError | None:
-    """Which journal begins after what this file holds; `starts` by number."""
+def missing(positions: Mapping[int, int], starts: Sequence[Position]) -> MeridianError | None:
+    """Which journal begins after what storage holds; `starts` by number."""
     for number, start in enumerate(starts):
-        position = engine.positions.get(number, 0)
+        position = positions.get(number, 0)
         if position < start.n:
             return MeridianError(
                 Kind.JOURNAL_TRIMMED, journal=number, first=start.n + 1, n=position + 1

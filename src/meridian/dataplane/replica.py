@@ -74,6 +74,10 @@ class Replica:
         """Everything delivered is in."""
         return self.core.idle
 
+    def furthest(self, journal: int) -> int:
+        """The last record of a journal of which storage may hold anything."""
+        return self.engine.positions.get(journal, 0)
+
     @property
     def backlog_bytes(self) -> int:
         """Delivered, not yet in."""
@@ -207,6 +211,9 @@ class Replica:
         self._step(core.TimerFired())
 
     # Background
+
+    def flush(self) -> None:
+        """The file's positions are those of its commits: there is nothing to write."""
 
     def settle(self) -> bool:
         """One slice of turning provisional numbers into taus. False: nothing to do."""

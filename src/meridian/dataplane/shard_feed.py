@@ -7,6 +7,7 @@ a read may run once every shard is complete through its tau.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,9 +31,11 @@ class _Feed:
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self.tau = replica.engine.applied_tau
         self.positions = replica.engine.positions
-        self.taken_bytes = 0
+        noted = int.from_bytes(replica.engine.note[:8], "big")
+        self.tau = max(replica.engine.applied_tau, noted)
+        # A shard that no commit concerned is complete for longer than its newest commit.
+        replica.core.complete_tau = self.tau
 
 
 class _Waiting:
@@ -83,6 +86,10 @@ class ShardedReplica:
     def idle(self) -> bool:
         """Everything delivered is in."""
         return all(replica.idle for replica in self._replicas)
+
+    def furthest(self, journal: int) -> int:
+        """The last record of a journal of which some shard may hold anything."""
+        return max(replica.furthest(journal) for replica in self._replicas)
 
     @property
     def backlog_bytes(self) -> int:
@@ -187,9 +194,12 @@ class ShardedReplica:
         """All work at once (recovery). Raises what storage raises."""
         for replica in self._replicas:
             replica.drain()
+        self.flush()
 
     def stop(self) -> None:
         """Nothing is applied from here on; whoever waits is told."""
+        with contextlib.suppress(Failed):
+            self.flush()
         for replica in self._replicas:
             replica.stop()
 
@@ -243,18 +253,19 @@ class ShardedReplica:
 
     def settle(self) -> bool:
         """One slice of turning provisional numbers into taus. False: nothing to do."""
-        self._flush()
+        if time.monotonic() >= self._flush_at:
+            self.flush()
         return any(replica.settle() for replica in self._replicas)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Positions of shards that no commit concerned: else the journal could not be trimmed."""
-        now = time.monotonic()
-        if now < self._flush_at:
-            return
-        self._flush_at = now + _FLUSH_S
+        self._flush_at = time.monotonic() + _FLUSH_S
         for replica in self._replicas:
-            if replica.idle and replica.core.positions != replica.engine.positions:
-                replica.engine.apply([], replica.core.positions)
+            written = replica.engine.positions
+            known = replica.core.positions
+            if replica.idle and any(n > written.get(j, -1) for j, n in known.items()):
+                complete = replica.core.complete_tau.to_bytes(8, "big")
+                replica.engine.apply([], known, complete)
 
 
 def _is_not(part: Op, op: Op) -> bool:

@@ -23,7 +23,7 @@ import msgspec
 
 from meridian.clock.clock import Clock
 from meridian.control.assign import SYSTEM_SHARD, shard_of_new
-from meridian.errors import Kind, MeridianError
+from meridian.dataplane import recovery
 from meridian.gateway.paging import join_pages
 from meridian.journal.core import Position
 from meridian.routing.map import Shard, ShardMap
@@ -54,7 +54,6 @@ log = logging.getLogger("meridian.shards")
 SHARDS_MAX = 64
 SET_NAME = "set.json"
 SET_VERSION = 1
-JOURNAL = 0
 
 
 class SetInfo(msgspec.Struct, frozen=True):
@@ -83,6 +82,15 @@ def checkpoint_shards(path: Path | None) -> int:
     if info.version != SET_VERSION:
         raise RebuildNeeded(f"checkpoint set version {info.version} is not known")
     return info.shards
+
+
+def found(directory: Path, path: Path | None) -> int:
+    """Shards that are there, as files or in the checkpoint."""
+    try:
+        return max(existing(directory), checkpoint_shards(path))
+    except (RebuildNeeded, msgspec.MsgspecError, OSError):
+        # Opening it will say what is wrong.
+        return 2
 
 
 class _Local:
@@ -273,9 +281,7 @@ class ShardedEngine:
     @property
     def positions(self) -> dict[int, int]:
         """Per journal, what all shards hold."""
-        held = [engine.positions for engine in self.engines]
-        journals = sorted({journal for one in held for journal in one})
-        return {journal: min(one.get(journal, 0) for one in held) for journal in journals}
+        return _held(self.engines)
 
     @property
     def broken(self) -> bool:
@@ -401,7 +407,7 @@ def open_set(
     directory: Path,
     checkpoint_dir: Path | None,
     boot: str,
-    start: Position,
+    starts: Sequence[Position],
     clock: Clock,
     *,
     trusted: bool,
@@ -416,21 +422,26 @@ def open_set(
     if trusted:
         try:
             engines = _open_all(directory, boot)
-            if min(engine.positions.get(JOURNAL, 0) for engine in engines) >= start.n:
+            if recovery.missing(_held(engines), starts) is None:
                 return _complete(directory, engines, boot, clock, count)
             _abandon(engines)
-            reason = "the journal begins after them"
+            reason = "a journal begins after them"
         except RebuildNeeded as refusal:
             reason = str(refusal)
     log.warning("storage is rebuilt", extra={"reason": reason})
     engines = _restore(directory, checkpoint_dir, boot)
-    position = min(engine.positions.get(JOURNAL, 0) for engine in engines)
-    if position < start.n:
+    missing = recovery.missing(_held(engines), starts)
+    if missing is not None:
         _abandon(engines)
-        raise MeridianError(
-            Kind.JOURNAL_TRIMMED, journal=JOURNAL, first=start.n + 1, n=position + 1
-        )
+        raise missing
     return _complete(directory, engines, boot, clock, count)
+
+
+def _held(engines: Sequence[Engine]) -> dict[int, int]:
+    """Per journal, the last record that all of them hold."""
+    held = [engine.positions for engine in engines]
+    journals = sorted({journal for one in held for journal in one})
+    return {journal: min(one.get(journal, 0) for one in held) for journal in journals}
 
 
 def _abandon(engines: Sequence[Engine]) -> None:
@@ -484,11 +495,11 @@ def _complete(
 ) -> ShardedEngine:
     """Empty files up to the number wanted, and one owner for every place."""
     base = min(engine.applied_tau for engine in engines)
-    held = [engine.positions.get(JOURNAL, 0) for engine in engines]
+    held = _held(engines)
     while len(engines) < count:
         path = shard_path(directory, len(engines))
         engine = Engine.create(path, boot_id=boot, base_tau=base, owned=())
-        engine.apply([], {JOURNAL: min(held)})
+        engine.apply([], held)
         engines.append(engine)
     settle_owners(engines)
     return ShardedEngine(engines, clock)

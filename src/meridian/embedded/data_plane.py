@@ -29,6 +29,7 @@ def command(
     ephemeral: bool,
     adjudicators: int | None = None,
     journals: int | None = None,
+    storage_shards: int = 0,
 ) -> list[str]:
     """The command line. Backends of `user` may open the socket."""
     words = [sys.executable, *_marks(directory)]
@@ -37,6 +38,7 @@ def command(
     words += ["--socket-owner", f"{user.uid}:{user.gid}"]
     words += ["--adjudicators", str(adjudicators)] if adjudicators else []
     words += ["--journals", str(journals)] if journals else []
+    words += ["--storage-shards", str(storage_shards)] if storage_shards else []
     return [*words, "--ephemeral"] if ephemeral else words
 
 

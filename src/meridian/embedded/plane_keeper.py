@@ -54,6 +54,7 @@ class PlaneKeeper(Keeper):
             ephemeral=site.options.ephemeral,
             adjudicators=site.options.adjudicators,
             journals=site.options.journals,
+            storage_shards=site.options.storage_shards,
         )
         return await Child.spawn(
             command,

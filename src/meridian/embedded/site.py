@@ -31,6 +31,8 @@ class Options:
     adjudicators: int | None = None
     journals: int | None = None
     """None: as the directory was made, with one of each if it is new."""
+    storage_shards: int = 0
+    """Files that storage is spread over; 0: as many as there are, at first one."""
 
 
 @dataclass(frozen=True)
