@@ -87,7 +87,7 @@ extern void mer_job_check_id(const char *id);
 /* ---------- jobs_build.c: one step ---------- */
 
 extern const char *mer_job_build_step(const char *id, int budget, bool gate, int64 *rows);
-extern void mer_job_drop_indexes(MerJob *job);
+extern bool mer_job_drop_indexes(MerJob *job);
 extern void mer_job_mark_valid(Oid index, bool valid);
 
 /* ---------- jobs_ddl.c: CREATE INDEX ---------- */

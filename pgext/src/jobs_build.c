@@ -478,7 +478,8 @@ finish_phase(MerJob *job)
 	end_job(job, "completed", NULL);
 }
 
-void
+/* False: this instance knows of no such index. */
+bool
 mer_job_drop_indexes(MerJob *job)
 {
 	ObjectAddress object = {RelationRelationId, (Oid) mer_job_int(job, JOB_OBJECT_ID), 0};
@@ -486,11 +487,12 @@ mer_job_drop_indexes(MerJob *job)
 
 	/* Tables before their indexes, as DROP INDEX does. */
 	if (!OidIsValid(table))
-		return;
+		return false;
 	LockRelationOid(table, AccessExclusiveLock);
 	(void) find_all_inheritors(table, AccessExclusiveLock, NULL);
 	if (IndexGetRelation(object.objectId, true) == table)
 		performDeletion(&object, DROP_RESTRICT, PERFORM_DELETION_INTERNAL);
+	return true;
 }
 
 /*
@@ -523,8 +525,12 @@ mer_job_build_step(const char *id, int budget, bool gate, int64 *rows)
 		if (heap && gate)
 			mer_gate_for_all(RelationGetRelid(heap));
 	}
+	/* Its version was compared: from here on the catalog knows what the job was ordered for. */
 	if (!mer_job_get(id, &job))
 		return "gone";
+	AcceptInvalidationMessages();
+	if (OidIsValid(target) && heap == NULL && OidIsValid(IndexGetRelation(target, true)))
+		return "again";
 	/* Somebody else has made this step. */
 	if (!mer_job_is(&job, JOB_PHASE, seen.field[JOB_PHASE].data) ||
 		!mer_job_is(&job, JOB_AT, seen.field[JOB_AT].data))
@@ -535,7 +541,7 @@ mer_job_build_step(const char *id, int budget, bool gate, int64 *rows)
 		finish_phase(&job);
 	else
 	{
-		mer_job_drop_indexes(&job);
+		(void) mer_job_drop_indexes(&job);
 		end_job(&job, "failed", NULL);
 	}
 	if (heap)

@@ -43,6 +43,7 @@
 #define WAIT_FIRST_MS 2
 #define WAIT_LAST_MS 100
 #define CATALOG_WAIT_MS 5000
+#define CATALOG_MISSING_MS 500
 #define CATALOG_POLL_MS 2
 #define CHANNEL "meridian_jobs"
 
@@ -271,9 +272,14 @@ wait_for_catalog(MerJob *job)
 
 	for (int waited_ms = 0; waited_ms < CATALOG_WAIT_MS; waited_ms += CATALOG_POLL_MS)
 	{
+		bool		there;
+
 		AcceptInvalidationMessages();
-		if (!SearchSysCacheExists1(INDEXRELID, ObjectIdGetDatum(index)) ||
-			(completed && get_index_isvalid(index)))
+		there = SearchSysCacheExists1(INDEXRELID, ObjectIdGetDatum(index));
+		if (completed ? there && get_index_isvalid(index) : !there)
+			return;
+		/* Dropped since, or not known here yet. */
+		if (completed && !there && waited_ms >= CATALOG_MISSING_MS)
 			return;
 		CHECK_FOR_INTERRUPTS();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, CATALOG_POLL_MS,
@@ -343,15 +349,20 @@ void
 mer_job_cancel(const char *id)
 {
 	MerJob		job;
+	bool		dropped;
 
 	mer_job_peek_existing(id, &job);
 	if (mer_job_finished(&job))
 		return;
-	mer_job_drop_indexes(&job);
+	dropped = mer_job_drop_indexes(&job);
 	if (!mer_job_get(id, &job) || mer_job_finished(&job))
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("job \"%s\" has just ended", id)));
+	/* Ordered elsewhere a moment ago: by now the catalog knows the index. */
+	AcceptInvalidationMessages();
+	if (!dropped)
+		(void) mer_job_drop_indexes(&job);
 	mer_job_set(&job, JOB_STATUS, "cancelled");
 	mer_job_set(&job, JOB_PHASE, "");
 	mer_job_set(&job, JOB_POSITION, "");
