@@ -38,6 +38,7 @@
 
 #include "catdelta.h"
 #include "jobs.h"
+#include "utility.h"
 #include "wire.h"
 
 #define WAIT_FIRST_MS 2
@@ -206,6 +207,18 @@ mark_building(List *targets)
 	}
 }
 
+/* Wherever its session is. */
+static void
+wake_runner(void)
+{
+	NotifyStmt *note = makeNode(NotifyStmt);
+
+	note->conditionname = pstrdup(CHANNEL);
+	note->payload = pstrdup("");
+	if (!mer_notify(note))
+		Async_Notify(CHANNEL, "");
+}
+
 static void
 order_job(MerJob *job)
 {
@@ -226,7 +239,7 @@ order_job(MerJob *job)
 		mer_job_set(job, JOB_PHASE, "");
 	}
 	mer_job_put(job, true);
-	Async_Notify(CHANNEL, "");
+	wake_runner();
 }
 
 /* ---------- the wait ---------- */

@@ -111,6 +111,13 @@ def test_failures_around_the_job_are_borne_for_a_while(driver: Driver, sqlstate:
     assert isinstance(driver.past(driver.ask(Refused("a", sqlstate, "x", "", 1.0))), Fail)
 
 
+def test_a_step_that_came_too_early_is_made_again_after_a_pause(driver: Driver) -> None:
+    step = driver.start("a")
+    assert driver.ask(Stepped("a", "again", 0, 0.1)) == Wait(core.PAUSE_FIRST_MS)
+    driver.now += core.PAUSE_FIRST_MS
+    assert driver.ask(Woken()) == step
+
+
 def test_jobs_take_turns(driver: Driver) -> None:
     step = driver.start("a", "b", "c")
     turns = []

@@ -64,9 +64,7 @@ class Advisory:
             _answer(connection, request_id, state)
         return granted
 
-    def _waited_for(
-        self, connection: Connection, pid: int, first: bool
-    ) -> list[advisory.Granted]:
+    def _waited_for(self, connection: Connection, pid: int, first: bool) -> list[advisory.Granted]:
         """The session of a process of the same instance waits for this one, which waits here.
 
         With `first`, what was said before is forgotten.

@@ -28,6 +28,8 @@ _CONFLICTS = ("40001", "40P01", "55P03")
 """Others were there first: again, without end, for each of them made progress."""
 _PASSING = ("08", "53", "57", "58", "25", "XX")
 """Classes of failures of what is around the job."""
+AGAIN = "again"
+"""Nothing was done: the instance does not know the index yet, or another runner was there."""
 ENDED = ("completed", "failed", "cancelled", "gone")
 
 
@@ -160,6 +162,9 @@ class Core:
             return
         if event.next in ENDED:
             del self.jobs[event.id]
+            return
+        if event.next == AGAIN:
+            pace.due_ms = now_ms + PAUSE_FIRST_MS
             return
         pace.failures = pace.conflicts = 0
         pace.due_ms = now_ms + REST * event.elapsed_ms
