@@ -307,3 +307,43 @@ def test_a_marker_without_a_number_drops_open_transactions_too() -> None:
     effects = bar.step(Accepted(0, [(marker, journal.Marker(1))]))
     assert isinstance(effects[0], Deliver)
     assert effects[0].items == [Dropped(txid, 0, 1)]
+
+
+def chunk_of(source: Source, tau_start: int, seq: int = 0) -> Accepted:
+    return source.write(journal.Body(seq, b"chunk", tau_start), 0, bytes(15) + b"z")
+
+
+def items(effects: list[Effect]) -> list[object]:
+    return [item for one in effects if isinstance(one, Deliver) for item in one.items]
+
+
+def test_a_chunk_waits_for_what_other_journals_committed_before_it_began() -> None:
+    """It may name a relation whose CREATE lies in another journal (6.3)."""
+    bar, (a, b) = crossbar(2)
+    bar.step(Beat(0, EPOCH, a.n, 90))
+    bar.step(Beat(1, EPOCH, 0, 90))
+    assert items(bar.step(chunk_of(b, 100))) == []
+    assert items(bar.step(chunk_of(b, 100, 1))) == []
+    assert items(bar.step(b.commit(95))) == []
+    effects = bar.step(a.commit(98))
+    assert taus(effects) == [95]
+    assert isinstance(effects[0], Deliver)
+    assert dict(effects[0].positions)[1] == 0, "its chunks are not delivered yet"
+    effects = bar.step(b.commit(120, bodies=(1, 2)))
+    effects += bar.step(Beat(0, EPOCH, a.n, 130))
+    kinds = [(type(one).__name__, one.n) for one in items(effects)]  # type: ignore[attr-defined]
+    assert kinds == [("Transaction", a.n), ("Body", 1), ("Body", 2), ("Transaction", 4)]
+    assert isinstance(effects[-1], Deliver)
+    assert dict(effects[-1].positions)[1] == 4
+
+
+def test_a_chunk_that_waits_is_dropped_with_its_transaction() -> None:
+    bar, (_, b) = crossbar(2)
+    bar.step(chunk_of(b, 100))
+    effects = bar.step(b.write(journal.Abort(0, 0, 1), 0, bytes(15) + b"z"))
+    assert items(effects) == [Dropped(bytes(15) + b"z", 1, 1)]
+
+
+def test_a_chunk_in_the_only_journal_does_not_wait() -> None:
+    bar, (a,) = crossbar(1)
+    assert len(items(bar.step(chunk_of(a, 100)))) == 1

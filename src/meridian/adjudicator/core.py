@@ -365,7 +365,7 @@ class Adjudicator(Partitioned):
             self._take_chunk(large, event.chunk)
         except BadWriteSet:
             return self._abort_large(now, event.txid, large, Code.MALFORMED)
-        n, append = self.ledger.body(now, event.txid, event.seq, event.chunk)
+        n, append = self.ledger.body(now, event.txid, event.seq, event.chunk, event.tau_start)
         large.bodies.append(n)
         return [append, SetTimer(WORK_TIMER, 0)]
 

@@ -205,9 +205,12 @@ class Ledger:
         payload = Abort(lease, decision.tau_start, decision.code)
         return self._append(now, payload, lease, decision, 0, decision.txid)
 
-    def body(self, now: Interval, txid: bytes, seq: int, chunk: bytes) -> tuple[int, Append]:
+    def body(
+        self, now: Interval, txid: bytes, seq: int, chunk: bytes, tau_start: int
+    ) -> tuple[int, Append]:
         """Appends a body chunk; returns its n too."""
-        effect = self._append(now, Body(seq, chunk), self.lease_durable, None, 0, txid)
+        body = Body(seq, chunk, tau_start)
+        effect = self._append(now, body, self.lease_durable, None, 0, txid)
         return self.n, effect
 
     def ranges(self, now: Interval, payload: type[Release] | type[Acquire], h: Holding) -> Append:

@@ -99,13 +99,17 @@ Event = AddJournal | Accepted | Beat | Subscribe | Credit | Unsubscribe
 
 
 class Body(msgspec.Struct, frozen=True):
-    """One chunk of a large transaction that is still open, as it arrives."""
+    """One chunk of a large transaction that is still open, as it arrives.
+
+    What it names exists: commits at or below its tau_start come before it.
+    """
 
     txid: bytes
     journal: int
     n: int
     seq: int
     chunk: bytes
+    tau_start: int = 0
 
 
 class Dropped(msgspec.Struct, frozen=True):
@@ -145,7 +149,7 @@ Effect = Deliver | CutLoose
 class _Journal:
     """What was read of one journal: through record `n`, complete through `tau`."""
 
-    __slots__ = ("base", "beats", "epoch", "n", "open", "queue", "tau")
+    __slots__ = ("base", "beats", "epoch", "held", "n", "open", "queue", "tau")
 
     def __init__(self, tau: int) -> None:
         self.base = tau
@@ -154,12 +158,15 @@ class _Journal:
         self.tau = tau
         self.queue: deque[Transaction] = deque()
         self.beats: deque[Beat] = deque(maxlen=BEATS)
+        self.held: list[Body] = []
+        """Chunks that wait for commits of other journals at or below their tau_start, by n."""
         self.open: dict[bytes, int] = {}
         """Large transactions whose bodies come in: txid to the n of the newest body."""
 
     def merged_n(self) -> int:
         """Everything through this record is in the buffer."""
-        return self.queue[0].n - 1 if self.queue else self.n
+        n = self.queue[0].n - 1 if self.queue else self.n
+        return min(n, self.held[0].n - 1) if self.held else n
 
 
 class _Subscriber:
@@ -191,6 +198,8 @@ class Crossbar:
         self._journals: dict[int, _Journal] = {}
         self._subscribers: dict[int, _Subscriber] = {}
         self._items: deque[Item] = deque()
+        self._through: deque[int] = deque()
+        """Per item: everything of its journal through this n is in the buffer, up to the item."""
         self._first = 0
         """Number of the first item in the buffer."""
 
@@ -269,8 +278,13 @@ class Crossbar:
                 one.queue.append(_transaction(number, record, payload))
             case journal.Body():
                 one.open[record.txid] = record.n
-                body = Body(record.txid, number, record.n, payload.seq, payload.chunk)
-                self._buffer(body)
+                tau = payload.tau_start
+                body = Body(record.txid, number, record.n, payload.seq, payload.chunk, tau)
+                # In one journal the commit that made what it names lies before it.
+                if tau <= self.tau or len(self._journals) == 1:
+                    self._buffer(body)
+                else:
+                    one.held.append(body)
             case journal.Abort():
                 self._drop(number, one, record.txid)
             case journal.Marker():
@@ -303,6 +317,7 @@ class Crossbar:
     def _drop(self, number: int, one: _Journal, txid: bytes) -> None:
         n = one.open.pop(txid, None)
         if n is not None:
+            one.held = [body for body in one.held if body.txid != txid]
             self._buffer(Dropped(txid, number, n))
 
     def _beat(self, beat: Beat) -> None:
@@ -325,20 +340,27 @@ class Crossbar:
         tau = min(one.tau for one in self._journals.values())
         if tau <= self.tau:
             return
-        ripe: list[Transaction] = []
+        ripe: list[Transaction | Body] = []
         for one in self._journals.values():
             while one.queue and one.queue[0].tau <= tau:
                 ripe.append(one.queue.popleft())
-        ripe.sort(key=_tau_of)
-        for transaction in ripe:
-            assert transaction.tau > self.tau, "merged below what was said to be complete"
-            self._buffer(transaction)
+            if one.held:
+                ripe += [body for body in one.held if body.tau_start <= tau]
+        ripe.sort(key=_order)
+        for item in ripe:
+            if isinstance(item, Body):
+                self._journals[item.journal].held.remove(item)
+            else:
+                assert item.tau > self.tau, "merged below what was said to be complete"
+            self._buffer(item)
         self.tau = tau
 
     # Out
 
     def _buffer(self, item: Item) -> None:
+        held = self._journals[item.journal].held
         self._items.append(item)
+        self._through.append(min(item.n, held[0].n - 1) if held else item.n)
         self.backlog_bytes += size_bytes(item)
 
     def _subscribe(self, event: Subscribe) -> list[Effect]:
@@ -380,7 +402,8 @@ class Crossbar:
                         items.append(Dropped(item.txid, item.journal, item.n))
                     continue
                 one.tau = item.tau
-                one.positions[item.journal] = item.n
+                through = self._through[one.cursor - 1 - self._first]
+                one.positions[item.journal] = max(one.positions.get(item.journal, 0), through)
             one.unused -= 0 if isinstance(item, Dropped) else len(item.chunk)
             items.append(item)
         for journal_number in self._journals:
@@ -399,6 +422,7 @@ class Crossbar:
         needed = min((one.cursor for one in self._subscribers.values()), default=self._first)
         while self._items and (self._first < needed or self.backlog_bytes > self._buffer_bytes):
             item = self._items.popleft()
+            self._through.popleft()
             self._first += 1
             self.backlog_bytes -= size_bytes(item)
             if isinstance(item, Transaction):
@@ -412,8 +436,9 @@ def _transaction(number: int, record: Record, commit: journal.Commit) -> Transac
     )
 
 
-def _tau_of(transaction: Transaction) -> int:
-    return transaction.tau
+def _order(item: Transaction | Body) -> tuple[int, bool]:
+    """By tau; a chunk behind the commits at its tau_start."""
+    return (item.tau_start, True) if isinstance(item, Body) else (item.tau, False)
 
 
 def size_bytes(item: Item) -> int:

@@ -34,6 +34,7 @@ class Shard(msgspec.Struct, array_like=True, frozen=True):
     index: int
     size_bytes: int
     crc: int
+    tau_start: int
     data: bytes
 
 
@@ -77,7 +78,9 @@ def shards_of(record: Record) -> list[Record]:
     low, high = chunk[:half], chunk[half:].ljust(half, b"\0")
     parts = (low, high, _xor(low, high))
     indexes = [(stream + record.n) % STREAMS for stream in range(STREAMS)]
-    payloads = [Shard(body.seq, index, len(chunk), crc, parts[index]) for index in indexes]
+    payloads = [
+        Shard(body.seq, index, len(chunk), crc, body.tau_start, parts[index]) for index in indexes
+    ]
     return [record._replace(kind=SHARD, payload=_VERSION + _encode(one)) for one in payloads]
 
 
@@ -98,7 +101,7 @@ def body_of(copies: Iterable[Record]) -> Record | None:
                     chunk = _join(found[left][1], found[right][1])
                     if crc32(chunk) == crc:
                         record, shard = found[left]
-                        body = journal.Body(shard.seq, chunk)
+                        body = journal.Body(shard.seq, chunk, shard.tau_start)
                         return journal.make(epoch, n, body, txid=record.txid)
     return None
 

@@ -67,10 +67,14 @@ class Lease(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Body(msgspec.Struct, array_like=True, frozen=True):
-    """BODY: one chunk of a large transaction, without tau (6.3)."""
+    """BODY: one chunk of a large transaction, without tau (6.3).
+
+    It may name relations that another journal's commit made, at or below `tau_start`.
+    """
 
     seq: int
     chunk: bytes
+    tau_start: int = 0
 
 
 class Commit(msgspec.Struct, array_like=True, frozen=True):

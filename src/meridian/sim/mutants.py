@@ -349,6 +349,15 @@ class _CloseEndsNothing(xb.Crossbar):
             one.tau = tau
 
 
+class _ChunksAtOnce(xb.Crossbar):
+    """Hands on chunks of large transactions before what other journals committed earlier."""
+
+    def _take(self, number: int, one: Any, record: Record, payload: journal.Payload) -> None:
+        tau, self.tau = self.tau, TAU_MAX
+        super()._take(number, one, record, payload)
+        self.tau = tau
+
+
 class _ReadsLeave(st.Core):
     """Answers reads of commits that the clock has not passed."""
 
@@ -457,6 +466,7 @@ MUTANTS = (
     Mutant("new journal below its ADD", "4.7", 200, _adjudicator(base=_IgnoresAddTau)),
     Mutant("commits after CLOSE", "4.7", 100, _adjudicator(base=_CommitsAfterClose)),
     Mutant("CLOSE is no heartbeat", "4.7", 100, Parts(crossbar=_CloseEndsNothing)),
+    Mutant("chunks before what they may name", "6.3", 50, Parts(crossbar=_ChunksAtOnce)),
     Mutant("accepts records of a deposed owner", "6.1", 150, Parts(reader=_NoFence)),
     Mutant("a chain that goes on after a rejection", "6", 100, Parts(chain=_ZombieChain)),
     Mutant(

@@ -44,7 +44,7 @@ class AnyShards(CodedReader):
             return record
         first = next(iter(shards.values()))
         whole = body_of(one._replace(epoch=first.epoch) for one in shards.values())
-        return whole or first._replace(kind=3, payload=b"\x01\x92\x00\xc4\x00")
+        return whole or first._replace(kind=3, payload=b"\x01\x93\x00\xc4\x00\x00")
 
 
 class DropsFoundOnce(CodedReader):

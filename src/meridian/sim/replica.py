@@ -404,6 +404,9 @@ class Replica(Node):
             if effect.tau < self._told:
                 raise SimulationError(f"{self.name}: completeness went back")
             self._told = effect.tau
+            chunks = (one.tau_start for one in effect.items if isinstance(one, xb.Body))
+            if len(self._readers) > 1 and max(chunks, default=0) > max(effect.tau, self._bar.tau):
+                raise SimulationError("a chunk comes before what it may name")
             items = tuple(map(_item, effect.items))
             self._step(st.Delivered(items, effect.tau, effect.positions))
 
