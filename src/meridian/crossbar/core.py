@@ -12,9 +12,11 @@ from collections.abc import Iterator
 import msgspec
 
 from meridian.clock.tau import TAU_MAX
+from meridian.crossbar.cut import NOTHING, Cutter, ranges_of
 from meridian.journal import core as journal
 from meridian.journal.core import EpochId, Payload, Position
 from meridian.journal.record import Record
+from meridian.wire.ranges import Owned, Ranges
 
 BUFFER_BYTES = 64 * 1024 * 1024
 """What is kept for the slowest subscriber; one that needs more is cut loose."""
@@ -73,11 +75,17 @@ class Beat(msgspec.Struct, frozen=True):
 
 
 class Subscribe(msgspec.Struct, frozen=True):
-    """A subscriber that holds everything through `tau` and takes about `credit` bytes unasked."""
+    """A subscriber that holds everything through `tau` and takes about `credit` bytes unasked.
+
+    It wants the keys of `ranges`; none named: all.  `positions`: through which record of each
+    journal it holds the chunks of large transactions, as deliveries told it.
+    """
 
     subscriber: int
     tau: int
     credit: int
+    ranges: tuple[Owned, ...] = ()
+    positions: tuple[tuple[int, int], ...] = ()
 
 
 class Credit(msgspec.Struct, frozen=True):
@@ -170,9 +178,10 @@ class _Journal:
 
 
 class _Subscriber:
-    __slots__ = ("credit", "cursor", "positions", "sent_tau", "tau", "unused")
+    __slots__ = ("credit", "cursor", "positions", "ranges", "sent_tau", "tau", "unused")
 
-    def __init__(self, cursor: int, tau: int, credit: int) -> None:
+    def __init__(self, cursor: int, tau: int, credit: int, ranges: Ranges | None) -> None:
+        self.ranges = ranges
         self.cursor = cursor
         self.tau = tau
         self.credit = credit
@@ -202,6 +211,9 @@ class Crossbar:
         """Per item: everything of its journal through this n is in the buffer, up to the item."""
         self._first = 0
         """Number of the first item in the buffer."""
+        self._forgotten: dict[bytes, tuple[int, int]] = {}
+        """(journal, n) of chunks that left the buffer before their transaction did."""
+        self._cutter = Cutter()
 
     def step(self, event: Event) -> list[Effect]:
         """What to send.  Raises JournalError if a journal breaks the order of taus."""
@@ -366,7 +378,11 @@ class Crossbar:
     def _subscribe(self, event: Subscribe) -> list[Effect]:
         if event.tau < self.forgotten_tau:
             return [CutLoose(event.subscriber, "its tau is not in the buffer any more")]
-        one = _Subscriber(self._first, event.tau, event.credit)
+        held = dict(event.positions)
+        if any(held.get(number, 0) < n for number, n in self._forgotten.values()):
+            return [CutLoose(event.subscriber, "chunks it lacks are not in the buffer any more")]
+        ranges = ranges_of(event.ranges)
+        one = _Subscriber(self._first, event.tau, event.credit, ranges)
         self._subscribers[event.subscriber] = one
         return []
 
@@ -404,6 +420,11 @@ class Crossbar:
                 one.tau = item.tau
                 through = self._through[one.cursor - 1 - self._first]
                 one.positions[item.journal] = max(one.positions.get(item.journal, 0), through)
+            if one.ranges is not None and not isinstance(item, Dropped):
+                cut = self._cut(one.cursor - 1, item, one.ranges)
+                if cut is None:
+                    continue
+                item = cut
             one.unused -= 0 if isinstance(item, Dropped) else len(item.chunk)
             items.append(item)
         for journal_number in self._journals:
@@ -417,6 +438,17 @@ class Crossbar:
             one.sent_tau = one.tau
             yield Deliver(number, items, one.tau, tuple(one.positions.items()))
 
+    def _cut(
+        self, number: int, item: Transaction | Body, ranges: Ranges
+    ) -> Transaction | Body | None:
+        """The subscriber's part; None: nothing.  Large transactions keep all their chunks."""
+        chunk = self._cutter.cut(number, item.chunk, ranges)
+        if chunk is item.chunk:
+            return item
+        if chunk is NOTHING and isinstance(item, Transaction) and not item.bodies:
+            return None
+        return msgspec.structs.replace(item, chunk=chunk)
+
     def _forget(self) -> None:
         """Drops what every subscriber has, and what exceeds the buffer."""
         needed = min((one.cursor for one in self._subscribers.values()), default=self._first)
@@ -425,6 +457,10 @@ class Crossbar:
             self._through.popleft()
             self._first += 1
             self.backlog_bytes -= size_bytes(item)
+            if isinstance(item, Body):
+                self._forgotten[item.txid] = (item.journal, item.n)
+                continue
+            self._forgotten.pop(item.txid, None)
             if isinstance(item, Transaction):
                 self.forgotten_tau = item.tau
         assert self.backlog_bytes >= 0
