@@ -7,7 +7,16 @@ import random
 import pytest
 
 from meridian.adjudicator.cut import cut, owners_of
-from meridian.adjudicator.events import CatalogKnown, Code, Commit, Heard, Move, Moved, Outcome
+from meridian.adjudicator.events import (
+    CatalogKnown,
+    Code,
+    Commit,
+    Heard,
+    Move,
+    Moved,
+    Outcome,
+    Part,
+)
 from meridian.adjudicator.footprint import BadWriteSet
 from meridian.adjudicator.ranges import Ranges
 from meridian.wire.ops import Create, Lock, Put, Share, encode_chunk
@@ -91,6 +100,18 @@ def test_a_vote_from_before_a_move_is_not_used_by_the_new_owner() -> None:
     two.settle(250)
     assert two.now > floor
     assert two.commit(3, put("z")).outcome is Outcome.COMMITTED
+
+
+def test_a_large_transaction_whose_foreign_keys_became_own_is_aborted() -> None:
+    two = Cluster("m")
+    start = two.now
+    leader = two.nodes[0]
+    txid = two.txid(1, 0)
+    leader.step(Part(txid, start, 0, put("a", "z")))
+    moved(two, 1, 0, place("m"), LAST)
+    leader.step(Commit(500, txid, start, 0, 0, 1, put("b")))
+    two.settle()
+    assert leader.answers[500].code is Code.MOVED
 
 
 def test_messages_of_a_move_may_be_lost_and_doubled() -> None:

@@ -247,6 +247,21 @@ def test_an_attempt_that_was_given_up_never_comes_back(two: Cluster) -> None:
     assert len(commits(two.nodes[0])) == 0
 
 
+def test_an_earlier_commit_after_votes_for_a_later_attempt(two: Cluster) -> None:
+    start = two.now
+    two.ask(1, put("a", "z"), start, attempt=2)
+    (ask,) = [m for _, m in two.sent]
+    fresh = Cluster("m")
+    fresh.nodes[1].step(Heard(ask))
+    fresh.deliver()
+    leader, early = fresh.ask(1, put("a", "z"), start, attempt=1)
+    assert leader.answers[early].code is Code.ATTEMPT
+    fresh.sent.clear()
+    leader, late = fresh.ask(1, put("a", "z"), start, attempt=2)
+    fresh.settle()
+    assert leader.answers[late].outcome is Outcome.COMMITTED
+
+
 def test_take_over_of_the_leader_keeps_the_outcome(two: Cluster) -> None:
     start = two.now
     two.ask(1, put("a", "z"), start)

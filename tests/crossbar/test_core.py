@@ -347,3 +347,21 @@ def test_a_chunk_that_waits_is_dropped_with_its_transaction() -> None:
 def test_a_chunk_in_the_only_journal_does_not_wait() -> None:
     bar, (a,) = crossbar(1)
     assert len(items(bar.step(chunk_of(a, 100)))) == 1
+
+
+def test_positions_of_a_restarted_subscriber_never_go_back() -> None:
+    """Its file holds five records of each journal; one more commit, of which it has credit for."""
+    bar = Crossbar(10**9)
+    sources = [Source(0), Source(1)]
+    for source in sources:
+        bar.step(AddJournal(source.number, Position(EPOCH, 5, True, tau=100)))
+        source.n = 5
+    bar.step(Subscribe(1, 100, 1))
+    effects = [*bar.step(sources[0].write(journal.Lease(500)))]
+    effects += bar.step(sources[0].commit(200, b"x" * 10))
+    effects += bar.step(sources[0].commit(210, b"x" * 10))
+    effects += bar.step(sources[1].commit(300))
+    found = [effect.positions for effect in effects if isinstance(effect, Deliver)]
+    assert found
+    for positions in found:
+        assert all(n >= 5 for _, n in positions), positions

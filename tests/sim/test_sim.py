@@ -8,20 +8,47 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from meridian.sim import cli
 from meridian.sim.mutants import MUTANTS
 from meridian.sim.run import run_seed
 from meridian.sim.swarm import choose
 
-SEEDS = 60
+SEEDS = 300
+REPEATED = 40
+PROCESSES = 2
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
-def test_seeds_pass_and_repeat_exactly() -> None:
+@pytest.mark.timeout(1200)
+def test_seeds_pass() -> None:
+    """One process per core, as `make nightly` does with 20,000."""
+    each = SEEDS // PROCESSES
+    command = [sys.executable, "-m", "meridian", "sim", "run", "--once", "--seeds", str(each)]
+    running = [
+        subprocess.Popen(
+            [*command, "--start", str(10_000 + number * each)],
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for number in range(PROCESSES)
+    ]
+    told = [process.communicate()[0] for process in running]
+    for text in told:
+        print(text)
+        assert text.splitlines()[-1] == f"{each} seeds, 0 failures", text
+        for what in ("over several owners", "faults: ", "events, ", "crash "):
+            assert what in text
+
+
+def test_seeds_repeat_exactly() -> None:
     out, progress = io.StringIO(), io.StringIO()
-    failures = cli.run(SEEDS, 1000, out=out, progress=progress)
+    failures = cli.run(REPEATED, 1000, out=out, progress=progress)
     assert failures == 0, out.getvalue()
-    assert out.getvalue().splitlines()[-1] == f"{SEEDS} seeds, 0 failures"
+    assert out.getvalue().splitlines()[-1] == f"{REPEATED} seeds, 0 failures"
 
 
 def test_runs_do_not_depend_on_the_hash_seed() -> None:
@@ -73,5 +100,15 @@ def test_faults_of_every_kind_happen() -> None:
         "sync failed",
         "pause",
         "dropped",
+        "expired",
+        "moved",
+        "cross committed",
+        "cross aborted",
+        "retry held",
+        "retry place",
+        "retry epoch",
+        "crash x holding",
+        "crash x leading",
+        "crash x appending",
     ):
         assert counts.get(name, 0) > 0, name

@@ -372,6 +372,7 @@ class Adjudicator(Partitioned):
     def _open_large(self, txid: bytes, tau_start: int) -> Large:
         draft = self.window.open_draft(tau_start)
         large = self._large[txid] = Large(tau_start, draft, alone=self.ranges.alone)
+        large.spans = self.ranges.spans
         return large
 
     def _take_chunk(self, large: Large, chunk: bytes) -> None:
@@ -431,6 +432,9 @@ class Adjudicator(Partitioned):
                 return []
             votes = ballot.all_votes()
         if not self._covers(large.foreign, large.everywhere, votes):
+            if large.spans != self.ranges.spans:
+                # Keys that were another's may be its own now, and were never compared here.
+                return self._abort_large(now, txid, large, Code.MOVED)
             return self._large_again(txid, large, Code.PLACE)
         return self._publish(now, txid, large, votes)
 

@@ -10,7 +10,7 @@ from meridian.adjudicator.cut import Bounds, Cut
 from meridian.adjudicator.events import Commit
 from meridian.adjudicator.footprint import Footprint
 from meridian.adjudicator.window import Draft, keys_of
-from meridian.wire.partition import NOBODY
+from meridian.wire.partition import NOBODY, Span
 from meridian.wire.votes import Tally
 
 
@@ -28,6 +28,7 @@ class Large:
         "foreign",
         "last",
         "prints",
+        "spans",
         "tau_start",
         "waiting",
     )
@@ -44,6 +45,8 @@ class Large:
         """The chunk of COMMIT once it was taken: an earlier attempt may have brought it."""
         self.alone = alone
         """It was not cut by range: this adjudicator owned everything."""
+        self.spans: tuple[Span, ...] = ()
+        """What this adjudicator owned when the first chunk came."""
         self.bounds: Bounds = ()
         self.foreign = Tally()
         self.everywhere = False

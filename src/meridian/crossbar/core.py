@@ -406,7 +406,7 @@ class Crossbar:
 
     def _deliver(self, number: int, one: _Subscriber) -> Iterator[Effect]:
         end = self._first + len(self._items)
-        if one.cursor == end and self.tau <= one.sent_tau:
+        if one.cursor == end and self.tau <= one.sent_tau and one.positions:
             return
         items: list[Item] = []
         while one.cursor < end and one.unused > 0:

@@ -11,7 +11,7 @@ from typing import TextIO
 import click
 import msgspec
 
-from meridian.sim import experiments
+from meridian.sim import experiments, mutants
 from meridian.sim.experiments import report
 from meridian.sim.messages import Parts
 from meridian.sim.run import Result, run_seed
@@ -71,13 +71,36 @@ def _differs(first: Result, parts: Parts | None) -> str:
     return f"not deterministic: {first.digest} and then {second.digest}"
 
 
+FAULTS = (
+    "crash", "torn", "sync failed", "pause", "dropped", "expired", "move", "rot", "rejected",
+)  # fmt: skip
+
+
 def _summary(totals: dict[str, int], events: int, took: float) -> str:
-    names = (
-        "transactions", "commits", "aborts", "false aborts", "unknown", "crash", "torn",
-        "sync failed", "pause", "dropped",
-    )  # fmt: skip
+    names = ("transactions", "commits", "aborts", "false aborts", "unknown")
     told = ", ".join(f"{name} {totals.get(name, 0)}" for name in names)
-    return f"{told}\n{events} events, {events / max(took, 0.001):.0f} per second\n"
+    cross = totals.get("cross committed", 0), totals.get("cross aborted", 0)
+    faults = ", ".join(f"{name} {totals.get(name, 0)}" for name in FAULTS)
+    return (
+        f"{told}\nover several owners: committed {cross[0]}, aborted {cross[1]}\n"
+        f"faults: {faults}\n{exercised(totals)}"
+        f"{events} events, {events / max(took, 0.001):.0f} per second\n"
+    )
+
+
+def exercised(totals: dict[str, int]) -> str:
+    """The table fault x state: how often a fault befell a node in that state."""
+    cells = {tuple(name.split(" x ")): n for name, n in totals.items() if " x " in name}
+    faults = sorted({fault for fault, _ in cells})
+    states = sorted({state for _, state in cells})
+    if not cells:
+        return ""
+    width = max(len(fault) for fault in faults)
+    lines = [" " * width + "".join(f"  {state}" for state in states)]
+    for fault in faults:
+        row = "".join(f"  {cells.get((fault, state), 0):>{len(state)}}" for state in states)
+        lines.append(f"{fault:<{width}}{row}")
+    return "\n".join(lines) + "\n"
 
 
 @click.group()
@@ -107,3 +130,35 @@ def experiment_command(name: str, seed: int, as_json: bool, svg: Path | None) ->
     if svg is not None:
         svg.write_text(report.svg(result))
     click.echo(json.dumps(msgspec.to_builtins(result)) if as_json else report.text(result))
+
+
+@sim.command("mutants")
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path, exists=True),
+    help="Put the table into this file, between its markers.",
+)
+def mutants_command(write: Path | None) -> None:
+    """Run every mutant until a seed finds it; print the table."""
+    missing = []
+
+    def found(mutant: mutants.Mutant) -> int | None:
+        after = mutants.find(mutant, lambda seed, parts: run_seed(seed, parts).failure)
+        click.echo(f"{mutant.name}: {after or 'not found'}", err=True)
+        missing.extend([] if after else [mutant.name])
+        return after
+
+    text = mutants.table(found)
+    if write is not None:
+        write.write_text(between(write.read_text(), text))
+    click.echo(text, nl=False)
+    sys.exit(1 if missing else 0)
+
+
+MARKERS = ("<!-- mutants: made by `meridian sim mutants --write` -->\n", "<!-- end -->\n")
+
+
+def between(page: str, text: str) -> str:
+    """The page with `text` between the markers. Raises ValueError where there are none."""
+    begin, end = (page.index(marker) for marker in MARKERS)
+    return page[: begin + len(MARKERS[0])] + text + page[end:]

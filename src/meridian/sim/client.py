@@ -70,6 +70,12 @@ class Client(Node):
         """Stopped, and nothing under way."""
         return self._life is None
 
+    def states(self) -> list[str]:
+        """How far its transaction is."""
+        if self._life is None or not self.log or self.log[-1].status != "unknown":
+            return ["client idle"]
+        return ["client commits" if self.log[-1].writes else "client reads"]
+
     def on_start(self) -> None:
         """A new process: it remembers nothing."""
         self.committer.forget()
@@ -130,6 +136,7 @@ class Client(Node):
     def _weights(self) -> list[float]:
         # A schema change is a matter of all owners: one owner only, or owners that vote.
         weights = [weight + 0.1 for weight in self.world.swarm.weights]
+        weights += [0.1] * (len(KINDS) - len(weights))
         alone = self.world.swarm.owners == 1 and not self.world.swarm.adds
         alone = alone or self.world.swarm.partitioned
         schema = KINDS.index("schema")

@@ -21,6 +21,7 @@ from meridian.journal import core as journal
 from meridian.journal.chain import Chain
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
+from meridian.sim import vote_mutants
 from meridian.sim.messages import Parts
 from meridian.sim.mutants_coded import CODED_MUTANTS
 from meridian.storage import core as st
@@ -480,6 +481,7 @@ MUTANTS = (
     Mutant("reads before completeness", "4.7", 10, Parts(storage=_ReadsIncomplete)),
     *(Mutant(*row) for row in CODED_MUTANTS),
     Mutant("tau_start is the lower edge", "4.3", 50, Parts(tau_start_latest=False)),
+    *(Mutant(*row) for row in vote_mutants.MUTANTS),
 )
 
 
@@ -489,3 +491,13 @@ def find(mutant: Mutant, run: Callable[[int, Parts], str], start: int = 0) -> in
         if run(seed, mutant.parts):
             return seed - start + 1
     return None
+
+
+def table(found: Callable[[Mutant], int | None]) -> str:
+    """The mutants as Markdown: rule, number of seeds that found it, and the bound."""
+    rows = ["| what is broken | rule | found after | within |", "|---|---|---|---|"]
+    for mutant in MUTANTS:
+        after = found(mutant)
+        told = "not found" if after is None else str(after)
+        rows.append(f"| {mutant.name} | {mutant.rule} | {told} | {mutant.seeds} |")
+    return "\n".join(rows) + "\n"

@@ -83,9 +83,33 @@ class Owner(Node):
         self.world.trace("start", self.name, len(records), reader.lease)
         return reader
 
+    def states(self) -> list[str]:
+        """What its adjudicator is in the middle of."""
+        core = self._core
+        if core is None or not core.serving:
+            return ["starting"]
+        found = {
+            "holding": len(core.voter.holds) > 0,
+            "leading": len(core.ballots) > 0,
+            "releasing": core.ranges.pending,
+            "appending": len(core.ledger) > 0,
+        }
+        return [state for state, is_so in found.items() if is_so] or ["serving"]
+
+    @property
+    def serving(self) -> bool:
+        """Whether it takes commits."""
+        return self._core is not None and self._core.serving
+
+    @property
+    def epoch(self) -> tuple[int, int]:
+        """Of the adjudicator that runs here."""
+        assert self._core is not None
+        return self._core.ledger.epoch
+
     def core_ranges(self) -> tuple[Span, ...]:
         """What it owns now."""
-        assert self._core is not None and self._core.serving, f"{self.name} does not serve"
+        assert self._core is not None
         return self._core.ranges.spans
 
     def on_crash(self) -> None:
@@ -158,6 +182,9 @@ class Owner(Node):
             self.world.count(f"vote {Code(effect.message.code).name.lower()}")
         for name in self.world.owner_names(effect.to):
             self.world.send(self.name, name, Peer(effect.message))
+        chance = self.world.swarm.crash_at_vote
+        if chance and not self.world.healed and self._random.random() < chance:
+            self._restart_soon()
 
     def _heard(self, message: Message) -> None:
         self._step(ev.Heard(message))
@@ -219,6 +246,7 @@ class Owner(Node):
         delay = random.randint(*swarm.sync)
         if not self.world.healed and random.random() < swarm.slow_sync:
             delay += random.randint(100 * MS, 1500 * MS)
+            self.world.exercised("slow sync", self)
         self.after(delay, lambda: self._synced(batch, size_bytes))
         if self._buggify():
             return
@@ -228,6 +256,7 @@ class Owner(Node):
         swarm = self.world.swarm
         if not self.world.healed and self._random.random() < swarm.sync_failure:
             self.world.trace("sync failed", self.name, batch[-1].n)
+            self.world.exercised("failed sync", self)
             self._step(ev.AppendFailed("sync failed"))
             return
         self.disk.synced(size_bytes, batch[-1].n)

@@ -271,6 +271,10 @@ class Replica(Node):
         told = CountTold(asked.number, number, self.store.built, content)
         self.world.send(self.name, source, told)
 
+    def states(self) -> list[str]:
+        """Whether somebody waits for it."""
+        return ["reads wait" if self._reads else "following"]
+
     def demand(self, tau: int) -> None:
         """As if a reader waited for `tau`."""
         self._wanted = max(self._wanted, tau)

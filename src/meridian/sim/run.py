@@ -18,6 +18,7 @@ from meridian.sim.replica import Replica, Store
 from meridian.sim.stream import Stream, StreamOwner
 from meridian.sim.swarm import Swarm, choose
 from meridian.sim.world import MS, START, Node, S, SimulationError, World
+from meridian.wire.partition import Span
 
 SAFETY_NS = 5 * S
 LIVENESS_NS = 30 * S
@@ -189,10 +190,7 @@ class Run:
             one, other = random.sample(nodes, 2)
             begin = moment()
             end = begin + random.randint(10 * MS, 1000 * MS)
-            world.at(
-                begin,
-                lambda a=one.name, b=other.name, end=end: world.cut(a, b, end),  # type: ignore[misc]
-            )
+            world.at(begin, lambda a=one, b=other, end=end: self._cut(a, b, end))  # type: ignore[misc]
         if swarm.streams:
             self._supervise()
             for _ in range(swarm.takeovers):
@@ -211,7 +209,7 @@ class Run:
             world.at(moment(), random.choice(self.replicas).rot)
         for _ in range(swarm.clock_steps):
             node = random.choice(nodes)
-            world.at(moment(), node.clock.step)
+            world.at(moment(), lambda node=node: self._step_clock(node))  # type: ignore[misc]
 
     def _plan_changes(self) -> None:
         random = self.world.random("changes")
@@ -236,7 +234,11 @@ class Run:
         """The other owner of a journal starts, whatever the present one does."""
         down = [owner for owner in self._all_owners() if not owner.alive]
         if down and not self.world.healed:
-            self.world.random("faults").choice(down).start()
+            challenger = self.world.random("faults").choice(down)
+            for owner in self._all_owners():
+                if owner.number == challenger.number and owner.alive:
+                    self.world.exercised("take-over", owner)
+            challenger.start()
 
     def _supervise(self) -> None:
         """A journal that nobody owns gets an owner."""
@@ -248,10 +250,20 @@ class Run:
                 pick.start()
         self.world.at(self.world.now + 100 * MS, self._supervise)
 
+    def _cut(self, one: Node, other: Node, end: int) -> None:
+        """One way, from `one` to `other`."""
+        self.world.cut(one.name, other.name, end)
+        self.world.exercised("cut", one)
+
+    def _step_clock(self, node: Node) -> None:
+        node.clock.step()
+        self.world.exercised("clock step", node)
+
     def _pause(self, node: Node, pause: int) -> None:
         if not self.world.healed:
             node.paused_until = self.world.now + pause
             self.world.trace("pause", node.name, pause)
+            self.world.exercised("pause", node)
 
     def _heal(self) -> None:
         """Everything comes back; what is under way must end."""
@@ -288,10 +300,25 @@ class Run:
             behind = [replica for replica in self.replicas if not replica.settled(tau)]
             for replica in behind:
                 replica.demand(tau)
-            return not behind
+            return not behind and self._everybody_serves()
 
         if not world.run(limit, complete):
             raise SimulationError("liveness: a replica does not become complete")
+
+    def _everybody_serves(self) -> bool:
+        """Late messages of deposed owners may fence others after the healing too."""
+        if self.mapper is None:
+            return True
+        serving = {owner.number for owner in self._everyone if owner.serving}
+        return len(serving) == len(self.owners)
+
+    def _ranges(self) -> list[tuple[Span, ...]]:
+        """What each adjudicator owns in the end."""
+        owned = []
+        for one in self.owners:
+            serving = [o for o in self._everyone if o.number == one.number and o.serving]
+            owned.append(max(serving, key=lambda owner: owner.epoch).core_ranges())
+        return owned
 
     def _check(self) -> dict[str, int]:
         log = [txn for client in self.clients for txn in client.log]
@@ -302,7 +329,7 @@ class Run:
                 raise SimulationError(f"liveness: {txn.name!r} never got an outcome")
         partitioned = self.swarm.partitioned
         if self.mapper is not None:
-            check_ranges([owner.core_ranges() for owner in self.owners])
+            check_ranges(self._ranges())
         return check_all(
             self.journals,
             self.replicas,

@@ -62,6 +62,8 @@ class Swarm(msgspec.Struct, frozen=True):
     """Ranges that move in the middle."""
     moves_at_votes: float
     """Chance that a range moves right after a vote for it."""
+    crash_at_vote: float
+    """Chance that an adjudicator crashes right after a vote or a verdict of its own."""
     wide: float
     """Chance that a transaction takes keys of several relations."""
     window_keys: int
@@ -128,6 +130,7 @@ def choose(seed: int) -> Swarm:
         partitioned=partitioned,
         moves=votes.choice((0, 0, 2, 6, 20)) if partitioned else 0,
         moves_at_votes=votes.choice((0, 0, 0.02, 0.1)) if partitioned else 0,
+        crash_at_vote=votes.choice((0.0, 0.0, 0.01, 0.05)) if partitioned else 0.0,
         wide=votes.choice((0.0, 0.3, 0.8)),
         coded=journals.random() < 0.5,
         lag_bytes=journals.choice((0, 300, 1 << 23)),

@@ -19,9 +19,47 @@ from meridian.clock.tau import TAU_MAX, Interval
 from meridian.journal.core import Position
 from meridian.limits import HOLD_NS
 from meridian.sim.messages import Parts
+from meridian.sim.world import MS
 from meridian.wire import partition, votes
 from meridian.wire.partition import Handover
 from meridian.wire.votes import Ask, Tally, Verdict, Vote
+
+FOCUS: dict[str, object] = {
+    "partitioned": True,
+    "owners": 3,
+    "replicas": 1,
+    "clients": 6,
+    "colocated": False,
+    "streams": False,
+    "coded": False,
+    "adds": 0,
+    "closes": 0,
+    "rots": 0,
+    "crashes": 0,
+    "pauses": 0,
+    "crash_at_append": 0.0,
+    "crash_at_vote": 0.0,
+    "sync_failure": 0.0,
+    "clock_error": 20_000,
+    "false_bounds": False,
+    "drop": 0.02,
+    "double": 0.3,
+    "late": 0.1,
+    "delay": (50_000, MS),
+    "late_delay": (2 * MS, 60 * MS),
+    "sync": (50_000, 300_000),
+    "window_keys": 1 << 20,
+    "keys": 3,
+    "moves": 0,
+    "moves_at_votes": 0.0,
+    "wide": 0.8,
+    "weights": (0, 3, 2, 0, 0, 0, 1, 0, 0),
+}
+"""Much contention among three owners, late and doubled messages, and nothing else."""
+MOVING = {**FOCUS, "moves_at_votes": 0.03, "late": 0.3, "late_delay": (5 * MS, 90 * MS)}
+SCHEMA = {**FOCUS, "drop": 0.1, "weights": (0, 1, 1, 0, 0, 0, 0, 3, 0)}
+CRASHING = {**FOCUS, "crash_at_append": 0.03, "crash_at_vote": 0.03}
+TAKEN = {**FOCUS, "crashes": 6, "weights": (0, 2, 1, 0, 0, 0, 0, 2, 0)}
 
 Spans = tuple[partition.Span, ...]
 WHOLE: Spans = (partition.EVERYTHING,)
@@ -31,6 +69,7 @@ def parts(
     base: type[Adjudicator] = Adjudicator,
     voter: type[Voter] | None = None,
     relations: type[Relations] | None = None,
+    swarm: dict[str, object] | None = None,
 ) -> Parts:
     """Adjudicators with one part of another class."""
 
@@ -46,7 +85,7 @@ def parts(
             core.voter = voter(number, old.ledger, old.window, old.relations, old.ranges, old.gates)
         return core
 
-    return Parts(adjudicator=make)
+    return Parts(adjudicator=make, swarm=swarm or {})
 
 
 # The leader
@@ -102,17 +141,6 @@ class AnyAttempt(Adjudicator):
         if ballot is not None and vote.epoch == self.ledger.epoch:
             vote = msgspec.structs.replace(vote, attempt=ballot.attempt)
         return super()._vote(now, vote)
-
-
-class AnyEpoch(Adjudicator):
-    """Counts votes for its predecessor, and takes attempts that were made for it."""
-
-    def _vote(self, now: Interval, vote: Vote) -> list[ev.Effect]:
-        return super()._vote(now, msgspec.structs.replace(vote, epoch=self.ledger.epoch))
-
-    def _open_ballot(self, now: Interval, event: ev.Commit, waiting: list[int]) -> list[ev.Effect]:
-        event = msgspec.structs.replace(event, epoch=self.ledger.epoch)
-        return super()._open_ballot(now, event, waiting)
 
 
 class GoesAheadEarly(Adjudicator):
@@ -408,36 +436,40 @@ class NoReach(Relations):
         super().record(tau, stripped, floor)
 
 
-_MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
-    ("commits beyond a promise", "5.3", 300, parts(IgnoresTauMax)),
-    ("does not look whether all keys are held", "5.3", 300, parts(NoCoverage)),
-    ("decides before all voted", "5.3", 300, parts(NoMissingVotes)),
-    ("counts votes of attempts given up", "5.5", 300, parts(AnyAttempt)),
-    ("counts votes for its predecessor", "5.5", 300, parts(AnyEpoch)),
-    ("goes ahead before durable", "5.3", 300, parts(GoesAheadEarly)),
-    ("answers for another leader", "5.6", 300, parts(AnyLeader)),
-    ("leads over a promise", "5.3", 300, parts(LeaderPassesHolds)),
-    ("commits over a promise", "5.3", 300, parts(PassesHolds)),
-    ("a hold costs the younger its transaction", "5.3", 300, parts(AbortsTheYounger)),
-    ("commits keys of others", "5.8", 300, parts(AnyPlace)),
-    ("forgets expired promises", "5.4", 300, parts(voter=ForgetsExpired)),
-    ("forgets verdicts", "5.4", 300, parts(voter=ForgetsVerdicts)),
+MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
+    ("commits beyond a promise", "5.3", 300, parts(IgnoresTauMax, swarm=FOCUS)),
+    ("does not look whether all keys are held", "5.3", 300, parts(NoCoverage, swarm=MOVING)),
+    ("decides before all voted", "5.3", 300, parts(NoMissingVotes, swarm=FOCUS)),
+    ("counts votes of attempts given up", "5.5", 300, parts(AnyAttempt, swarm=FOCUS)),
+    ("goes ahead before durable", "5.3", 300, parts(GoesAheadEarly, swarm=CRASHING)),
+    ("answers for another leader", "5.6", 300, parts(AnyLeader, swarm=FOCUS)),
+    ("leads over a promise", "5.3", 300, parts(LeaderPassesHolds, swarm=FOCUS)),
+    ("commits over a promise", "5.3", 300, parts(PassesHolds, swarm=FOCUS)),
+    ("a hold costs the younger its transaction", "5.3", 300, parts(AbortsTheYounger, swarm=FOCUS)),
+    ("commits keys of others", "5.8", 300, parts(AnyPlace, swarm=MOVING)),
+    ("forgets expired promises", "5.4", 300, parts(voter=ForgetsExpired, swarm=FOCUS)),
+    ("forgets verdicts", "5.4", 300, parts(voter=ForgetsVerdicts, swarm=FOCUS)),
     ("promises beyond its lease", "5.3, 6.6", 300, parts(NoLeaseCheck, PromisesBeyondLease)),
-    ("votes for keys of others", "5.3", 300, parts(voter=HoldsForeignKeys)),
-    ("ends a later attempt's hold", "5.5", 300, parts(voter=EndsAnyAttempt)),
-    ("votes over a promise", "5.3", 300, parts(voter=VotesOverHolds)),
-    ("votes without looking", "5.1", 300, parts(voter=VotesWithoutLooking)),
+    ("votes for keys of others", "5.3", 300, parts(voter=HoldsForeignKeys, swarm=MOVING)),
+    ("ends a later attempt's hold", "5.5", 300, parts(voter=EndsAnyAttempt, swarm=FOCUS)),
+    ("votes over a promise", "5.3", 300, parts(voter=VotesOverHolds, swarm=FOCUS)),
+    ("votes without looking", "5.1", 300, parts(voter=VotesWithoutLooking, swarm=FOCUS)),
     ("votes below its floor", "5.7", 300, parts(voter=VotesBelowFloor)),
-    ("votes without the catalog", "9", 300, parts(voter=NoCatalogVote)),
-    ("drops expired schema changes", "5.4, 9", 300, parts(voter=DropsSchemaHolds)),
-    ("takes over without a floor", "5.7", 300, parts(NoFloorAtTakeOver)),
-    ("takes over without the catalog", "5.7, 9", 300, parts(NoCatalogAtTakeOver)),
-    ("releases below its promises", "5.8", 300, parts(ReleaseForgetsPromises)),
+    ("votes without the catalog", "9", 300, parts(voter=NoCatalogVote, swarm=SCHEMA)),
+    ("drops expired schema changes", "5.4, 9", 300, parts(voter=DropsSchemaHolds, swarm=SCHEMA)),
+    ("takes over without a floor", "5.7", 300, parts(NoFloorAtTakeOver, swarm=TAKEN)),
+    (
+        "takes over without the catalog",
+        "5.7, 9",
+        300,
+        parts(NoCatalogAtTakeOver),
+    ),
+    ("releases below its promises", "5.8", 300, parts(ReleaseForgetsPromises, swarm=MOVING)),
     ("acquires without a floor", "5.8", 300, parts(AcquiresWithoutFloor)),
     ("acquires a range twice", "5.8", 300, parts(AcquiresTwice)),
-    ("keeps a range that it released", "5.8", 300, parts(KeepsReleased)),
+    ("keeps a range that it released", "5.8", 300, parts(KeepsReleased, swarm=MOVING)),
     ("ignores relation locks", "9", 300, parts(relations=NoRelationLocks)),
-    ("ignores global reach", "9", 300, parts(relations=NoGlobalReach)),
-    ("ignores the reach of versions", "9", 300, parts(relations=NoReach)),
-    ("ignores tau_a", "4.4", 300, parts(IgnoresTauA)),
+    ("ignores global reach", "9", 300, parts(relations=NoGlobalReach, swarm=SCHEMA)),
+    ("ignores the reach of versions", "9", 300, parts(relations=NoReach, swarm=SCHEMA)),
+    ("ignores tau_a", "4.4", 300, parts(IgnoresTauA, swarm=SCHEMA)),
 )

@@ -79,6 +79,7 @@ class Node:
         """Loses everything but its disk."""
         if self.alive:
             self.world.trace("crash", self.name)
+            self.world.exercised("crash", self)
             self.alive = False
             self.on_crash()
 
@@ -102,6 +103,10 @@ class Node:
 
     def on_crash(self) -> None:
         """For subclasses."""
+
+    def states(self) -> list[str]:
+        """What it is in the middle of, for the table of what was exercised."""
+        return ["idle"]
 
     def receive(self, source: str, message: Any) -> None:
         """For subclasses."""
@@ -150,6 +155,12 @@ class World:
     def count(self, what: str) -> None:
         """One more of these, without a line in the story."""
         self.counts[what] = self.counts.get(what, 0) + 1
+
+    def exercised(self, fault: str, node: Node) -> None:
+        """A fault befell a node in these states."""
+        if not self.healed:
+            for state in node.states():
+                self.count(f"{fault} x {state}")
 
     def owner_names(self, number: int) -> list[str]:
         """The nodes that may be adjudicator `number`."""
