@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from meridian.dataplane import shards
+from meridian.dataplane import balance, shards
 from meridian.dataplane.node import Node
 from meridian.dataplane.shards import ShardedEngine
 from meridian.errors import MeridianError
@@ -148,6 +148,55 @@ def test_new_relations_spread_and_rows_go_to_their_shard(tmp_path: Path) -> None
             assert files == [f"shard-{n}.db" for n in range(4)]
 
     run(work())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_relations_that_grow_are_cut_while_work_goes_on(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(balance, "CUT_ROWS", 12)
+    monkeypatch.setattr(balance, "SLICE_ROWS", 5)
+    monkeypatch.setattr(balance, "LOOK_S", 0.01)
+    # Sizes of these files say nothing: any shard may take from any other.
+    monkeypatch.setattr(balance, "cut_wanted", _any_other(random.Random(seed)))
+    model = Model(seed)
+    spread: set[int] = set()
+
+    async def life() -> None:
+        async with running(tmp_path, storage_shards=3) as node:
+            for _ in range(40):
+                await model.step(node)
+                if model.random.random() < 0.3:
+                    await asyncio.sleep(0.03)
+                if model.random.random() < 0.2:
+                    await model.check(node)
+                if model.random.random() < 0.05:
+                    await node.housekeeping.checkpoint()
+                spread.update(sid for sid, home in owners(node).items() if len(home) > 1)
+            assert (await node.admin("verify", {}))["damage"] == []
+            for engine in node.engine.engines:  # type: ignore[attr-defined]
+                while engine.purge():
+                    pass
+            stats = node.engine.stats(SIDS)
+            for sid, (rows, _) in zip(SIDS, stats, strict=True):
+                assert rows == len(model.tables.get(sid, {}))
+
+    for _ in range(3):
+        run(life())
+        if model.random.random() < 0.4:
+            shutil.rmtree(tmp_path / "storage")
+    assert spread
+
+
+def _any_other(rng: random.Random) -> Any:
+    def choose(sizes: Any, rows: Any, bound: int) -> Any:
+        large = [shard for shard, count in enumerate(rows) if count > bound]
+        if not large:
+            return None
+        source = rng.choice(large)
+        return source, rng.choice([shard for shard in (1, 2) if shard != source])
+
+    return choose
 
 
 def test_one_shard_is_one_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from itertools import count
 
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
+from meridian.dataplane.balance import Balancer
 from meridian.dataplane.replica import Replica, Resume
 from meridian.dataplane.shards import ShardedEngine
 from meridian.errors import MeridianError
@@ -74,6 +75,8 @@ class ShardedReplica:
         self._tokens = count(1)
         self._flush_at = 0.0
         engine.complete = lambda: self.complete_tau
+        self._balancer = Balancer(engine)
+        engine.work = self._balance
 
     # State
 
@@ -198,6 +201,7 @@ class ShardedReplica:
 
     def stop(self) -> None:
         """Nothing is applied from here on; whoever waits is told."""
+        self._balancer.close()
         with contextlib.suppress(Failed):
             self.flush()
         for replica in self._replicas:
@@ -250,6 +254,13 @@ class ShardedReplica:
                 replica.cancel_read(one)
 
     # Background
+
+    def _balance(self) -> bool:
+        """A slice of moving keys, while all shards stand at the same tau."""
+        taus = [replica.core.complete_tau for replica in self._replicas]
+        if not self.idle or min(taus) != max(taus) or self.failing is not None:
+            return False
+        return self._balancer.step(taus[0])
 
     def settle(self) -> bool:
         """One slice of turning provisional numbers into taus. False: nothing to do."""

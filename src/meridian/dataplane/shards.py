@@ -31,7 +31,7 @@ from meridian.routing.shell import Reads
 from meridian.storage import Engine, RebuildNeeded, checkpoint, schema
 from meridian.storage.checkpoint import CheckpointInfo
 from meridian.storage.engine import LookupShape
-from meridian.storage.errors import Cancelled
+from meridian.storage.errors import Cancelled, WrongPlace
 from meridian.storage.readers import ReadJob
 from meridian.storage.types import Page, ReadRequest, SampleRequest, ScanRequest, Statistics
 from meridian.storage.verify import Report
@@ -131,10 +131,15 @@ class RoutedJob:
 
     def __init__(self) -> None:
         self.future: concurrent.futures.Future[Page] = concurrent.futures.Future()
+        self.inner: ReadJob | None = None
         self.task: asyncio.Task[None] | None = None
+        self.cancelled = False
 
     def cancel(self) -> None:
         """Ask it to stop: the future then ends with Cancelled, unless it was done already."""
+        self.cancelled = True
+        if self.inner is not None:
+            self.inner.cancel()
         if self.task is not None:
             self.task.cancel()
 
@@ -146,15 +151,39 @@ class _Readers:
         self._shards = shards
         self._jobs: set[RoutedJob] = set()
 
-    def submit(self, request: ReadRequest) -> ReadJob | RoutedJob:
+    def submit(self, request: ReadRequest) -> RoutedJob:
         """On the event loop's thread. Raises Busy."""
         engine = self._shards.engine_of(request)
-        if engine is not None:
-            return engine.readers.submit(request)
         job = RoutedJob()
-        job.task = asyncio.get_running_loop().create_task(self._run(job, request))
         self._jobs.add(job)
+        if engine is None:
+            self._route(job, request)
+            return job
+        job.inner = engine.readers.submit(request)
+        loop = asyncio.get_running_loop()
+        job.inner.future.add_done_callback(
+            lambda future: loop.call_soon_threadsafe(self._read, job, request, future)
+        )
         return job
+
+    def _read(
+        self, job: RoutedJob, request: ReadRequest, future: concurrent.futures.Future[Page]
+    ) -> None:
+        """One shard has answered; its range may have moved while the read waited."""
+        error = future.exception()
+        if isinstance(error, WrongPlace):
+            self._route(job, request)
+            return
+        self._jobs.discard(job)
+        if error is not None:
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(future.result())
+
+    def _route(self, job: RoutedJob, request: ReadRequest) -> None:
+        job.task = asyncio.get_running_loop().create_task(self._run(job, request))
+        if job.cancelled:
+            job.task.cancel()
 
     async def _run(self, job: RoutedJob, request: ReadRequest) -> None:
         reads = self._shards.reads()
@@ -183,13 +212,16 @@ class ShardedEngine:
         self.engines = list(engines)
         self.clock = clock
         self.readers = _Readers(self)
+        self.work: Callable[[], bool] = lambda: False
+        """More background work, a slice at a time."""
         self.complete: Callable[[], int] = self._lowest_applied
         """The tau through which all shards are complete; set by whoever feeds them."""
         self._reads: Reads | None = None
         self._version = 0
         self._los: list[bytes] = []
         self._numbers: list[int] = []
-        self._frozen = 0
+        self.frozen = 0
+        """Checkpoints under way: nothing changes hands."""
         self._relations = [len(engine.ranges.owned) for engine in self.engines]
         self.refresh()
 
@@ -247,7 +279,7 @@ class ShardedEngine:
         the old one; after a crash between the two `settle_owners` ends it.
         """
         whole = span(op.sid)
-        if op.sid < 1000 or self._frozen or self.numbers_in(whole) != [SYSTEM_SHARD]:
+        if op.sid < 1000 or self.frozen or self.numbers_in(whole) != [SYSTEM_SHARD]:
             return
         home = self.numbers_in(span(op.table_sid)) if op.table_sid else []
         if len(home) == 1 and home[0] != SYSTEM_SHARD:
@@ -336,7 +368,7 @@ class ShardedEngine:
     # Maintenance
 
     def collect(self, budget_rows: int = 500) -> bool:
-        return any(
+        return self.work() or any(
             engine.purge(budget_rows) or engine.collect(budget_rows) for engine in self.engines
         )
 
@@ -344,7 +376,7 @@ class ShardedEngine:
         self, target_dir: Path, stop: Callable[[], bool] = lambda: False
     ) -> CheckpointInfo:
         """All shards, one after the other; nothing changes hands meanwhile."""
-        self._frozen += 1
+        self.frozen += 1
         try:
             target_dir.mkdir(parents=True, exist_ok=False)
             infos = [
@@ -357,7 +389,7 @@ class ShardedEngine:
             checkpoint.fsync_dir(target_dir.parent)
             return together(infos)
         finally:
-            self._frozen -= 1
+            self.frozen -= 1
 
     def verify(self, stop: Callable[[], bool] = lambda: False) -> Report:
         total = Report(applied_tau=self.applied_tau)

@@ -420,6 +420,41 @@ class Engine:
         finally:
             self._execute("DETACH DATABASE other").fetchall()
 
+    def take_slice(
+        self, source: Engine, sid: int, lo: bytes, hi: bytes | None, tau: int, note: bytes
+    ) -> None:
+        """Take keys of a relation over from another file of this process (shards.py).
+
+        Both are complete through `tau`; `note` says so for this file. The source then shrinks.
+        Raises BadRequest, Corrupt, Failed.
+        """
+        base = source.ranges.base_of(asked(sid, lo, hi))
+        if base is None:
+            raise BadRequest("the range is not the source's")
+        base = max(base, source.horizon)
+        self._execute("ATTACH DATABASE ? AS other", (str(source.path),)).fetchall()
+        try:
+            with self._transaction() as applier:
+                shards.take_slice(applier, self._state, source._relations[sid], lo, hi, base)
+                self._state.applied_tau = max(self._state.applied_tau, tau)
+                self._state.note = note
+        finally:
+            self._execute("DETACH DATABASE other").fetchall()
+
+    def slice_end(self, sid: int, lo: bytes, hi: bytes | None, rows: int) -> bytes | None:
+        """The key where a slice of about so many versions from `lo` on ends; None: at `hi`."""
+        return shards.slice_end(self._db, self._relations[sid].table, lo, hi, rows)
+
+    def has_staged(self) -> bool:
+        """Large transactions are open or not settled yet."""
+        return bool(self._execute("SELECT 1 FROM staged LIMIT 1").fetchall())
+
+    def largest_relation(self) -> tuple[int, int] | None:
+        """(sid, rows) of the user's relation with the most rows."""
+        found = [(r.rows, r.sid) for r in self._relations.values() if r.sid >= 1000 and r.died]
+        rows, sid = max(found, default=(0, 0))
+        return (sid, rows) if sid else None
+
     def checkpoint(
         self, target_dir: Path, stop: Callable[[], bool] = lambda: False
     ) -> CheckpointInfo:

@@ -29,6 +29,9 @@ from meridian.wire.ranges import Owned, Range, Ranges, gaps, joined, keys_of, sp
 _encode = msgspec.msgpack.Encoder().encode
 _decode_keys = msgspec.msgpack.Decoder(list[bytes]).decode
 
+ROW_BYTES = 100
+"""Guess for the size estimate of rows that were not measured when they came."""
+
 _LIVE = (
     f"te = {TS_MAX} AND (ts < {PROVISIONAL}"
     " OR ts IN (SELECT number FROM staged WHERE tau IS NOT NULL AND tau > 0))"
@@ -135,7 +138,7 @@ def purge_slice(applier: Applier, budget_rows: int) -> bool:
     if relation is None:
         db.execute("DELETE FROM purge WHERE id = ?", (number,))
         return True
-    end = _slice_end(db, relation.table, lo, hi, budget_rows)
+    end = slice_end(db, relation.table, lo, hi, budget_rows)
     delete_keys(applier, relation, lo, hi if end is None else end)
     if end is not None:
         db.execute("UPDATE purge SET lo = ? WHERE id = ?", (end, number))
@@ -147,7 +150,7 @@ def purge_slice(applier: Applier, budget_rows: int) -> bool:
     return True
 
 
-def _slice_end(
+def slice_end(
     db: apsw.Connection, table: str, lo: bytes, hi: bytes | None, rows: int
 ) -> bytes | None:
     """The key where a slice of about `rows` versions ends; None: the range has fewer."""
@@ -276,6 +279,80 @@ def import_ranges(applier: Applier, state: State, source: Path) -> None:
         state.positions[journal] = 0
     state.next_number = max(state.next_number, theirs.next_number)
     applier.catalog_changed = True
+
+
+def take_slice(
+    applier: Applier, state: State, source: Relation, lo: bytes, hi: bytes | None, base: int
+) -> None:
+    """Copy all versions of some keys of a relation from the attached file `other`, and own them.
+
+    A step of a move inside one process, in the caller's transaction: both files have applied the
+    same commits, and `state.applied_tau` says so, so that none of them is applied to the copies
+    again. Neither file has staged rows. Raises BadRequest, Corrupt.
+    """
+    db, sid = applier.db, source.sid
+    whole = span(sid)
+    part = Owned(whole.lo + lo, whole.hi if hi is None else whole.lo + hi, base)
+    if applier.ranges.meets(part.range):
+        raise BadRequest("the file owns a part of the range already")
+    mine = applier.relations.get(sid)
+    if mine is None:
+        mine = applier.relations[sid] = relations.adopt(db, source)
+    # What an earlier move left here is old.
+    delete_keys(applier, mine, lo, hi)
+    columns = _same_columns(applier, mine, source)
+    where, values = _between(lo, hi)
+    db.execute(
+        f"INSERT INTO {mine.table}({', '.join(to for to, _ in columns)})"
+        f" SELECT {', '.join(of for _, of in columns)} FROM other.{source.table} WHERE {where}",
+        values,
+    )
+    db.execute(f"INSERT INTO big SELECT * FROM other.big WHERE sid = {sid} AND {where}", values)
+    _count_slice(applier, mine, lo, hi)
+    owned = joined([*applier.ranges.owned, part])
+    schema.save_ranges(db, owned)
+    applier.ranges = Ranges(owned)
+    applier.catalog_changed = True
+
+
+def _same_columns(applier: Applier, mine: Relation, theirs: Relation) -> list[tuple[str, str]]:
+    """(name here, name there) of all physical columns. Raises Corrupt."""
+    db = applier.db
+    if mine.columns.keys() != theirs.columns.keys():
+        raise Corrupt(f"relation {mine.sid} has other columns in the other file")
+    if theirs.origin and not mine.origin:
+        relations.add_origin(db, mine)
+    columns = [("k", "k"), ("ts", "ts"), ("te", "te")]
+    for attnum, column in theirs.columns.items():
+        if column.big and not mine.columns[attnum].big:
+            relations.mark_big(db, mine, attnum)
+        columns.append((mine.columns[attnum].name, column.name))
+    if mine.origin:
+        columns.append(("x", "x" if theirs.origin else "NULL"))
+    return columns
+
+
+def _count_slice(applier: Applier, relation: Relation, lo: bytes, hi: bytes | None) -> None:
+    """Counters and the garbage queue for versions that have just come."""
+    where, values = _between(lo, hi)
+    table = relation.table
+    live = fetch(
+        applier.db, f"SELECT count(*) FROM {table} WHERE {where} AND te = {TS_MAX}", values
+    )
+    dead = fetch(applier.db, f"SELECT k, te FROM {table} WHERE {where} AND te < {TS_MAX}", values)
+    relation.rows += live[0][0]
+    relation.put_rows += live[0][0]
+    relation.put_bytes += live[0][0] * ROW_BYTES
+    relation.dead += len(dead)
+    relation.superseded += len(dead)
+    if dead:
+        # Behind newer entries of the queue it only waits a little longer.
+        keys = sorted({key for key, _ in dead})
+        applier.db.execute(
+            "INSERT INTO gc(te, sid, superseded, keys) VALUES(?, ?, 1, ?)",
+            (max(te for _, te in dead), relation.sid, _encode(keys)),
+        )
+    applier.touched[relation.sid] = relation
 
 
 def _sort_gc(db: apsw.Connection) -> None:
