@@ -37,7 +37,7 @@ from meridian.dataplane.sequences import COLUMN_IS_CALLED, COLUMN_LAST, SID_SEQU
 from meridian.dataplane.shard_feed import ShardedReplica
 from meridian.dataplane.topology import Topology
 from meridian.errors import Kind, MeridianError
-from meridian.journal.core import Payload, Position
+from meridian.journal.core import Body, Payload, Position
 from meridian.journal.file import AppendError, segment_error
 from meridian.journal.files import Files
 from meridian.journal.record import Record
@@ -74,6 +74,8 @@ from meridian.wire.reach import COLUMN_REACH
 from meridian.wire.votes import Message
 
 log = logging.getLogger("meridian.node")
+
+_SOON_S = 0.02
 
 
 SHARDS_VARIABLE = "MERIDIAN_STORAGE_SHARDS"
@@ -223,10 +225,11 @@ class Node:
             for seat in self.seats
             if seat.number == JOURNAL or list_segments(seat.journal.directory)
         }
-        self.merge = Merge(self.replica, list(readings))
+        epochs = {number: one.start.epoch for number, one in readings.items()}
+        self.merge = Merge(self.replica, epochs)
         self.merge.cut = self._cut
         self.merge.delivered = self.commits.merged
-        await recovery.read_journals(list(readings.values()), self.merge, self.report)
+        await recovery.read_journals(list(readings.values()), self.merge, self.clock, self.report)
         members = readings[JOURNAL].adjudicator.membership.members
         for number in sorted({*readings, *members} - {JOURNAL}):
             if number >= len(self.seats):
@@ -251,13 +254,13 @@ class Node:
         return reading
 
     def _promise(self, readings: dict[int, recovery.Reading]) -> None:
-        """The next owners are made here: it is known above which taus they go on."""
+        """All that was read of the journals is merged: the clock has passed it."""
         for number, reading in readings.items():
-            self.clock.observe(reading.reader.tau)
             if number != JOURNAL and reading.reader.n == 0:
                 self._begin(reading)
         if len(readings) > 1:
-            recovery.promise(list(readings.values()), self.merge, self.clock)
+            for reading in readings.values():
+                recovery.promise(reading, self.merge, self.clock)
 
     def _begin(self, reading: recovery.Reading) -> None:
         """A journal's first record is to come."""
@@ -312,9 +315,9 @@ class Node:
         """Durable records of a journal, before anybody is told of their commits."""
         self.merge.cross(crossbar.Accepted(number, accepted))
         if len(self.seats) > 1:
-            tau = max((record.tau for record, _ in accepted), default=0)
+            # Commits are answered, and chunks staged, once the others have said so far.
+            tau = max((_tau_of(record, payload) for record, payload in accepted), default=0)
             if tau > self.merge.core.tau:
-                # Their commits are answered once storage has them: the others must say so far.
                 self.want(tau)
 
     async def _bootstrap(self) -> None:
@@ -450,7 +453,9 @@ class Node:
                     break
                 if self.closing:
                     return
-                await asyncio.sleep(OWNER_RETRY_S)
+                # A lease ends later than reads may ask for.
+                future = error.kind is Kind.TAU_IN_FUTURE
+                await asyncio.sleep(_SOON_S if future else OWNER_RETRY_S)
                 continue
             break
         done(tau)
@@ -496,3 +501,8 @@ class Node:
     async def admin(self, command: str, arguments: dict[str, Any]) -> Any:
         """An ADMIN request. Raises NOT_SUPPORTED for unknown commands."""
         return await admin.run(self, command, arguments)
+
+
+def _tau_of(record: Record, payload: Payload) -> int:
+    """Through which tau storage must be complete to take this record."""
+    return payload.tau_start if isinstance(payload, Body) else record.tau

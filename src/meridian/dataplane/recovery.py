@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -187,11 +187,12 @@ class Reading:
 
 
 async def read_journals(
-    readings: Sequence[Reading], merge: Merge, report: Callable[[str], None]
+    readings: Sequence[Reading], merge: Merge, clock: Clock, report: Callable[[str], None]
 ) -> None:
     """Reads journals to their ends, side by side: what one holds waits for what others do not.
 
-    Raises JOURNAL_DAMAGED, UNKNOWN_FORMAT, JOURNAL_TRIMMED.
+    One that has ended does not hold up the others: its next owner is made here, so it is known
+    where that will go on.  Raises JOURNAL_DAMAGED, UNKNOWN_FORMAT, JOURNAL_TRIMMED.
     """
     progress = Progress(report)
     alive = list(readings)
@@ -200,6 +201,9 @@ async def read_journals(
         merge.take(crossbar.Accepted(one.number, one.read_some(progress)))
         if one.ended:
             alive.remove(one)
+            clock.observe(one.reader.tau)
+            if len(readings) > 1:
+                promise(one, merge, clock)
         await asyncio.sleep(0)
     progress.end()
 
@@ -229,18 +233,13 @@ class Progress:
         log.info("journal read", extra={"records": self.records, "seconds": round(seconds, 3)})
 
 
-def promise(readings: Collection[Reading], merge: Merge, clock: Clock) -> None:
-    """Journals that are idle do not hold up what was read of the others.
-
-    Their next owners are made here, and the clock has passed every tau of every journal, so all
-    that was read is merged.
-    """
-    now = clock.now().latest
-    for reading in readings:
-        reader = reading.reader
-        if not reader.closed:
-            reading.promised = max(reader.lease, reader.tau, reading.promised, now)
-            merge.take(crossbar.Beat(reading.number, reader.epoch, reader.n, reading.promised))
+def promise(reading: Reading, merge: Merge, clock: Clock) -> None:
+    """The next owner of this journal goes on above the clock of now."""
+    reader = reading.reader
+    if not reader.closed:
+        now = clock.now().latest
+        reading.promised = max(reader.lease, reader.tau, reading.promised, now)
+        merge.take(crossbar.Beat(reading.number, reader.epoch, reader.n, reading.promised))
 
 
 def discard_open(engine: Engine, readings: Mapping[int, Reading]) -> None:
