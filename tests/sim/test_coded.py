@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from meridian.sim.plans import KINDS
 from meridian.sim.run import SAFETY_NS, Result, Run
 from meridian.sim.stream import Stream
 from meridian.sim.swarm import Swarm, choose
@@ -16,15 +17,19 @@ def quiet(seed: int, *, coded: bool = True) -> Swarm:
     zero = dict.fromkeys(
         (
             "crashes", "pauses", "cuts", "checkpoints", "takeovers", "elections", "lost_tails",
-            "adds", "closes", "clock_steps",
+            "adds", "closes", "clock_steps", "rots", "moves",
         ),
         0,
     )  # fmt: skip
-    chances = dict.fromkeys(("drop", "double", "late", "crash_at_append", "dies_sealing"), 0.0)
+    chances = dict.fromkeys(
+        ("drop", "double", "late", "crash_at_append", "dies_sealing", "wide"), 0.0
+    )
+    chances |= dict.fromkeys(("crash_at_vote", "moves_at_votes"), 0.0)
+    weights = tuple(int(kind in ("read", "update", "blind", "large")) for kind in KINDS)
     return msgspec.structs.replace(
         choose(seed), streams=True, coded=coded, colocated=False, owners=1, replicas=1, clients=4,
         false_bounds=False, clock_error=0, delay=(50_000, MS), sync=(MS, 3 * MS),
-        weights=(1, 1, 1, 1, 0, 0, 0, 0), **zero, **chances,
+        partitioned=False, weights=weights, **zero, **chances,
     )  # fmt: skip
 
 

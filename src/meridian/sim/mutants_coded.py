@@ -12,6 +12,7 @@ from meridian.journal.coded_reader import Adoption, CodedReader
 from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.record import Record
 from meridian.sim.messages import Parts
+from meridian.sim.plans import KINDS
 
 CODED: dict[str, object] = {"streams": True, "coded": True, "colocated": False}
 """Swarm of these mutants' seeds."""
@@ -137,7 +138,8 @@ def _parts(**parts: object) -> Parts:
 
 def _large(**parts: object) -> Parts:
     """With many large transactions."""
-    return Parts(swarm={**CODED, "weights": (1, 1, 0, 6, 0, 0, 0, 0)}, **parts)  # type: ignore[arg-type]
+    weights = tuple({"read": 1, "update": 1, "large": 6}.get(kind, 0) for kind in KINDS)
+    return Parts(swarm={**CODED, "weights": weights}, **parts)  # type: ignore[arg-type]
 
 
 CODED_MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
