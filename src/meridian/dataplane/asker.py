@@ -41,6 +41,8 @@ class Asked(msgspec.Struct):
     plan: Plan | None = None
     """Who else must vote."""
     attempt: int = 0
+    pausing: bool = False
+    """It is asked again soon. Twice at once, each attempt would end the other."""
 
 
 class Asker:
@@ -131,12 +133,19 @@ class Asker:
         if error.kind is Kind.DISK_FULL or waited_ms >= limit_ms:
             self._end(asked, error)
             return
+        if asked.pausing:
+            return
+        asked.pausing = True
         self.node.counters.retries += 1
         asyncio.get_running_loop().call_later(delay_s, self._again, asked)
 
     def _end(self, asked: Asked, error: MeridianError) -> None:
         """Patience is over. Attempts end with an outcome: they may still be under way."""
-        if asked.plan is None or isinstance(asked.event, ev.Status):
+        if (
+            asked.plan is None
+            or isinstance(asked.event, ev.Status)
+            or error.kind is Kind.DISK_FULL  # Its leader is gone, and with it the attempts.
+        ):
             self._tell(asked, error)
             return
         event = asked.event
@@ -147,6 +156,7 @@ class Asker:
         self._again(asked)
 
     def _again(self, asked: Asked) -> None:
+        asked.pausing = False
         if asked.event.to not in self._asked or self._send(asked):
             return
         error = self.node.unavailable(asked.leader)
