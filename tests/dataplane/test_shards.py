@@ -122,6 +122,28 @@ def test_random_work_over_four_shards_with_restarts(seed: int, tmp_path: Path) -
     assert shards.existing(tmp_path / "storage") in (0, 4)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_random_work_with_several_of_everything(seed: int, tmp_path: Path) -> None:
+    model = Model(seed + 50)
+
+    async def life() -> None:
+        options = {"storage_shards": 4, "adjudicators": 3, "journals": 2}
+        async with running(tmp_path, **options) as node:
+            for _ in range(25):
+                await model.step(node)
+                if model.random.random() < 0.1:
+                    await model.check(node)
+                if model.random.random() < 0.05:
+                    await node.housekeeping.checkpoint()
+            await model.check(node)
+            assert (await node.admin("verify", {}))["damage"] == []
+
+    for _ in range(3):
+        run(life())
+        if model.random.random() < 0.5:
+            shutil.rmtree(tmp_path / "storage")
+
+
 def test_new_relations_spread_and_rows_go_to_their_shard(tmp_path: Path) -> None:
     async def work() -> None:
         async with running(tmp_path, storage_shards=4) as node:
