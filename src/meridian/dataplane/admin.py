@@ -32,6 +32,7 @@ def status(node: Node) -> dict[str, Any]:
     """What `meridian status` shows."""
     failures = [str(seat.failure) for seat in node.seats if seat.failure is not None]
     first = node.seats[0]
+    files = sorted(node.storage_path.parent.glob("shard-*.db"))
     return {
         "version": __version__,
         "pid": os.getpid(),
@@ -48,7 +49,8 @@ def status(node: Node) -> dict[str, Any]:
         "applied_tau": node.engine.applied_tau,
         "complete_tau": node.replica.complete_tau,
         "storage_horizon": node.engine.horizon,
-        "storage_bytes": node.storage_path.stat().st_size,
+        "storage_bytes": sum(path.stat().st_size for path in files),
+        "storage_shards": len(files),
         "catalog_version": node.catalog.version,
         "catalog_versions_kept": len(node.catalog),
         "instances": node.feeds.status(),

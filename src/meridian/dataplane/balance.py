@@ -23,6 +23,8 @@ from meridian.wire.ranges import asked, keys_of, span, without
 CUT_ROWS = 1_000_000
 """A relation with more rows in one shard is cut, if another shard has room."""
 SLICE_ROWS = 1_000
+SLICE_BYTES = 1 << 20
+"""About what one slice copies at most: it holds up the event loop."""
 LOOK_S = 5.0
 
 log = logging.getLogger("meridian.balance")
@@ -118,7 +120,9 @@ class Balancer:
         if held is None or source.known_columns(move.sid) is None:
             self._move = None
             return False
-        end = source.slice_end(move.sid, move.lo, move.hi, SLICE_ROWS)
+        rows, size_bytes = source.stats([move.sid])[0]
+        most = SLICE_BYTES * rows // max(1, size_bytes)
+        end = source.slice_end(move.sid, move.lo, move.hi, max(1, min(SLICE_ROWS, most)))
         stop = move.hi if end is None else end
         target.take_slice(source, move.sid, move.lo, stop, tau, tau.to_bytes(8, "big"))
         source.shrink(without(source.ranges.owned, asked(move.sid, move.lo, stop)))
