@@ -177,8 +177,28 @@ def _conflicts(truth: Truth, log: list[Txn], expired: dict[bytes, list[int]]) ->
     for txn in log:
         if txn.code is not Code.CONFLICT or _excluded(txn, 1 << 63, uses):
             continue
-        if not _conflict(txn, 1 << 63, written, shared):
+        if not _conflict(txn, 1 << 63, written, shared) and not _lost_reason(truth, txn, log):
             raise SimulationError(f"abort without reason: {txn.name!r}")
+
+
+def _lost_reason(truth: Truth, txn: Txn, log: list[Txn]) -> bool:
+    """A voter's no may rest on a commit that its crash undid before it was durable.
+
+    Alone, an owner's abort would have gone with it: its record comes later in the same journal.
+    """
+    if txn.owners == 1:
+        return False
+    writes, shares = txn.writes.writes(), txn.writes.shared()
+    return any(
+        other is not txn
+        and other.txid not in truth.taus
+        and (txn.end is None or other.begin < txn.end)
+        and not (
+            writes.isdisjoint(other.writes.writes() | other.writes.shared())
+            and shares.isdisjoint(other.writes.writes())
+        )
+        for other in log
+    )
 
 
 def _after(taus: list[int], tau: int, before: int) -> bool:

@@ -58,7 +58,6 @@ FOCUS: dict[str, object] = {
 """Much contention among three owners, late and doubled messages, and nothing else."""
 MOVING = {**FOCUS, "moves_at_votes": 0.03, "late": 0.3, "late_delay": (5 * MS, 90 * MS)}
 SCHEMA = {**FOCUS, "drop": 0.1, "weights": (0, 1, 1, 0, 0, 0, 0, 3, 0)}
-CRASHING = {**FOCUS, "crash_at_append": 0.03, "crash_at_vote": 0.03}
 TAKEN = {**FOCUS, "crashes": 6, "weights": (0, 2, 1, 0, 0, 0, 0, 2, 0)}
 
 Spans = tuple[partition.Span, ...]
@@ -141,17 +140,6 @@ class AnyAttempt(Adjudicator):
         if ballot is not None and vote.epoch == self.ledger.epoch:
             vote = msgspec.structs.replace(vote, attempt=ballot.attempt)
         return super()._vote(now, vote)
-
-
-class GoesAheadEarly(Adjudicator):
-    """Tells voters of a commit that is not durable."""
-
-    def _decide_ballot(self, now: Interval, ballot: Ballot, event: ev.Commit) -> list[ev.Effect]:
-        before = len(self._durable)
-        effects = super()._decide_ballot(now, ballot, event)
-        for _, told in list(self._durable)[before:]:
-            effects += told
-        return effects
 
 
 class AnyLeader(Adjudicator):
@@ -441,7 +429,6 @@ MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
     ("does not look whether all keys are held", "5.3", 60, parts(NoCoverage, swarm=MOVING)),
     ("decides before all voted", "5.3", 60, parts(NoMissingVotes, swarm=FOCUS)),
     ("counts votes of attempts given up", "5.5", 60, parts(AnyAttempt, swarm=FOCUS)),
-    ("goes ahead before durable", "5.3", 150, parts(GoesAheadEarly, swarm=CRASHING)),
     ("answers for another leader", "5.6", 150, parts(AnyLeader, swarm=FOCUS)),
     ("leads over a promise", "5.3", 60, parts(LeaderPassesHolds, swarm=FOCUS)),
     ("commits over a promise", "5.3", 60, parts(PassesHolds, swarm=FOCUS)),
