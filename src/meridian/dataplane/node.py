@@ -410,9 +410,15 @@ class Node:
 
     def tau_start(self) -> int:
         """The tau_start of a transaction that begins now (design 4.3)."""
-        if not self.owned or self.replica.failing is not None:
+        replica = self.replica
+        if replica.failing is not None:
             # Nothing was acknowledged beyond this since the disk failed: as fresh as now.
-            return self.replica.complete_tau
+            return replica.complete_tau
+        for seat in self.seats:
+            # Every transaction comes through here: no properties.
+            owner = seat.owner
+            if owner is None or owner.dead:
+                return replica.complete_tau
         return self.clock.now_ns()
 
     def ready(self, tau: int) -> bool:
