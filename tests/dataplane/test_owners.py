@@ -75,6 +75,19 @@ def test_the_first_map_gives_every_key_to_one_owner(shards: int, journals: int) 
     assert topology.joined(1, owners) == made
 
 
+def test_small_keys_of_a_relation_have_several_owners() -> None:
+    """Of the encodings that the query processor uses: integers, text, hidden ids."""
+    made = topology.first_map(Topology(3, 2))
+    numbers = [
+        b"\x01" + (number + (1 << 63)).to_bytes(8, "big") for number in (-5, 1, 3, 9, 10, 16)
+    ]
+    assert [made.owner((SID, one)) for one in numbers] == [0, 0, 1, 1, 0, 0]
+    texts = [b"\x01" + text + bytes(2) for text in (b"a", b"mm", b"oz", b"p", b"z")]
+    assert [made.owner((SID, one)) for one in texts] == [0, 1, 1, 0, 0]
+    assert [made.owner((SID, key(number))) for number in (1, 3, 9, 10)] == [0, 1, 1, 0]
+    assert made.owner((SID + 32, numbers[1])) == 1 and made.owner((SID + 32, numbers[2])) == 0
+
+
 def test_a_gap_in_the_map_is_nobody_s() -> None:
     made = topology.first_map(Topology(3, 2))
     found = topology.joined(2, [(0, topology.spans_of(made, 0))])

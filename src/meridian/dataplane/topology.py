@@ -103,13 +103,14 @@ def settle(
 # The first map
 
 _INTEGER = b"\x01\x80" + bytes(6)
-"""Begins the keys of small positive integers (docs/formats.md, "Keys")."""
+"""Begins the keys of integers below 256 (docs/formats.md, "Keys"); one byte follows."""
 _INSIDE: Final = (
-    # (first key, next one): text from m through o; numbers 3 through 9, as the only column of a
-    # key or its first one, and as a hidden id.
-    (bytes(7) + b"\x03", bytes(7) + b"\x0a"),
-    (b"\x01m", b"\x01p"),
-    (_INTEGER + b"\x00\x03", _INTEGER + b"\x00\x0a"),
+    # First key, next one, and how many shards further on: the numbers 3 through 9 and 16 through
+    # 19, as hidden ids and as the first column of a key; text from m through o.
+    (bytes(7) + b"\x03", bytes(7) + b"\x0a", 1),
+    (b"\x01m", b"\x01p", 1),
+    (_INTEGER + b"\x03", _INTEGER + b"\x0a", 1),
+    (_INTEGER + b"\x10", _INTEGER + b"\x14", 2),
 )
 
 
@@ -142,8 +143,8 @@ def _borders(shards: int) -> Iterator[tuple[Place, int]]:
     for number in range(_SIDS_CUT):
         sid, shard = _SID_FIRST + number, number // _GROUP
         yield (sid, b""), shard
-        for inside, (lo, hi) in enumerate(_INSIDE):
-            yield (sid, lo), shard + 1 + inside % (shards - 1)
+        for lo, hi, further in _INSIDE:
+            yield (sid, lo), shard + further
             yield (sid, hi), shard
     for group in range(_SIDS_CUT // _GROUP, _GROUPS):
         yield (_SID_FIRST + group * _GROUP, b""), group
