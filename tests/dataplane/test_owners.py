@@ -22,7 +22,7 @@ from meridian.limits import HOLD_KEYS
 from meridian.metadata.store import MetadataStore
 from meridian.wire import frames
 from meridian.wire.frames import COMMIT_HAS_SCHEMA
-from meridian.wire.ops import Lock, Op, encode_chunk
+from meridian.wire.ops import Lock, Notify, Op, encode_chunk
 from meridian.wire.partition import FIRST, NOBODY, covers
 from meridian.wire.votes import Ask, Vote
 
@@ -409,6 +409,19 @@ def test_an_idle_journal_holds_nobody_up(tmp_path: Path) -> None:
                     await commit(node, [put(SID, {number: number, number + 8: number})])
                 assert await value(node, SID, 9) == 9
                 assert not commits(node, 2) and not commits(node, 3)
+
+    run(work())
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_what_no_shard_holds_is_answered_too(tmp_path: Path, shards: int) -> None:
+    """A commit of notifications only: complete once the other journal has said so far."""
+
+    async def work() -> None:
+        async with two(tmp_path, storage_shards=shards) as node:
+            # The other journal's lease runs out: it must write before it can say anything.
+            await asyncio.sleep(1.8)
+            await asyncio.wait_for(commit(node, [Notify(b"c", b"x")]), 5)
 
     run(work())
 

@@ -110,6 +110,8 @@ class ShardedReplica:
         """Takes a delivery; a small one is in before this returns."""
         self.take(delivered)
         self.pump()
+        # What concerns no shard is no work, and may have waited for another journal.
+        self.advanced()
 
     def take(self, delivered: crossbar.Deliver) -> None:
         """Queues a delivery: each shard its share, all the marker."""
