@@ -27,9 +27,11 @@ lint: $(STAMP)
 	"$(BIN)/python" -m ruff check src tests examples
 	"$(BIN)/python" -m mypy
 
+# Two at a time: most of a test is waiting for disks and processes. One file stays in one process.
+TEST_ARGS ?= -n 2 --dist loadfile
 test: $(STAMP)
-	"$(BIN)/python" -m pytest -q -m "not nightly"
-	MERIDIAN_TEST_TOPOLOGY=$(TOPOLOGY) "$(BIN)/python" -m pytest -q -m "not nightly" $(TOPOLOGY_TESTS)
+	"$(BIN)/python" -m pytest -q -m "not nightly" $(TEST_ARGS)
+	MERIDIAN_TEST_TOPOLOGY=$(TOPOLOGY) "$(BIN)/python" -m pytest -q -m "not nightly" $(TEST_ARGS) $(TOPOLOGY_TESTS)
 
 # Storage shards, adjudicators, journals: a part of the tests runs so too, by night all of them.
 TOPOLOGY ?= 4,3,2
