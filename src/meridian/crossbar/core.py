@@ -49,6 +49,7 @@ class AddJournal(msgspec.Struct, frozen=True):
     """A journal to merge; its next record follows `position`.
 
     Commits through the position's tau are known to everybody; read again, they are skipped.
+    A journal trimmed beyond `position` must not be added: what is missing is in a checkpoint only.
     """
 
     journal: int

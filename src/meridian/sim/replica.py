@@ -94,9 +94,9 @@ class Store:
                 self.staged.pop(work.txid, None)
         self.positions.update(work.positions)
 
-    def lacks(self, starts: list[Position]) -> bool:
-        """Whether the journals begin after what this file holds."""
-        return any(self.positions.get(number, 0) < p.n for number, p in enumerate(starts))
+    def lacks(self, starts: dict[int, Position]) -> bool:
+        """Whether one of these journals begins after what this file holds."""
+        return any(self.positions.get(number, 0) < p.n for number, p in starts.items())
 
     def apply(self, tau: int, ops: list[Op]) -> None:
         """One transaction, above every earlier one."""
@@ -281,7 +281,7 @@ class Replica(Node):
 
     def on_start(self) -> None:
         """Reads every journal from its beginning, applies what its file lacks."""
-        starts = [one.beginning for one in self.journals]
+        starts = {number: one.beginning for number, one in enumerate(self.journals)}
         lost = self._random.random() < 0.4 or self.store.lacks(starts)
         if lost or self._discard:
             self.store = self.object_store[-1].copy() if self.object_store else Store()
@@ -299,18 +299,25 @@ class Replica(Node):
         # Membership comes with the file and with where journal 0 begins; the rest is read (4.7).
         heard = [*range(self._first), *sorted(store.positions), *starts[0].members]
         self._unopened = list(dict.fromkeys(heard))
-        self._open()
+        opened = self._open()
+        assert opened, "the file lacks nothing"
         self._cross(xb.Subscribe(1, store.tau, CREDIT_BYTES))
         self._poll()
         if self.world.swarm.rots:
             self._check_others()
 
-    def _open(self) -> None:
-        """Reads the journals that were heard of and exist by now."""
+    def _open(self) -> bool:
+        """Reads the journals that were heard of and exist by now.
+
+        False: one was trimmed before this replica heard of it, beyond what its file holds.  What is
+        missing is in a checkpoint only, as after a Trimmed of a journal that is being read.
+        """
         ready = [number for number in self._unopened if number < len(self.journals)]
+        starts = {number: self.journals[number].beginning for number in ready}
+        if self.store.lacks(starts):
+            return False
         self._unopened = [number for number in self._unopened if number not in ready]
-        for number in ready:
-            start = self.journals[number].beginning
+        for number, start in starts.items():
             self._readers[number] = self.parts.reader(start)
             self._feeds[number] = self._feed(number, start)
             # Commits through the store's tau are in, of whichever journal.
@@ -319,6 +326,7 @@ class Replica(Node):
             members = tuple(self._unopened) if number == 0 else ()
             held = Position(start.epoch, n, tau=tau, members=members, closed=start.closed)
             self._cross(xb.AddJournal(number, held))
+        return True
 
     def _feed(self, number: int, start: Position) -> Feed:
         swarm = self.world.swarm
@@ -332,7 +340,9 @@ class Replica(Node):
 
     def _poll(self) -> None:
         """Nothing relies on a message that was pushed: they may be lost."""
-        self._open()
+        if not self._open():
+            self._again()
+            return
         for feed in self._feeds.values():
             for source, fetch in feed.fetches():
                 self.world.send(self.name, source, fetch)
