@@ -156,7 +156,10 @@ ATTEMPTS_SPENT = 65_536
 HANDOVER_RESEND_NS = 100 * MS
 """Between two messages that a range was released, until its new owner answers."""
 CATALOG_WAIT_MS = 2_000
-"""Longest wait for other instances to apply a catalog version, and of a session for its own."""
+"""Longest wait of a session for its own instance to apply a catalog version."""
+CATALOG_ACK_MS = 10_000
+"""Longest wait of a schema change's COMMIT for the other instances: a new table that is not yet
+there at the next endpoint is a wrong answer (42P01), so a busy machine is given time."""
 CATALOG_LOCK_MS = 100
 """How long applying a delta waits for sessions that use its relations (design section 9)."""
 GATE_HOLD_MS = 2_000
@@ -178,7 +181,7 @@ INSTANCES = 1_024
 """Instances that may follow the catalog; more are refused."""
 FEED_WAIT_MS = 60_000
 """Longest wait of one CATALOG request."""
-FEED_LIVE_MS = 5_000
+FEED_LIVE_MS = 10_000
 """DDL waits for an instance that has asked for the catalog within this time."""
 FEED_LAPSE_MS = 60_000
 """An instance that has not asked for this long is forgotten with what waits for it."""

@@ -141,7 +141,7 @@ def test_empty_after_its_time_and_cancelled(tmp_path: Path) -> None:
 def test_ddl_waits_for_live_instances_but_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CATALOG_WAIT_MS", 300)
+    monkeypatch.setattr(module, "CATALOG_ACK_MS", 300)
 
     async def work(node: Node, requests: Requests) -> None:
         one, two, client = Peer(requests, 0), Peer(requests, 0), Peer(requests, 1)

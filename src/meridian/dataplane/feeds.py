@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from meridian.errors import Kind, MeridianError
 from meridian.limits import (
-    CATALOG_WAIT_MS,
+    CATALOG_ACK_MS,
     FEED_LAPSE_MS,
     FEED_LIVE_MS,
     FEED_NOTIFICATION_BYTES,
@@ -223,7 +223,7 @@ class Feeds:
             done()
             return
         loop = asyncio.get_running_loop()
-        waiter.timer = loop.call_later(CATALOG_WAIT_MS / 1000, self._end, waiter)
+        waiter.timer = loop.call_later(CATALOG_ACK_MS / 1000, self._end, waiter)
         self._waiters.append(waiter)
 
     def _is_applied(self, waiter: _Waiter) -> bool:

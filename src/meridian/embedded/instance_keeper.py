@@ -30,7 +30,7 @@ from meridian.instance.instance import Instance
 STOP_S = 2.0
 LEFTOVERS_STOP_S = 0.3
 OPEN_S = 10.0
-HEARD_S = 2.0
+HEARD_S = 10.0
 """How long clients wait at the doors for the first answer of the feed."""
 GATEWAY_PAUSE_S = 0.05
 STARTING, SERVING, DOWN = "starting", "serving", "down"
