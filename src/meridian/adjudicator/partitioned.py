@@ -5,6 +5,7 @@ The rest of the core, `core.py`, decides as if alone; transactions of one owner 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from functools import reduce
@@ -48,7 +49,7 @@ HANDOVER_TIMER: Final = "handover"
 NO_TALLY: Final = Tally()
 
 
-class Partitioned:
+class Partitioned(ABC):
     """The state of one owner, and its dealings with the others."""
 
     def __init__(
@@ -85,29 +86,37 @@ class Partitioned:
 
     # What core.py offers
 
+    @abstractmethod
     def _refusal(self, tau_start: int, catver: int, prints: Sequence[Footprint]) -> Code | None:
-        raise NotImplementedError
+        """Why this cannot commit, by floor and catalog."""
 
+    @abstractmethod
     def _decide(self, now: Interval, event: Commit, waiting: list[int]) -> list[Effect]:
-        raise NotImplementedError
+        """Decides a commit of this owner alone."""
 
+    @abstractmethod
     def _retry_large(self, now: Interval) -> list[Effect]:
-        raise NotImplementedError
+        """Large transactions that waited are looked at again."""
 
+    @abstractmethod
     def _commit_large(self, now: Interval, event: Commit, waiting: list[int]) -> list[Effect]:
-        raise NotImplementedError
+        """COMMIT of a large transaction."""
 
+    @abstractmethod
     def _holds_chunks(self, txid: bytes) -> bool:
-        raise NotImplementedError
+        """Are chunks of this transaction here?"""
 
+    @abstractmethod
     def _keep_chunks(self, txid: bytes) -> None:
-        raise NotImplementedError
+        """They stay although the client may be gone: a vote is under way."""
 
+    @abstractmethod
     def _abort_chunks(
         self, now: Interval, txid: bytes, code: Code, waiting: list[int]
     ) -> list[Effect]:
-        raise NotImplementedError
+        """The transaction of these chunks never commits."""
 
+    @abstractmethod
     def _append_commit(
         self,
         now: Interval,
@@ -118,12 +127,13 @@ class Partitioned:
         crc: int,
         prints: Sequence[Footprint],
     ) -> Append:
-        raise NotImplementedError
+        """The commit record, at `tau`."""
 
+    @abstractmethod
     def _abort(
         self, now: Interval, txid: bytes, tau_start: int, code: Code, waiting: list[int]
     ) -> list[Effect]:
-        raise NotImplementedError
+        """The abort record; who waits is told once it is durable."""
 
     # Start and durability
 

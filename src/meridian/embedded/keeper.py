@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class HopelessError(SetupError):
     """Another try would fail in the same way."""
 
 
-class Keeper:
+class Keeper(ABC):
     """One per process; a subclass says how to start and end it."""
 
     def __init__(self, who: str, log: Path, report: Callable[[str], None]) -> None:
@@ -28,11 +29,11 @@ class Keeper:
         self.child: Child | None = None
         self._began = 0.0
 
+    @abstractmethod
     async def start(self) -> None:
         """Start the process; `child` is it. Raises SetupError."""
-        raise NotImplementedError
 
-    async def ended(self) -> None:
+    async def ended(self) -> None:  # noqa: B027 - a plane has nothing to clear away
         """The process is gone, and may be started again."""
 
     async def keep(self) -> None:
