@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -82,17 +81,14 @@ def test_no_settings_of_the_callers_shell_reach_postgresql(monkeypatch) -> None:
     assert not {"PGDATA", "PGPORT", "PGOPTIONS", "LANG", "LC_TIME", "TZ"} & set(clean)
 
 
-def no_core() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def test_leftovers_of_a_directory_are_found_and_ended(tmp_path: Path) -> None:
     directory = tmp_path / "data dir"
     directory.mkdir()
     stubborn = "import signal, time; signal.signal(signal.SIGQUIT, signal.SIG_IGN); time.sleep(60)"
-    # Without a core dump, which may take longer than the patience and then ends by force too.
-    mine = [subprocess.Popen([sys.executable, "-c", code], cwd=directory, preexec_fn=no_core)
-            for code in ("import time; time.sleep(60)", stubborn)]
+    # A shell's background job ignores SIGQUIT, and its children inherit that.
+    obedient = stubborn.replace("SIG_IGN", "SIG_DFL")
+    mine = [subprocess.Popen([sys.executable, "-c", code], cwd=directory)
+            for code in (obedient, stubborn)]
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=tmp_path)
     (directory / "postmaster.pid").write_text("1\n")
     time.sleep(0.3)
