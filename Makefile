@@ -24,7 +24,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch "$(STAMP)"
 
 lint: $(STAMP)
-	"$(BIN)/python" -m ruff check src tests examples
+	"$(BIN)/python" -m ruff check src tests examples bench
+	"$(BIN)/python" -m ruff format --check --quiet src tests examples bench
 	"$(BIN)/python" -m mypy
 
 # Two at a time: most of a test is waiting for disks and processes. One file stays in one process.

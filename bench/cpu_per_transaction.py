@@ -48,11 +48,27 @@ def cpu_us(below: Path) -> dict[str, int]:
 
 def measure(title: str, context: workloads.Context, option: str, below: Path) -> None:
     program = str(binaries.find().program("pgbench"))
-    command = [program, "-n", "-M", "prepared", option, "-c", "16", "-j", "2", "--max-tries=100",
-               "-T", str(round(context.seconds)), context.dsn]
+    command = [
+        program,
+        "-n",
+        "-M",
+        "prepared",
+        option,
+        "-c",
+        "16",
+        "-j",
+        "2",
+        "--max-tries=100",
+        "-T",
+        str(round(context.seconds)),
+        context.dsn,
+    ]
     output: list[str] = []
-    run = threading.Thread(target=lambda: output.append(
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    run = threading.Thread(
+        target=lambda: output.append(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
+    )
     run.start()
     time.sleep(1)
     first, started = cpu_us(below), time.monotonic()
@@ -71,8 +87,10 @@ def main() -> None:
     with servers.scratch() as directory:
         os.environ["MERIDIAN_STATE_DIR"] = str(directory)
         with servers.ours(directory / "ours") as our_dsn, servers.stock(directory) as stock_dsn:
-            for title, dsn, below in (("Meridian", our_dsn, directory / "ours"),
-                                      ("stock", stock_dsn, directory / "stock")):
+            for title, dsn, below in (
+                ("Meridian", our_dsn, directory / "ours"),
+                ("stock", stock_dsn, directory / "stock"),
+            ):
                 context = workloads.Context(dsn, directory, seconds)
                 workloads.WORKLOADS[name].set_up(context)
                 time.sleep(5)

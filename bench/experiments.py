@@ -1,6 +1,6 @@
 """Writes docs/experiments.md and its figures: every experiment of `meridian sim experiment`.
 
-    python bench/experiments.py
+python bench/experiments.py
 """
 
 from __future__ import annotations

@@ -62,15 +62,18 @@ def place_order(connection: psycopg.Connection, desk: int, basket: dict[int, int
     for product, quantity in basket.items():
         row = connection.execute(
             "UPDATE product SET stock = stock - %s WHERE id = %s AND stock >= %s RETURNING stock",
-            (quantity, product, quantity)).fetchone()
+            (quantity, product, quantity),
+        ).fetchone()
         if row is None:
             raise OutOfStock
     row = connection.execute(
-        "INSERT INTO customer_order (desk) VALUES (%s) RETURNING id", (desk,)).fetchone()
+        "INSERT INTO customer_order (desk) VALUES (%s) RETURNING id", (desk,)
+    ).fetchone()
     assert row is not None
     for product, quantity in basket.items():
-        connection.execute("INSERT INTO order_line VALUES (%s, %s, %s)",
-                           (row[0], product, quantity))
+        connection.execute(
+            "INSERT INTO order_line VALUES (%s, %s, %s)", (row[0], product, quantity)
+        )
     return int(row[0])
 
 
@@ -98,11 +101,14 @@ def main(dsn: str) -> None:
         connection.execute(SCHEMA)
         connection.execute(
             "INSERT INTO product SELECT n, 'product ' || n, %s FROM generate_series(1, %s) n",
-            (STOCK_EACH, PRODUCTS))
+            (STOCK_EACH, PRODUCTS),
+        )
         counts: dict[str, int] = {}
         lock = threading.Lock()
-        desks = [threading.Thread(target=run_desk, args=(dsn, desk, counts, lock))
-                 for desk in range(DESKS)]
+        desks = [
+            threading.Thread(target=run_desk, args=(dsn, desk, counts, lock))
+            for desk in range(DESKS)
+        ]
         for thread in desks:
             thread.start()
         for thread in desks:
@@ -110,7 +116,8 @@ def main(dsn: str) -> None:
         wrong = connection.execute(
             "SELECT p.id FROM product p LEFT JOIN order_line l ON l.product_id = p.id "
             "GROUP BY p.id, p.stock HAVING p.stock + coalesce(sum(l.quantity), 0) <> %s",
-            (STOCK_EACH,)).fetchall()
+            (STOCK_EACH,),
+        ).fetchall()
     print(", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
     print("stock and orders agree" if not wrong else f"WRONG for products {wrong}")
     if wrong:

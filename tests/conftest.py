@@ -73,8 +73,13 @@ def stock() -> Iterator[Server]:
     """Stock PostgreSQL 18 with heap tables, for comparisons."""
     from meridian.bench import servers
 
-    settings = {"fsync": "off", "shared_buffers": "64MB", "io_method": "sync", "timezone": "UTC",
-                "default_transaction_isolation": "repeatable read"}
+    settings = {
+        "fsync": "off",
+        "shared_buffers": "64MB",
+        "io_method": "sync",
+        "timezone": "UTC",
+        "default_transaction_isolation": "repeatable read",
+    }
     with servers.scratch() as directory, servers.stock(directory, settings) as dsn:
         yield Server(dsn)
 

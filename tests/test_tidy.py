@@ -18,16 +18,20 @@ REGISTRY = re.compile(r"(index-url|find-links|https?://\S*(/simple\b|pypi))", re
 
 def tracked() -> list[Path]:
     try:
-        done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True,
-                              check=True)
+        done = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
 def sources(*suffixes: str) -> list[tuple[str, str]]:
-    return [(str(path.relative_to(ROOT)), path.read_text()) for path in tracked()
-            if path.suffix in suffixes]
+    return [
+        (str(path.relative_to(ROOT)), path.read_text())
+        for path in tracked()
+        if path.suffix in suffixes
+    ]
 
 
 def test_files_are_short() -> None:
@@ -47,14 +51,19 @@ def test_functions_are_short() -> None:
 
 
 def test_nothing_is_left_open() -> None:
-    found = [f"{name}:{number}" for name, text in sources(".py", ".c", ".h", ".sql")
-             for number, line in enumerate(text.splitlines(), 1) if OPEN_ENDS.search(line)]
+    found = [
+        f"{name}:{number}"
+        for name, text in sources(".py", ".c", ".h", ".sql")
+        for number, line in enumerate(text.splitlines(), 1)
+        if OPEN_ENDS.search(line)
+    ]
     assert not found
 
 
 def test_no_registry_address_is_committed() -> None:
     checked = sources(".toml", ".lock", ".txt", ".cfg", ".md", "") + [
-        (str(p.relative_to(ROOT)), p.read_text()) for p in tracked() if p.name == "run"]
+        (str(p.relative_to(ROOT)), p.read_text()) for p in tracked() if p.name == "run"
+    ]
     assert not [name for name, text in checked if REGISTRY.search(text)]
 
 

@@ -28,8 +28,13 @@ def root(cluster: Embedded, number: int) -> Connection:
     deadline = time.monotonic() + DEADLINE_S
     while True:
         try:
-            return psycopg.connect(host=facts["socket_directory"], port=port, user="meridian_root",
-                                   dbname="postgres", autocommit=True)
+            return psycopg.connect(
+                host=facts["socket_directory"],
+                port=port,
+                user="meridian_root",
+                dbname="postgres",
+                autocommit=True,
+            )
         except psycopg.OperationalError:
             if time.monotonic() > deadline:
                 raise
@@ -42,7 +47,8 @@ def catalogs(session: Connection) -> dict[str, Counter[str]]:
         "SELECT c.relname, c.oid::regclass::text, array_agg(quote_ident(a.attname)"
         " ORDER BY a.attnum) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
         " AND a.attnum > 0 WHERE c.relkind = 'r' AND (c.relnamespace = 'pg_catalog'::regnamespace"
-        " OR c.oid = 'meridian.relation'::regclass) GROUP BY 1, 2").fetchall()
+        " OR c.oid = 'meridian.relation'::regclass) GROUP BY 1, 2"
+    ).fetchall()
     found = {}
     for name, table, columns in names:
         if name in LOCAL_CATALOGS:
@@ -56,9 +62,14 @@ def catalogs(session: Connection) -> dict[str, Counter[str]]:
 
 def differences(one: Connection, two: Connection) -> dict[str, Any]:
     ours, theirs = catalogs(one), catalogs(two)
-    return {name: (list((ours[name] - theirs[name]).elements())[:5],
-                   list((theirs[name] - ours[name]).elements())[:5])
-            for name in ours if ours[name] != theirs[name]}
+    return {
+        name: (
+            list((ours[name] - theirs[name]).elements())[:5],
+            list((theirs[name] - ours[name]).elements())[:5],
+        )
+        for name in ours
+        if ours[name] != theirs[name]
+    }
 
 
 def settle(sessions: tuple[Connection, Connection]) -> None:

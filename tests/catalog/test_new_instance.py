@@ -110,7 +110,8 @@ def test_the_table_of_catalogs_is_the_servers(pair: Embedded) -> None:
             " (SELECT array_agg(a.attnum ORDER BY a.attnum) FROM pg_attribute a WHERE"
             " a.attrelid = c.oid AND a.attnum > 0 AND a.atttypid IN"
             " ('oid'::regtype, 'regproc'::regtype)) FROM pg_class c LEFT JOIN pg_index i"
-            " ON i.indrelid = c.oid AND i.indisprimary WHERE c.relkind = 'r'").fetchall()
+            " ON i.indrelid = c.oid AND i.indisprimary WHERE c.relkind = 'r'"
+        ).fetchall()
     server = {oid: (tuple(key or ()), tuple(oids or ())) for oid, key, oids in found}
     for catalog in CATALOGS:
         key, oids = server[catalog.id]
@@ -192,6 +193,8 @@ def test_a_directory_ahead_of_the_journal_is_made_anew(tmp_path: Path) -> None:
     cluster.start()
     with psycopg.connect(cluster.dsn, autocommit=True) as session:
         assert session.execute("SELECT to_regclass('a') IS NULL, to_regclass('b')").fetchone() == (
-            False, None)
+            False,
+            None,
+        )
         session.execute("CREATE TABLE c AS SELECT x FROM a")
     cluster.stop()

@@ -22,45 +22,66 @@ def _names(*history) -> list[str]:
 
 
 def test_serial_history_is_clean() -> None:
-    assert _names(_t("a", 0, 1, [("w", "x"), ("w", "y")], 1),
-                  _t("b", 2, 3, [("r", "x", "a"), ("w", "x")], 2),
-                  _t("c", 4, 5, [("r", "x", "b"), ("r", "y", "a"), ("r", "z", None)])) == []
+    assert (
+        _names(
+            _t("a", 0, 1, [("w", "x"), ("w", "y")], 1),
+            _t("b", 2, 3, [("r", "x", "a"), ("w", "x")], 2),
+            _t("c", 4, 5, [("r", "x", "b"), ("r", "y", "a"), ("r", "z", None)]),
+        )
+        == []
+    )
 
 
 def test_g1a_aborted_read() -> None:
-    assert _names(_t("a", 0, 1, [("w", "x")], status="aborted"),
-                  _t("b", 2, 3, [("r", "x", "a")])) == ["G1a"]
+    assert _names(
+        _t("a", 0, 1, [("w", "x")], status="aborted"), _t("b", 2, 3, [("r", "x", "a")])
+    ) == ["G1a"]
 
 
 def test_g1b_intermediate_read() -> None:
-    assert _names(_t("a", 0, 3, [("w", "x"), ("w", "x")], 1),
-                  _t("b", 1, 4, [("r", "x", "a", 1)])) == ["G1b"]
+    assert _names(
+        _t("a", 0, 3, [("w", "x"), ("w", "x")], 1), _t("b", 1, 4, [("r", "x", "a", 1)])
+    ) == ["G1b"]
 
 
 def test_g1c_circular_information_flow() -> None:
-    assert _names(_t("a", 0, 9, [("w", "x"), ("r", "y", "b")], 1),
-                  _t("b", 0, 9, [("w", "y"), ("r", "x", "a")], 2)) == ["G1c"]
+    assert _names(
+        _t("a", 0, 9, [("w", "x"), ("r", "y", "b")], 1),
+        _t("b", 0, 9, [("w", "y"), ("r", "x", "a")], 2),
+    ) == ["G1c"]
 
 
 def test_g_single_read_skew() -> None:
-    assert _names(_t("a", 0, 9, [("r", "x", None), ("r", "y", "b")]),
-                  _t("b", 0, 9, [("w", "x"), ("w", "y")], 1)) == ["G-SI"]
+    assert _names(
+        _t("a", 0, 9, [("r", "x", None), ("r", "y", "b")]),
+        _t("b", 0, 9, [("w", "x"), ("w", "y")], 1),
+    ) == ["G-SI"]
 
 
 def test_lost_update() -> None:
-    assert "lost-update" in _names(_t("a", 0, 9, [("r", "x", None), ("w", "x")], 1),
-                                   _t("b", 0, 9, [("r", "x", None), ("w", "x")], 2))
+    assert "lost-update" in _names(
+        _t("a", 0, 9, [("r", "x", None), ("w", "x")], 1),
+        _t("b", 0, 9, [("r", "x", None), ("w", "x")], 2),
+    )
 
 
 def test_long_fork() -> None:
-    assert _names(_t("a", 0, 1, [("w", "x")], 1), _t("b", 0, 1, [("w", "y")], 2),
-                  _t("c", 0, 9, [("r", "x", "a"), ("r", "y", None)]),
-                  _t("d", 0, 9, [("r", "x", None), ("r", "y", "b")])) == ["G-SI"]
+    assert _names(
+        _t("a", 0, 1, [("w", "x")], 1),
+        _t("b", 0, 1, [("w", "y")], 2),
+        _t("c", 0, 9, [("r", "x", "a"), ("r", "y", None)]),
+        _t("d", 0, 9, [("r", "x", None), ("r", "y", "b")]),
+    ) == ["G-SI"]
 
 
 def test_write_skew_is_allowed() -> None:
-    assert _names(_t("a", 0, 9, [("r", "x", None), ("r", "y", None), ("w", "x")], 1),
-                  _t("b", 0, 9, [("r", "x", None), ("r", "y", None), ("w", "y")], 2)) == []
+    assert (
+        _names(
+            _t("a", 0, 9, [("r", "x", None), ("r", "y", None), ("w", "x")], 1),
+            _t("b", 0, 9, [("r", "x", None), ("r", "y", None), ("w", "y")], 2),
+        )
+        == []
+    )
 
 
 def test_real_time_stale_read() -> None:
@@ -87,11 +108,15 @@ def test_unknown_counts_when_read() -> None:
     assert _names(unknown, _t("b", 2, 3, [("r", "x", "a")]), gone) != []
 
 
-@pytest.mark.parametrize("lines", [
-    ['{"txn": "a"}'], ["nonsense"],
-    ['{"txn": "a", "status": "committed", "begin": 0, "ops": [["w", "x"]]}'],
-    ['{"txn": "b", "status": "committed", "begin": 0, "ops": [["r", "x", "a"]]}'],
-])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['{"txn": "a"}'],
+        ["nonsense"],
+        ['{"txn": "a", "status": "committed", "begin": 0, "ops": [["w", "x"]]}'],
+        ['{"txn": "b", "status": "committed", "begin": 0, "ops": [["r", "x", "a"]]}'],
+    ],
+)
 def test_malformed_histories_are_refused(lines) -> None:
     with pytest.raises(HistoryError):
         check(parse(lines))
@@ -118,8 +143,16 @@ def _simulate(rng: random.Random, stale_chance: float) -> list[Transaction]:
         if not conflict:
             ops.append(("w", target))
             versions[target].append((commit, name))
-        history.append(_t(name, start, commit, ops, None if conflict else commit,
-                          "aborted" if conflict else "committed"))
+        history.append(
+            _t(
+                name,
+                start,
+                commit,
+                ops,
+                None if conflict else commit,
+                "aborted" if conflict else "committed",
+            )
+        )
     return history
 
 
@@ -132,8 +165,14 @@ def test_a_correct_store_passes_and_a_stale_one_is_caught() -> None:
 
 
 def test_documented_line_parses() -> None:
-    line = {"txn": "t1", "begin": 10, "end": 20, "commit": 15, "status": "committed",
-            "ops": [["w", "x"], ["r", "z", None]]}
+    line = {
+        "txn": "t1",
+        "begin": 10,
+        "end": 20,
+        "commit": 15,
+        "status": "committed",
+        "ops": [["w", "x"], ["r", "z", None]],
+    }
     assert check(parse([json.dumps(line)])) == []
 
 

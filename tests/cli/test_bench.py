@@ -19,8 +19,13 @@ def test_summary_is_the_median_of_the_pairs_ratios() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    done = subprocess.run([sys.executable, "-m", "meridian", "bench", "nonsense"],
-                          capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "meridian", "bench", "nonsense"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 2
     for name in ("point-read", "update", "load", "scan-agg"):
         assert name in done.stderr
@@ -30,8 +35,9 @@ def test_unknown_name_lists_the_known_ones() -> None:
 @pytest.mark.parametrize("name", ["point-read", "update", "load", "scan-agg"])
 def test_comparison(name: str) -> None:
     command = [sys.executable, "-m", "meridian", "bench", name, "--json", "--rounds", "1"]
-    done = subprocess.run([*command, "--seconds", "2"], capture_output=True, text=True,
-                          timeout=600, check=False)
+    done = subprocess.run(
+        [*command, "--seconds", "2"], capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 1

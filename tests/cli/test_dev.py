@@ -28,8 +28,12 @@ def embedded(tmp_path: Path):
 
 
 def dev(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "meridian", "dev", *arguments],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "meridian", "dev", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_json_line_and_clean_end(tmp_path: Path) -> None:
@@ -199,12 +203,13 @@ def test_verify_lists_damage(embedded: Embedded) -> None:
         for n in range(20):
             connection.execute("INSERT INTO kept VALUES (%s, %s)", (n, "needle" * 20))
     segments = sorted((embedded.directory / "data").rglob("*"), key=lambda path: path.name)
-    hit = [p for p in segments
-           if "journal" in str(p) and p.is_file() and b"needle" in p.read_bytes()]
+    hit = [
+        p for p in segments if "journal" in str(p) and p.is_file() and b"needle" in p.read_bytes()
+    ]
     assert hit
     raw = hit[0].read_bytes()
     at = raw.index(b"needle")
-    hit[0].write_bytes(raw[:at] + b"N" + raw[at + 1:])
+    hit[0].write_bytes(raw[:at] + b"N" + raw[at + 1 :])
     running = embedded.run_cli("verify")
     assert running.returncode == 1 and "record" in running.stdout, running.stdout + running.stderr
     embedded.stop()
@@ -224,7 +229,7 @@ def test_ephemeral_leaves_nothing(tmp_path: Path) -> None:
     assert not directory.exists()
 
 
-@pytest.mark.parametrize("name", ["with space's \"quote\"", "x" * 120])
+@pytest.mark.parametrize("name", ['with space\'s "quote"', "x" * 120])
 def test_odd_directories(tmp_path: Path, name: str) -> None:
     odd = Embedded(tmp_path / name)
     odd.start()

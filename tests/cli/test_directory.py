@@ -46,8 +46,14 @@ def test_identity_is_kept_and_profile_is_fixed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [('{"format": 2, "cluster": "x", "profile": "standard"}', "format version 2"),
-     ("{}", "damaged"), ("not json", "damaged"), ("[1]", "damaged"), ('{"format": 1}', "damaged")])
+    [
+        ('{"format": 2, "cluster": "x", "profile": "standard"}', "format version 2"),
+        ("{}", "damaged"),
+        ("not json", "damaged"),
+        ("[1]", "damaged"),
+        ('{"format": 1}', "damaged"),
+    ],
+)
 def test_unknown_format_is_refused(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "meridian.json").write_text(text)
     with pytest.raises(SetupError, match=why):
@@ -138,8 +144,13 @@ def test_backoff_is_bounded_and_forgets() -> None:
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "meridian", *arguments], capture_output=True,
-                          text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "meridian", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_commands_without_a_cluster_say_so(tmp_path: Path) -> None:

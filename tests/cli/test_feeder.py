@@ -71,8 +71,11 @@ def test_everything_pending_is_applied() -> None:
 def test_lock_conflicts_are_waited_for_and_nothing_else() -> None:
     fed, session = made()
     session.newest = 1
-    session.failures = [psycopg.errors.LockNotAvailable(), psycopg.errors.SerializationFailure(),
-                        None]
+    session.failures = [
+        psycopg.errors.LockNotAvailable(),
+        psycopg.errors.SerializationFailure(),
+        None,
+    ]
     run(fed.catch_up(session))
     assert fed.version == 1
     session.failures = [psycopg.errors.DataCorrupted("hole")]

@@ -189,8 +189,19 @@ def test_ports_follow_each_other(tmp_path: Path) -> None:
     """The second port is taken, so the second instance takes the third."""
     with socket.socket() as taken:
         base = _below_a_taken_one(taken)
-        command = [sys.executable, "-m", "meridian", "dev", "--dir", str(tmp_path / "d"),
-                   "--port", str(base), "--query-hosts", "2", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "meridian",
+            "dev",
+            "--dir",
+            str(tmp_path / "d"),
+            "--port",
+            str(base),
+            "--query-hosts",
+            "2",
+            "--json",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         facts = json.loads(process.stdout.readline())

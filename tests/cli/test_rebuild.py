@@ -139,8 +139,9 @@ def tables(session: psycopg.Connection) -> dict[str, str]:
         " AND relpersistence <> 't' AND relnamespace::regnamespace::text NOT IN"
         " ('pg_catalog', 'information_schema', 'pg_toast', 'meridian')"
     ).fetchall()
-    return {name: digest(session.execute(f"SELECT t::text FROM {name} t".encode()))
-            for (name,) in names}
+    return {
+        name: digest(session.execute(f"SELECT t::text FROM {name} t".encode())) for (name,) in names
+    }
 
 
 def digest(rows: psycopg.Cursor) -> str:
@@ -161,20 +162,28 @@ def catalogs(root: psycopg.Connection) -> dict[str, list[str]]:
             continue
         shown: list[sql.Composable] = [
             sql.SQL("CASE WHEN {} THEN NULL ELSE {} END").format(
-                sql.SQL(LOCAL[name, column]), sql.Identifier(column))
-            if (name, column) in LOCAL else sql.Identifier(column)
+                sql.SQL(LOCAL[name, column]), sql.Identifier(column)
+            )
+            if (name, column) in LOCAL
+            else sql.Identifier(column)
             for column in columns
         ]
         query = sql.SQL("SELECT ROW({})::text FROM pg_catalog.{}").format(
-            sql.SQL(", ").join(shown), sql.Identifier(name))
+            sql.SQL(", ").join(shown), sql.Identifier(name)
+        )
         found[name] = sorted(row[0] for row in root.execute(query))
     return found
 
 
 def as_root(embedded: Embedded) -> psycopg.Connection:
     running = json.loads((embedded.directory / "run.json").read_text())
-    return psycopg.connect(host=running["socket_directory"], port=running["port"],
-                           user="meridian_root", dbname="postgres", autocommit=True)
+    return psycopg.connect(
+        host=running["socket_directory"],
+        port=running["port"],
+        user="meridian_root",
+        dbname="postgres",
+        autocommit=True,
+    )
 
 
 class Facts:
@@ -258,8 +267,9 @@ def trim(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def dev(embedded: Embedded, *options: str) -> subprocess.CompletedProcess[str]:
     """A start that must end by itself."""
     command = [sys.executable, "-m", "meridian", "dev", "--dir", str(embedded.directory)]
-    return subprocess.run([*command, "--port", "0", *options], capture_output=True, text=True,
-                          timeout=20, check=False)
+    return subprocess.run(
+        [*command, "--port", "0", *options], capture_output=True, text=True, timeout=20, check=False
+    )
 
 
 @pytest.mark.parametrize("again", [rebuild, by_hand])
@@ -356,8 +366,17 @@ def test_a_rebuild_that_is_killed_is_finished_by_the_next_start(embedded: Embedd
     workload(embedded, SEED + 3)
     before = Facts(embedded)
     embedded.stop()
-    command = [sys.executable, "-m", "meridian", "dev", "--dir", str(embedded.directory),
-               "--port", "0", "--rebuild"]
+    command = [
+        sys.executable,
+        "-m",
+        "meridian",
+        "dev",
+        "--dir",
+        str(embedded.directory),
+        "--port",
+        "0",
+        "--rebuild",
+    ]
     for pause_s in (0.2, 0.35, 0.5, 0.7, 0.9):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(pause_s)

@@ -17,7 +17,8 @@ def _run(dsn: str, work: Callable[[asyncpg.Connection], Awaitable[None]]) -> Non
             await connection.execute("DROP TABLE IF EXISTS order_line")
             await connection.execute(
                 "CREATE TABLE order_line (id int PRIMARY KEY, price numeric(10,2), tags text[], "
-                "made timestamptz)")
+                "made timestamptz)"
+            )
             await work(connection)
         finally:
             await connection.close()
@@ -28,8 +29,13 @@ def _run(dsn: str, work: Callable[[asyncpg.Connection], Awaitable[None]]) -> Non
 def test_binary_types(cluster) -> None:
     async def work(connection: asyncpg.Connection) -> None:
         made = datetime.datetime(2024, 5, 5, 12, tzinfo=datetime.UTC)
-        await connection.execute("INSERT INTO order_line VALUES ($1, $2, $3, $4)",
-                                 1, decimal.Decimal("9.90"), ["a", None], made)
+        await connection.execute(
+            "INSERT INTO order_line VALUES ($1, $2, $3, $4)",
+            1,
+            decimal.Decimal("9.90"),
+            ["a", None],
+            made,
+        )
         row = await connection.fetchrow("SELECT * FROM order_line WHERE id = $1", 1)
         assert tuple(row) == (1, decimal.Decimal("9.90"), ["a", None], made)
 
@@ -74,6 +80,7 @@ def test_conflict_is_a_serialization_error(cluster) -> None:
 def test_pool(cluster) -> None:
     async def work(connection: asyncpg.Connection) -> None:
         async with asyncpg.create_pool(cluster.dsn, min_size=2, max_size=6) as pool:
+
             async def insert(number: int) -> None:
                 await pool.execute("INSERT INTO order_line (id) VALUES ($1)", number)
 

@@ -15,8 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_order_desk(cluster) -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "examples" / "order_desk.py"), cluster.dsn],
-                          capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "order_desk.py"), cluster.dsn],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     with psycopg.connect(cluster.dsn, autocommit=True) as connection:
         connection.execute("DROP TABLE IF EXISTS order_line, customer_order, product")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -31,11 +36,17 @@ def test_readme_transcript(cluster) -> None:
     expected = re.sub(r"^postgres=> .*\n", "", transcript, flags=re.MULTILINE)
     with psycopg.connect(cluster.dsn, autocommit=True) as connection:
         connection.execute("DROP TABLE IF EXISTS greeting")
-    done = subprocess.run([str(binaries.find().program("psql")), "-X", "-d", cluster.dsn],
-                          input="\n".join(statements), capture_output=True, text=True, timeout=60,
-                          check=False)
+    done = subprocess.run(
+        [str(binaries.find().program("psql")), "-X", "-d", cluster.dsn],
+        input="\n".join(statements),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     with psycopg.connect(cluster.dsn, autocommit=True) as connection:
         connection.execute("DROP TABLE IF EXISTS greeting")
     assert done.stderr == ""
     assert [line.rstrip() for line in done.stdout.splitlines() if line.strip()] == [
-        line.rstrip() for line in expected.splitlines() if line.strip()]
+        line.rstrip() for line in expected.splitlines() if line.strip()
+    ]

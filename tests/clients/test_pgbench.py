@@ -22,8 +22,14 @@ SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM 
 def pgbench(dsn: str, *arguments: str) -> str:
     program = str(binaries.find().program("pgbench"))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
-    done = subprocess.run([program, *arguments, dsn], capture_output=True, text=True, timeout=600,
-                          check=False, env=environment)
+    done = subprocess.run(
+        [program, *arguments, dsn],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env=environment,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -37,8 +43,9 @@ def run(dsn: str, scale: int, seconds: int) -> int:
     assert re.findall(r"number of failed transactions: (\d+)", output) == ["0"], output
     with psycopg.connect(dsn) as connection:
         row = connection.execute(SUMS).fetchone()
-        connection.execute("DROP TABLE pgbench_accounts, pgbench_branches, pgbench_tellers, "
-                           "pgbench_history")
+        connection.execute(
+            "DROP TABLE pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history"
+        )
     assert row is not None
     assert row[0] == row[1] == row[2] == row[3]
     assert row[4] == processed

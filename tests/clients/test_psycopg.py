@@ -26,12 +26,23 @@ def connection(cluster):
 def test_types_round_trip(connection) -> None:
     connection.execute("""CREATE TABLE item (id serial PRIMARY KEY, n numeric, f float8, t text,
         b bytea, u uuid, d date, ts timestamptz, j jsonb, a int[], ok bool)""")
-    row = (decimal.Decimal("1.500"), 2.25, "né", b"\x00\xff", uuid.UUID(int=7),
-           datetime.date(2024, 2, 29), datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
-           {"a": [1, None]}, [1, None, 3], True)
+    row = (
+        decimal.Decimal("1.500"),
+        2.25,
+        "né",
+        b"\x00\xff",
+        uuid.UUID(int=7),
+        datetime.date(2024, 2, 29),
+        datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
+        {"a": [1, None]},
+        [1, None, 3],
+        True,
+    )
     connection.execute(
         "INSERT INTO item (n, f, t, b, u, d, ts, j, a, ok) "
-        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)", (*row[:7], Jsonb(row[7]), *row[8:]))
+        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (*row[:7], Jsonb(row[7]), *row[8:]),
+    )
     connection.commit()
     found = connection.execute("SELECT n, f, t, b, u, d, ts, j, a, ok FROM item").fetchone()
     assert found == row
@@ -56,8 +67,9 @@ def test_pipeline_and_executemany(connection) -> None:
             connection.execute("INSERT INTO item VALUES (%s, %s)", (number, number * 2))
         total = connection.execute("SELECT sum(v) FROM item")
     assert total.fetchone() == (2450,)
-    connection.cursor().executemany("UPDATE item SET v = v + 1 WHERE id = %s",
-                                    [(n,) for n in range(50)])
+    connection.cursor().executemany(
+        "UPDATE item SET v = v + 1 WHERE id = %s", [(n,) for n in range(50)]
+    )
     assert connection.execute("SELECT sum(v) FROM item").fetchone() == (2500,)
 
 

@@ -23,7 +23,8 @@ class Customer(Base):
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
     email: orm.Mapped[str] = orm.mapped_column(sa.String(80), unique=True)
     orders: orm.Mapped[list[Order]] = orm.relationship(
-        back_populates="customer", cascade="all, delete-orphan")
+        back_populates="customer", cascade="all, delete-orphan"
+    )
 
 
 class Order(Base):
@@ -33,8 +34,10 @@ class Order(Base):
     state: orm.Mapped[State] = orm.mapped_column(default=State.open)
     total: orm.Mapped[float] = orm.mapped_column(sa.Numeric(10, 2), default=0)
     customer: orm.Mapped[Customer] = orm.relationship(back_populates="orders")
-    __table_args__ = (sa.CheckConstraint("total >= 0"),
-                      sa.Index("order_open", "customer_id", postgresql_where=sa.text("total > 0")))
+    __table_args__ = (
+        sa.CheckConstraint("total >= 0"),
+        sa.Index("order_open", "customer_id", postgresql_where=sa.text("total > 0")),
+    )
 
 
 @pytest.fixture
@@ -50,8 +53,9 @@ def engine(cluster):
 def test_orm_life(engine) -> None:
     Base.metadata.create_all(engine)
     with orm.Session(engine) as session:
-        session.add_all(Customer(email=f"c{n}@example.org", orders=[Order(total=n), Order()])
-                        for n in range(20))
+        session.add_all(
+            Customer(email=f"c{n}@example.org", orders=[Order(total=n), Order()]) for n in range(20)
+        )
         session.commit()
     with orm.Session(engine) as session:
         query = sa.select(Customer).options(orm.selectinload(Customer.orders)).order_by(Customer.id)

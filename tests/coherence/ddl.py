@@ -26,27 +26,46 @@ def changes(shared: Shared, rng: random.Random) -> Iterator[Change]:
         kind = rng.choice(("int", "numeric"))
         yield "add column", f"ALTER TABLE child ADD COLUMN extra_{n} int NOT NULL DEFAULT {n}"
         yield "build index", f"CREATE INDEX storm_{n} ON child (amount, parent)"
-        yield "function", ("CREATE OR REPLACE FUNCTION storm_version() RETURNS int"
-                           f" LANGUAGE sql STABLE AS 'SELECT {n}'")
+        yield (
+            "function",
+            (
+                "CREATE OR REPLACE FUNCTION storm_version() RETURNS int"
+                f" LANGUAGE sql STABLE AS 'SELECT {n}'"
+            ),
+        )
         yield "type change", f"ALTER TABLE child ALTER COLUMN amount TYPE {kind}"
         yield "enum value", f"ALTER TYPE mood ADD VALUE 'm{n}'"
         yield "add check", f"ALTER TABLE child ADD CONSTRAINT storm_{n} CHECK (amount >= 0)"
         yield "grant", "GRANT SELECT ON region TO storm_reader"
         yield "build unique index", f"CREATE UNIQUE INDEX storm_u{n} ON child (code, id)"
         yield "drop column", f"ALTER TABLE child DROP COLUMN extra_{n}"
-        yield "add foreign key", (f"ALTER TABLE account ADD CONSTRAINT storm_{n}"
-                                  " FOREIGN KEY (region) REFERENCES region")
+        yield (
+            "add foreign key",
+            (
+                f"ALTER TABLE account ADD CONSTRAINT storm_{n}"
+                " FOREIGN KEY (region) REFERENCES region"
+            ),
+        )
         yield "drop index", f"DROP INDEX storm_{n}"
         yield "drop check", f"ALTER TABLE child DROP CONSTRAINT storm_{n}"
         yield "revoke", "REVOKE SELECT ON region FROM storm_reader"
-        yield "volatile default", ("ALTER TABLE parent ADD COLUMN stamp"
-                                   f"_{n} uuid NOT NULL DEFAULT gen_random_uuid()")
-        yield "trigger", (f"CREATE TRIGGER storm_{n} BEFORE INSERT ON child FOR EACH ROW"
-                          " EXECUTE FUNCTION storm_trigger()")
+        yield (
+            "volatile default",
+            (f"ALTER TABLE parent ADD COLUMN stamp_{n} uuid NOT NULL DEFAULT gen_random_uuid()"),
+        )
+        yield (
+            "trigger",
+            (
+                f"CREATE TRIGGER storm_{n} BEFORE INSERT ON child FOR EACH ROW"
+                " EXECUTE FUNCTION storm_trigger()"
+            ),
+        )
         yield "add column", f"ALTER TABLE ledger ADD COLUMN note_{n} text DEFAULT 'n{n}'"
         yield "drop unique index", f"DROP INDEX storm_u{n}"
-        yield "not valid", (f"ALTER TABLE parent ADD CONSTRAINT storm_v{n}"
-                            " CHECK (touched >= 0) NOT VALID")
+        yield (
+            "not valid",
+            (f"ALTER TABLE parent ADD CONSTRAINT storm_v{n} CHECK (touched >= 0) NOT VALID"),
+        )
         yield "type change", f"ALTER TABLE ledger ALTER COLUMN what TYPE varchar({100 + n})"
         yield "validate", f"ALTER TABLE parent VALIDATE CONSTRAINT storm_v{n}"
         yield "view", f"CREATE VIEW storm_{n} AS SELECT parent, count(*) FROM child GROUP BY 1"

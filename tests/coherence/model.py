@@ -79,8 +79,10 @@ class Model:
                 self.children[number] = rest
                 low, high = effect.versions
                 if not low <= effect.child_born[5] <= high:
-                    self.wrong.append(f"child {number} has version {effect.child_born[5]}, the"
-                                      f" function said {low} to {high} then")
+                    self.wrong.append(
+                        f"child {number} has version {effect.child_born[5]}, the"
+                        f" function said {low} to {high} then"
+                    )
         for effect in effects:
             if effect.touched is not None:
                 self.parents[effect.touched][1] += 1
@@ -93,8 +95,9 @@ class Model:
         for effect in effects:
             if effect.parent_gone is not None:
                 self._end(self.parents, effect.parent_gone)
-        self.children = {number: child for number, child in self.children.items()
-                         if child[0] in self.parents}
+        self.children = {
+            number: child for number, child in self.children.items() if child[0] in self.parents
+        }
 
     def _end(self, things: dict[int, Any], number: int) -> None:
         if things.pop(number, None) is None:
@@ -106,26 +109,32 @@ class Model:
         for name, expected, sql in (
             ("account", self.accounts, "SELECT id, balance FROM account"),
             ("parent", self.parents, "SELECT id, name, touched FROM parent"),
-            ("child", self.children,
-             "SELECT id, parent, code, amount, mood::text, version FROM child"),
+            (
+                "child",
+                self.children,
+                "SELECT id, parent, code, amount, mood::text, version FROM child",
+            ),
         ):
             actual = {row[0]: list(row[1:]) for row in session.execute(sql.encode())}
             wanted = {k: v if isinstance(v, list) else [v] for k, v in expected.items()}
             found += [f"{name} {k}: lost" for k in wanted.keys() - actual.keys()]
             found += [f"{name} {k}: nobody wrote it" for k in actual.keys() - wanted.keys()]
-            found += [f"{name} {k}: is {actual[k]}, should be {wanted[k]}"
-                      for k in wanted.keys() & actual.keys() if wanted[k] != actual[k]]
+            found += [
+                f"{name} {k}: is {actual[k]}, should be {wanted[k]}"
+                for k in wanted.keys() & actual.keys()
+                if wanted[k] != actual[k]
+            ]
         return found
 
 
 INVARIANTS = {
     "money": f"SELECT sum(balance) = {ACCOUNTS * BALANCE} FROM account",
     "orphans": "SELECT count(*) = 0 FROM child c WHERE NOT EXISTS"
-               " (SELECT FROM parent p WHERE p.id = c.parent)",
+    " (SELECT FROM parent p WHERE p.id = c.parent)",
     "duplicate codes": "SELECT count(*) = count(DISTINCT code) FROM child",
     "duplicate names": "SELECT count(*) = count(DISTINCT name) FROM parent",
     "index and table": "SELECT (SELECT count(*) FROM child) ="
-                       " (SELECT count(*) FROM child WHERE parent > -1000000)",
+    " (SELECT count(*) FROM child WHERE parent > -1000000)",
     "regions": f"SELECT count(*) = {ACCOUNTS} FROM account JOIN region ON region.id = region",
 }
 """Each is true in every snapshot, whatever happens."""

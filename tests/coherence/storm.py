@@ -72,8 +72,13 @@ class Storm:
         with psycopg.connect(dsn) as session:
             ledger = set(session.execute("SELECT writer, seq FROM ledger"))
             model = Model()
-            model.apply([effect for writer in self.writers
-                         for effect in self._settle(writer, ledger, found)])
+            model.apply(
+                [
+                    effect
+                    for writer in self.writers
+                    for effect in self._settle(writer, ledger, found)
+                ]
+            )
             return found + model.compare(session)
 
     def _settle(self, writer: Writer, ledger: set[tuple[int, int]], found: list[str]) -> list:
@@ -98,24 +103,28 @@ class Storm:
         errors = sum((writer.errors for writer in self.writers), Counter[str]())
         total = commits + sum(errors.values())
         names = ("before", "during", "after")
-        rates = ", ".join(f"{name} {rate:.0f}" for name, rate in
-                          zip(names, self.rates(), strict=False))
-        kinds = ", ".join(f"{name}: {count} ({100 * count / total:.2f}%)"
-                          for name, count in errors.most_common())
+        rates = ", ".join(
+            f"{name} {rate:.0f}" for name, rate in zip(names, self.rates(), strict=False)
+        )
+        kinds = ", ".join(
+            f"{name}: {count} ({100 * count / total:.2f}%)" for name, count in errors.most_common()
+        )
         done = sum((writer.done for writer in self.writers), Counter[str]())
         lost = sum((writer.conflicts for writer in self.writers), Counter[str]())
         work = ", ".join(f"{what} {done[what]} ({lost[what]})" for what in sorted(done))
         unknown = sum(len(writer.unknown) for writer in self.writers)
         slowest = max(self.ddl.done, key=lambda one: one[1], default=("none", 0.0))
         changes = Counter(kind for kind, _ in self.ddl.done)
-        return "\n".join((
-            f"storm: {WRITERS} writers, {len(self.shared.dsns())} instances, {commits} commits,"
-            f" {unknown} of unknown outcome",
-            f"  commits/s: {rates}",
-            f"  errors: {kinds or 'none'}",
-            f"  committed (refused): {work}",
-            f"  DDL: {len(self.ddl.done)} done, {sum(self.ddl.retries.values())} tried again"
-            f" {dict(self.ddl.retries)}, errors {dict(self.ddl.errors)},"
-            f" slowest {slowest[0]} {slowest[1]:.1f} s, seen late {self.ddl.late}",
-            f"  changes: {dict(changes)}",
-        ))
+        return "\n".join(
+            (
+                f"storm: {WRITERS} writers, {len(self.shared.dsns())} instances, {commits} commits,"
+                f" {unknown} of unknown outcome",
+                f"  commits/s: {rates}",
+                f"  errors: {kinds or 'none'}",
+                f"  committed (refused): {work}",
+                f"  DDL: {len(self.ddl.done)} done, {sum(self.ddl.retries.values())} tried again"
+                f" {dict(self.ddl.retries)}, errors {dict(self.ddl.errors)},"
+                f" slowest {slowest[0]} {slowest[1]:.1f} s, seen late {self.ddl.late}",
+                f"  changes: {dict(changes)}",
+            )
+        )

@@ -57,8 +57,11 @@ class Writer(threading.Thread):
             sessions = self._connect()
             # With an instance missing, it is looked for again soon.
             until = self.seq + (1_000_000 if len(sessions) == len(self.shared.dsns()) else 20)
-            while (self.seq < until and not self.shared.stopping.is_set()
-                   and not any(session.closed for session in sessions)):
+            while (
+                self.seq < until
+                and not self.shared.stopping.is_set()
+                and not any(session.closed for session in sessions)
+            ):
                 self._transaction(self.rng.choice(sessions))
             for session in sessions:
                 session.close()
@@ -81,8 +84,9 @@ class Writer(threading.Thread):
         low = self.shared.version_known
         try:
             self.rng.choices(WORK, WEIGHTS)[0](self, session, effect)
-            session.execute("INSERT INTO ledger VALUES (%s, %s, %s)",
-                            (self.number, seq, effect.what))
+            session.execute(
+                "INSERT INTO ledger VALUES (%s, %s, %s)", (self.number, seq, effect.what)
+            )
             committing = True
             session.commit()
         except psycopg.Error as error:
@@ -96,9 +100,7 @@ class Writer(threading.Thread):
         self.done[effect.what] += 1
         self.commit_times.append(time.monotonic())
 
-    def _failed(
-        self, session: psycopg.Connection, effect: Effect, low: int, unknown: bool
-    ) -> None:
+    def _failed(self, session: psycopg.Connection, effect: Effect, low: int, unknown: bool) -> None:
         effect.versions = low, self.shared.version_asked
         if unknown:
             self.unknown[self.seq] = effect
@@ -113,8 +115,10 @@ class Writer(threading.Thread):
         code = next((c for c in ("OC000", "OC001") if c in words), "")
         lost = isinstance(error, psycopg.OperationalError) and state == "40001" and "FATAL" in words
         self.errors[" ".join(filter(None, (state, code, "session ended" if lost else "")))] += 1
-        expected = state == "40001" or (self.shared.kills and (
-            state.startswith(LOST) or state in ("OperationalError", "ConnectionTimeout")))
+        expected = state == "40001" or (
+            self.shared.kills
+            and (state.startswith(LOST) or state in ("OperationalError", "ConnectionTimeout"))
+        )
         if not expected:
             self.wrong.append(f"{self.name}: {state} {error}")
 
@@ -173,7 +177,8 @@ class Writer(threading.Thread):
         row = session.execute(
             "INSERT INTO child (id, parent, code, amount, mood, version)"
             " VALUES (%s, %s, %s, %s, %s::text::mood, storm_version()) RETURNING version",
-            (number, parent, code, amount, mood)).fetchone()
+            (number, parent, code, amount, mood),
+        ).fetchone()
         assert row is not None and parent is not None
         effect.child_born = (number, parent, code, amount, mood, row[0])
 
@@ -188,8 +193,9 @@ class Writer(threading.Thread):
         effect.what = "add to child"
         if number is not None:
             effect.added = number, self.rng.randint(1, 50)
-            session.execute("UPDATE child SET amount = amount + %s WHERE id = %s",
-                            (effect.added[1], number))
+            session.execute(
+                "UPDATE child SET amount = amount + %s WHERE id = %s", (effect.added[1], number)
+            )
 
     def _look(self, session: psycopg.Connection, effect: Effect) -> None:
         effect.what = "look"
@@ -198,8 +204,10 @@ class Writer(threading.Thread):
             if row != (True,):
                 self.wrong.append(f"{self.name}: {name} does not hold")
         self._look_at_columns(session)
-        mine = {seq for (seq,) in session.execute("SELECT seq FROM ledger WHERE writer = %s",
-                                                  [self.number])}
+        mine = {
+            seq
+            for (seq,) in session.execute("SELECT seq FROM ledger WHERE writer = %s", [self.number])
+        }
         if lost := self.committed.keys() - mine:
             self.wrong.append(f"{self.name}: does not see its own commits {sorted(lost)[:5]}")
         if ghosts := mine & self.refused:
@@ -217,8 +225,16 @@ class Writer(threading.Thread):
                     return
 
 
-WORK = [Writer._transfer, Writer._slow_transfer, Writer._new_parent, Writer._drop_parent,
-        Writer._touch_parent, Writer._new_child, Writer._add_to_child, Writer._look]
+WORK = [
+    Writer._transfer,
+    Writer._slow_transfer,
+    Writer._new_parent,
+    Writer._drop_parent,
+    Writer._touch_parent,
+    Writer._new_child,
+    Writer._add_to_child,
+    Writer._look,
+]
 WEIGHTS = [30, 1, 8, 5, 10, 30, 12, 5]
 
 

@@ -29,7 +29,8 @@ def set_up(dsn: str) -> None:
         connection.execute(SCHEMA)
         connection.execute(
             f"INSERT INTO account SELECT g, {BALANCE} FROM generate_series(1, {ACCOUNTS}) g "
-            "ON CONFLICT DO NOTHING")
+            "ON CONFLICT DO NOTHING"
+        )
 
 
 class Client(threading.Thread):
@@ -78,12 +79,16 @@ class Client(threading.Thread):
     def _move(self, connection: psycopg.Connection, seq: int) -> None:
         source, target = self.rng.sample(range(1, ACCOUNTS + 1), 2)
         amount = self.rng.randint(1, 9)
-        connection.execute("UPDATE account SET balance = balance - %s WHERE id = %s",
-                           (amount, source))
-        connection.execute("UPDATE account SET balance = balance + %s WHERE id = %s",
-                           (amount, target))
-        connection.execute("INSERT INTO entry VALUES (%s, %s, %s, %s, %s, %s)",
-                           (self.number, seq, source, target, amount, f"{self.number}-{seq}"))
+        connection.execute(
+            "UPDATE account SET balance = balance - %s WHERE id = %s", (amount, source)
+        )
+        connection.execute(
+            "UPDATE account SET balance = balance + %s WHERE id = %s", (amount, target)
+        )
+        connection.execute(
+            "INSERT INTO entry VALUES (%s, %s, %s, %s, %s, %s)",
+            (self.number, seq, source, target, amount, f"{self.number}-{seq}"),
+        )
 
 
 def check(dsn: str, clients: list[Client]) -> int:
@@ -91,11 +96,14 @@ def check(dsn: str, clients: list[Client]) -> int:
     with psycopg.connect(dsn) as connection:
         found = {(c, s) for c, s in connection.execute("SELECT client, seq FROM entry")}
         total = connection.execute("SELECT sum(balance) FROM account").fetchone()
-        moved = connection.execute("""
+        moved = connection.execute(
+            """
             SELECT a.id, a.balance, %s
               - coalesce((SELECT sum(amount) FROM entry WHERE source = a.id), 0)
               + coalesce((SELECT sum(amount) FROM entry WHERE target = a.id), 0)
-            FROM account a ORDER BY id""", (BALANCE,)).fetchall()
+            FROM account a ORDER BY id""",
+            (BALANCE,),
+        ).fetchall()
         notes = connection.execute("SELECT count(DISTINCT note) FROM entry").fetchone()
     assert total == (ACCOUNTS * BALANCE,), total
     assert [row for row in moved if row[1] != row[2]] == [], "balances disagree with entries"

@@ -46,8 +46,18 @@ class Embedded:
 
     def start(self) -> None:
         log = open(self.directory.parent / f"{self.directory.name}.err", "ab")  # noqa: SIM115
-        command = [sys.executable, "-m", "meridian", "dev", "--dir", str(self.directory),
-                   "--port", "0", "--json", *self.options]
+        command = [
+            sys.executable,
+            "-m",
+            "meridian",
+            "dev",
+            "--dir",
+            str(self.directory),
+            "--port",
+            "0",
+            "--json",
+            *self.options,
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -68,14 +78,20 @@ class Embedded:
         if role == "data-plane":
             return [pid for pid, command in below.items() if "meridian.dataplane" in command]
         if role == "backend":
-            return [pid for pid, command in below.items()
-                    if command.startswith("postgres: admin") and "127.0.0.1" in command]
+            return [
+                pid
+                for pid, command in below.items()
+                if command.startswith("postgres: admin") and "127.0.0.1" in command
+            ]
         return [pid for pid, command in below.items() if "/bin/postgres " in command + " "]
 
     def postmaster(self, number: int) -> int:
         """Pid of one instance's postmaster."""
-        found = [pid for pid in self.processes("postmaster")
-                 if os.readlink(f"/proc/{pid}/cwd").endswith(f"/postgres/{number}")]
+        found = [
+            pid
+            for pid in self.processes("postmaster")
+            if os.readlink(f"/proc/{pid}/cwd").endswith(f"/postgres/{number}")
+        ]
         assert len(found) == 1, found
         return found[0]
 

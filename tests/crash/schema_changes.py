@@ -48,8 +48,10 @@ class SchemaClient(threading.Thread):
     def _create(self, connection: psycopg.Connection) -> None:
         self.number += 1
         number = self.number
-        script = (f"BEGIN; CREATE TABLE made{number} (id int PRIMARY KEY, by text);"
-                  f"INSERT INTO made{number} VALUES ({number}, 'x'); COMMIT")
+        script = (
+            f"BEGIN; CREATE TABLE made{number} (id int PRIMARY KEY, by text);"
+            f"INSERT INTO made{number} VALUES ({number}, 'x'); COMMIT"
+        )
         self._note(connection, script, number, self.there)
 
     def _drop(self, connection: psycopg.Connection) -> None:
@@ -61,18 +63,31 @@ class SchemaClient(threading.Thread):
 
     def _alter(self, connection: psycopg.Connection) -> None:
         column = f"extra{self.rng.randrange(3)}"
-        action = self.rng.choice((f"ADD COLUMN IF NOT EXISTS {column} int DEFAULT 5",
-                                  f"DROP COLUMN IF EXISTS {column}"))
+        action = self.rng.choice(
+            (f"ADD COLUMN IF NOT EXISTS {column} int DEFAULT 5", f"DROP COLUMN IF EXISTS {column}")
+        )
         self._note(connection, f"ALTER TABLE entry {action}")
 
     def _index(self, connection: psycopg.Connection) -> None:
-        self._note(connection, self.rng.choice((
-            "CREATE OR REPLACE FUNCTION named() RETURNS int LANGUAGE sql AS 'SELECT 1'",
-            "CREATE OR REPLACE VIEW seen AS SELECT client, seq FROM entry",
-            "COMMENT ON TABLE account IS 'money'", "GRANT SELECT ON account TO PUBLIC")))
+        self._note(
+            connection,
+            self.rng.choice(
+                (
+                    "CREATE OR REPLACE FUNCTION named() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+                    "CREATE OR REPLACE VIEW seen AS SELECT client, seq FROM entry",
+                    "COMMENT ON TABLE account IS 'money'",
+                    "GRANT SELECT ON account TO PUBLIC",
+                )
+            ),
+        )
 
-    def _note(self, connection: psycopg.Connection, sql: str, number: int = 0,
-              acknowledged: set[int] | None = None) -> bool:
+    def _note(
+        self,
+        connection: psycopg.Connection,
+        sql: str,
+        number: int = 0,
+        acknowledged: set[int] | None = None,
+    ) -> bool:
         """False: it has certainly not happened. A lost connection is passed on."""
         try:
             connection.execute(sql.encode())
@@ -98,8 +113,12 @@ def check(dsns: list[str], client: SchemaClient) -> None:
     assert not client.unexpected, client.unexpected[:3]
     for dsn in dsns:
         with psycopg.connect(dsn, autocommit=True) as connection:
-            found = {int(name[4:]) for (name,) in connection.execute(
-                "SELECT relname FROM pg_class WHERE relname ~ '^made[0-9]+$'")}
+            found = {
+                int(name[4:])
+                for (name,) in connection.execute(
+                    "SELECT relname FROM pg_class WHERE relname ~ '^made[0-9]+$'"
+                )
+            }
             assert client.there <= found, f"lost tables: {sorted(client.there - found)}"
             assert not client.gone & found, f"dropped, but there: {sorted(client.gone & found)}"
             known = client.there | client.gone | client.unknown

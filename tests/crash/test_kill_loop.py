@@ -18,8 +18,14 @@ from tests.crash.schema_changes import SchemaClient
 
 CLIENTS = 4
 ROLES = ["everything", "data-plane", "postmaster", "backend", "supervisor"]
-ROLES_OF_TWO = ["everything", "postmaster", "data-plane", "other postmaster", "backend",
-                "supervisor"]
+ROLES_OF_TWO = [
+    "everything",
+    "postmaster",
+    "data-plane",
+    "other postmaster",
+    "backend",
+    "supervisor",
+]
 
 
 def _recovered(embedded: Embedded, deadline_s: float = 60) -> None:
@@ -69,8 +75,11 @@ def _loop(tmp_path: Path, rounds: int, seed: int, hosts: int = 1) -> None:
             acknowledged = _round(embedded, clients, roles, number, rng)
             assert acknowledged > before, "no commit got through between two kills"
             before = acknowledged
-            print(f"round {number}: killed {roles[number % len(roles)]}, {acknowledged} commits,"
-                  f" {schema.done} schema changes, {schema.refused} refused", flush=True)
+            print(
+                f"round {number}: killed {roles[number % len(roles)]}, {acknowledged} commits,"
+                f" {schema.done} schema changes, {schema.refused} refused",
+                flush=True,
+            )
         time.sleep(1)
     finally:
         stopping.set()

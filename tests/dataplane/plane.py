@@ -168,5 +168,3 @@ async def value(node: Node, sid: int, number: int) -> int | None:
     await node.wait_until_ready(tau, 10_000)
     rows = msgspec.msgpack.decode(node.engine.get(tau, sid, (1,), [key(number)])[1])
     return rows[0][1] if rows else None
-
-

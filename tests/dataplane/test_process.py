@@ -181,7 +181,7 @@ class LargeWorker(threading.Thread):
                 txid, tau = secrets.token_bytes(16), client.begin()
                 self.in_doubt = (txid, tau, amount)
                 for seq in range(3):
-                    rows = dict.fromkeys(self.ROWS[seq * 500:seq * 500 + 500], amount)
+                    rows = dict.fromkeys(self.ROWS[seq * 500 : seq * 500 + 500], amount)
                     chunk = encode_chunk([put(self.sid, rows, pad=20)])
                     if seq < 2:
                         client.send(frames.PART, txid, seq, chunk, tau)
@@ -229,8 +229,16 @@ def kill_loop(plane: Plane, rounds: int, seed: int) -> None:
         if rng.random() < 0.5:
             # Killed again while it recovers.
             process = subprocess.Popen(
-                [sys.executable, "-m", "meridian.dataplane", "--dir", str(plane.directory),
-                 "--socket", str(plane.socket)], stdout=subprocess.DEVNULL,
+                [
+                    sys.executable,
+                    "-m",
+                    "meridian.dataplane",
+                    "--dir",
+                    str(plane.directory),
+                    "--socket",
+                    str(plane.socket),
+                ],
+                stdout=subprocess.DEVNULL,
             )
             time.sleep(rng.uniform(0, 0.4))
             process.kill()
@@ -360,8 +368,9 @@ def test_sequence_ends_and_cycles(plane: Plane) -> None:
     assert refusal.value.sqlstate == "2200H"
     cycled = [client.next_values(6, maximum=3, cycle=True)[0] for _ in range(7)]
     assert cycled == [1, 2, 3, 1, 2, 3, 1]
-    down = [client.next_values(7, increment=-2, minimum=-4, maximum=-1, start=-1)[0]
-            for _ in range(2)]
+    down = [
+        client.next_values(7, increment=-2, minimum=-4, maximum=-1, start=-1)[0] for _ in range(2)
+    ]
     assert down == [-1, -3]
 
 

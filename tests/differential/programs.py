@@ -11,8 +11,20 @@ from random import Random
 
 from tests.differential.values import KEY_TYPES, NUMBER_TYPES, TYPES, literal
 
-IDENTITY_TYPES = ["smallint", "integer", "bigint", "boolean", "text", "varchar(12)", "bytea",
-                  "uuid", "date", "time", "timestamp", "timestamptz"]
+IDENTITY_TYPES = [
+    "smallint",
+    "integer",
+    "bigint",
+    "boolean",
+    "text",
+    "varchar(12)",
+    "bytea",
+    "uuid",
+    "date",
+    "time",
+    "timestamp",
+    "timestamptz",
+]
 
 
 @dataclasses.dataclass
@@ -111,8 +123,15 @@ class Program:
         parents = [t for t in self.tables if t.key == ["id"]]
         if parents and rng.random() < 0.4:
             parent = rng.choice(parents)
-            action = rng.choice(["", " ON DELETE CASCADE", " ON DELETE SET NULL",
-                                 " ON UPDATE CASCADE", " DEFERRABLE INITIALLY DEFERRED"])
+            action = rng.choice(
+                [
+                    "",
+                    " ON DELETE CASCADE",
+                    " ON DELETE SET NULL",
+                    " ON UPDATE CASCADE",
+                    " DEFERRABLE INITIALLY DEFERRED",
+                ]
+            )
             table.columns.append(Column("parent", parent.columns[0].type_name))
             parts.append(f"parent {parent.columns[0].type_name} REFERENCES {parent.name}{action}")
             table.parent = parent.name
@@ -122,8 +141,10 @@ class Program:
         rng = self.rng
         keyable = table.of(KEY_TYPES)
         chosen = rng.sample(keyable, min(len(keyable), rng.randint(1, 2)))
-        parts = [c.name + rng.choice(["", "", " DESC", " NULLS FIRST", " DESC NULLS LAST"])
-                 for c in chosen]
+        parts = [
+            c.name + rng.choice(["", "", " DESC", " NULLS FIRST", " DESC NULLS LAST"])
+            for c in chosen
+        ]
         texts = table.of(["text", "varchar(12)"])
         if texts and rng.random() < 0.2:
             parts = [f"lower({rng.choice(texts).name})"]
@@ -168,9 +189,16 @@ class Program:
     def _step(self) -> None:
         rng = self.rng
         choices = [
-            (self._insert, 30), (self._query, 34), (self._update, 14), (self._delete, 8),
-            (self._transaction, 22), (self._upsert, 8), (self._merge, 3), (self._ddl, 5),
-            (self._insert_select, 4), (self._truncate, 1),
+            (self._insert, 30),
+            (self._query, 34),
+            (self._update, 14),
+            (self._delete, 8),
+            (self._transaction, 22),
+            (self._upsert, 8),
+            (self._merge, 3),
+            (self._ddl, 5),
+            (self._insert_select, 4),
+            (self._truncate, 1),
         ]
         functions, weights = zip(*choices, strict=True)
         rng.choices(functions, weights)[0]()
@@ -197,8 +225,9 @@ class Program:
 
     def _may_fail_otherwise(self, table: Table) -> bool:
         """Could a row fail by something else than uniqueness (order of errors is open then)?"""
-        return (table.checked or table.parent is not None
-                or any(c.not_null for c in table.columns[1:]))
+        return (
+            table.checked or table.parent is not None or any(c.not_null for c in table.columns[1:])
+        )
 
     def _names(self, table: Table) -> str:
         return ", ".join(c.name for c in table.columns)
@@ -207,25 +236,35 @@ class Program:
         source, target = self.rng.choice(self.tables), self.rng.choice(self.tables)
         if self._may_fail_otherwise(target):
             return
-        self._emit(f"INSERT INTO {target.name} (id) SELECT id + {self.rng.randint(0, 40)} "
-                   f"FROM {source.name} WHERE {self._predicate(source)}")
+        self._emit(
+            f"INSERT INTO {target.name} (id) SELECT id + {self.rng.randint(0, 40)} "
+            f"FROM {source.name} WHERE {self._predicate(source)}"
+        )
 
     def _upsert(self) -> None:
         table = self.rng.choice(self.tables)
-        plain = [c for c in table.columns[1:]
-                 if c.name not in table.key and c.name != "parent" and [c.name] not in table.unique]
+        plain = [
+            c
+            for c in table.columns[1:]
+            if c.name not in table.key and c.name != "parent" and [c.name] not in table.unique
+        ]
         if table.key != ["id"]:
-            self._emit(f"INSERT INTO {table.name} ({self._names(table)}) "
-                       f"VALUES {self._row(table)} ON CONFLICT DO NOTHING")
+            self._emit(
+                f"INSERT INTO {table.name} ({self._names(table)}) "
+                f"VALUES {self._row(table)} ON CONFLICT DO NOTHING"
+            )
             return
         action = "DO NOTHING"
         if plain and self.rng.random() < 0.6:
             column = self.rng.choice(plain)
-            value = self.rng.choice([f"excluded.{column.name}",
-                                     literal(self.rng, column.type_name, 0)])
+            value = self.rng.choice(
+                [f"excluded.{column.name}", literal(self.rng, column.type_name, 0)]
+            )
             action = f"DO UPDATE SET {column.name} = {value}"
-        self._emit(f"INSERT INTO {table.name} ({self._names(table)}) VALUES {self._row(table)} "
-                   f"ON CONFLICT (id) {action} RETURNING id")
+        self._emit(
+            f"INSERT INTO {table.name} ({self._names(table)}) VALUES {self._row(table)} "
+            f"ON CONFLICT (id) {action} RETURNING id"
+        )
 
     def _update(self) -> None:
         rng, table = self.rng, self.rng.choice(self.tables)
@@ -248,13 +287,17 @@ class Program:
         table = self.rng.choice(self.tables)
         referenced = any(t.parent == table.name for t in self.tables)
         where = f"id = {self._id_value()}" if referenced else self._predicate(table)
-        self._emit(f"DELETE FROM {table.name} WHERE {where}"
-                   + self.rng.choice(["", " RETURNING id"]))
+        self._emit(
+            f"DELETE FROM {table.name} WHERE {where}" + self.rng.choice(["", " RETURNING id"])
+        )
 
     def _merge(self) -> None:
         table = self.rng.choice(self.tables)
-        plain = [c for c in table.columns[1:]
-                 if c.name not in table.key and c.name != "parent" and [c.name] not in table.unique]
+        plain = [
+            c
+            for c in table.columns[1:]
+            if c.name not in table.key and c.name != "parent" and [c.name] not in table.unique
+        ]
         if table.key != ["id"] or not plain or self._may_fail_otherwise(table):
             return
         column = self.rng.choice(plain)
@@ -262,7 +305,8 @@ class Program:
             f"MERGE INTO {table.name} t USING (VALUES ({self._id_value()}), (77)) s(id) "
             f"ON t.id = s.id WHEN MATCHED THEN UPDATE SET {column.name} = "
             f"{literal(self.rng, column.type_name)} "
-            "WHEN NOT MATCHED THEN INSERT (id) VALUES (s.id)")
+            "WHEN NOT MATCHED THEN INSERT (id) VALUES (s.id)"
+        )
 
     def _truncate(self) -> None:
         table = self.rng.choice(self.tables)
@@ -294,7 +338,7 @@ class Program:
             index = rng.randrange(len(self.savepoints))
             verb = rng.choice(["ROLLBACK TO", "ROLLBACK TO", "RELEASE"])
             self._emit(f"{verb} {self.savepoints[index]}")
-            del self.savepoints[index + (verb == "ROLLBACK TO"):]
+            del self.savepoints[index + (verb == "ROLLBACK TO") :]
         else:
             self._emit(rng.choice(["COMMIT", "COMMIT", "ROLLBACK"]))
             self.in_transaction = False
@@ -302,8 +346,20 @@ class Program:
     # ---- queries ----
 
     def _query(self) -> None:
-        self.rng.choice([self._plain, self._plain, self._ordered, self._aggregate, self._group,
-                         self._join, self._subquery, self._window, self._locking, self._by_key])()
+        self.rng.choice(
+            [
+                self._plain,
+                self._plain,
+                self._ordered,
+                self._aggregate,
+                self._group,
+                self._join,
+                self._subquery,
+                self._window,
+                self._locking,
+                self._by_key,
+            ]
+        )()
 
     def _plain(self) -> None:
         table = self.rng.choice(self.tables)
@@ -319,10 +375,14 @@ class Program:
         if table.key:
             tail = ", ".join(table.key)
             direction = rng.choice(["", " DESC", " NULLS FIRST", " DESC NULLS LAST"])
-            limit = rng.choice(["", "", f" LIMIT {rng.randint(0, 5)}",
-                                f" OFFSET {rng.randint(0, 3)}"])
-            self._emit(f"SELECT id, {column.name} FROM {table.name} "
-                       f"ORDER BY {column.name}{direction}, {tail}{limit}", True)
+            limit = rng.choice(
+                ["", "", f" LIMIT {rng.randint(0, 5)}", f" OFFSET {rng.randint(0, 3)}"]
+            )
+            self._emit(
+                f"SELECT id, {column.name} FROM {table.name} "
+                f"ORDER BY {column.name}{direction}, {tail}{limit}",
+                True,
+            )
         elif column.type_name in IDENTITY_TYPES:
             self._emit(f"SELECT {column.name} FROM {table.name} ORDER BY {column.name}", True)
 
@@ -346,20 +406,27 @@ class Program:
         total = f", sum({rng.choice(numbers).name})" if numbers else ""
         where = f" WHERE {self._predicate(table)}" if rng.random() < 0.5 else ""
         having = " HAVING count(*) > 1" if rng.random() < 0.3 else ""
-        self._emit(f"SELECT {names}, count(*){total} FROM {table.name}{where} "
-                   f"GROUP BY {names}{having}")
+        self._emit(
+            f"SELECT {names}, count(*){total} FROM {table.name}{where} GROUP BY {names}{having}"
+        )
 
     def _join(self) -> None:
         rng, left, right = self.rng, self.rng.choice(self.tables), self.rng.choice(self.tables)
         kind = rng.choice(["JOIN", "LEFT JOIN", "FULL JOIN"])
-        self._emit(f"SELECT a.id, b.id FROM {left.name} a {kind} {right.name} b ON a.id = b.id"
-                   + (f" WHERE {self._predicate(left, 'a')}" if rng.random() < 0.5 else ""))
+        self._emit(
+            f"SELECT a.id, b.id FROM {left.name} a {kind} {right.name} b ON a.id = b.id"
+            + (f" WHERE {self._predicate(left, 'a')}" if rng.random() < 0.5 else "")
+        )
 
     def _subquery(self) -> None:
         outer, inner = self.rng.choice(self.tables), self.rng.choice(self.tables)
-        shape = self.rng.choice(["id IN (SELECT id FROM {i} WHERE {p})",
-                                 "EXISTS (SELECT 1 FROM {i} x WHERE x.id = o.id AND {p})",
-                                 "NOT EXISTS (SELECT 1 FROM {i} x WHERE x.id = o.id)"])
+        shape = self.rng.choice(
+            [
+                "id IN (SELECT id FROM {i} WHERE {p})",
+                "EXISTS (SELECT 1 FROM {i} x WHERE x.id = o.id AND {p})",
+                "NOT EXISTS (SELECT 1 FROM {i} x WHERE x.id = o.id)",
+            ]
+        )
         alias = "x" if " x " in shape else ""
         condition = shape.format(i=inner.name, p=self._predicate(inner, alias))
         self._emit(f"SELECT * FROM {outer.name} o WHERE {condition}")
@@ -367,8 +434,9 @@ class Program:
     def _window(self) -> None:
         table = self.rng.choice(self.tables)
         if table.key:
-            self._emit(f"SELECT id, row_number() OVER (ORDER BY {', '.join(table.key)}) "
-                       f"FROM {table.name}")
+            self._emit(
+                f"SELECT id, row_number() OVER (ORDER BY {', '.join(table.key)}) FROM {table.name}"
+            )
 
     def _locking(self) -> None:
         table = self.rng.choice(self.tables)

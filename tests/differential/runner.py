@@ -22,8 +22,10 @@ def run_statement(connection: psycopg.Connection, statement: Statement) -> Outco
     if result.error_message and result.status == psycopg.pq.ExecStatus.FATAL_ERROR:
         state = result.error_field(psycopg.pq.DiagnosticField.SQLSTATE) or b"?????"
         return Outcome(state.decode(), "", ())
-    rows = [tuple(result.get_value(row, column) for column in range(result.nfields))
-            for row in range(result.ntuples)]
+    rows = [
+        tuple(result.get_value(row, column) for column in range(result.nfields))
+        for row in range(result.ntuples)
+    ]
     if not statement.ordered:
         rows.sort(key=lambda row: tuple((value is None, value or b"") for value in row))
     return Outcome("00000", (result.command_status or b"").decode(), tuple(rows))
@@ -47,6 +49,6 @@ def differences(program: Program, ours: list[Outcome], stock: list[Outcome]) -> 
     """The story up to the first difference, or None."""
     for position, statement in enumerate(program.statements):
         if ours[position] != stock[position]:
-            story = "\n".join(f"  {s.sql};" for s in program.statements[:position + 1])
+            story = "\n".join(f"  {s.sql};" for s in program.statements[: position + 1])
             return f"{story}\n  ours:  {ours[position]}\n  stock: {stock[position]}"
     return None

@@ -11,7 +11,6 @@ def _quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-
 def _integer(rng: Random, bits: int) -> str:
     edge = 1 << (bits - 1)
     if rng.random() < 0.05:
@@ -78,7 +77,8 @@ _MAKERS = {
     "char(4)": lambda r: _quote(r.choice(["", "a", "a ", "b", "ab", "zz"])),
     "bytea": lambda r: rf"'\x{r.choice(['', '00', '0000', '00ff', 'ff', 'ff00', 'abcd'])}'::bytea",
     "uuid": lambda r: (
-        f"'0000000{r.randint(0, 9)}-0000-4000-8000-00000000000{r.randint(0, 3)}'::uuid"),
+        f"'0000000{r.randint(0, 9)}-0000-4000-8000-00000000000{r.randint(0, 3)}'::uuid"
+    ),
     "date": lambda r: f"'2024-0{r.randint(1, 9)}-{r.randint(1, 28):02}'::date",
     "time": lambda r: f"'{r.randint(0, 23):02}:0{r.randint(0, 9)}'::time",
     "timetz": lambda r: f"'{r.randint(0, 23):02}:00{r.choice(['+00', '+02', '-05'])}'::timetz",

@@ -18,14 +18,25 @@ def test_clients_wait_until_the_doors_open(is_open: str) -> None:
     with servers.scratch() as directory:
         pg_user().own(directory)
         port = places.choose_port("127.0.0.1", 0)
-        command = [sys.executable, "-m", "meridian.instance", "--data", str(directory / "data"),
-                   "--port", str(port), "--set", f"meridian.open={is_open}"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                   text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "meridian.instance",
+            "--data",
+            str(directory / "data"),
+            "--port",
+            str(port),
+            "--set",
+            f"meridian.open={is_open}",
+        ]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         try:
             assert process.stdout is not None and process.stdout.readline().startswith("ready")
-            with psycopg.connect(host=str(directory / "data"), port=port, user="meridian_root",
-                                 dbname="postgres") as session:
+            with psycopg.connect(
+                host=str(directory / "data"), port=port, user="meridian_root", dbname="postgres"
+            ) as session:
                 assert session.execute("SHOW meridian.open").fetchone() == (is_open,)
             dsn = f"postgresql://admin@127.0.0.1:{port}/postgres"
             if is_open == "on":

@@ -21,9 +21,11 @@ def test_scram_verifier_of_rfc_7677() -> None:
 
     salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
     made = scram.verifier("pencil", salt)
-    assert made == ("SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$"
-                    "WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:"
-                    "wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=")
+    assert made == (
+        "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$"
+        "WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:"
+        "wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
+    )
 
 
 def test_settings_are_quoted() -> None:
@@ -87,8 +89,10 @@ def test_leftovers_of_a_directory_are_found_and_ended(tmp_path: Path) -> None:
     stubborn = "import signal, time; signal.signal(signal.SIGQUIT, signal.SIG_IGN); time.sleep(60)"
     # A shell's background job ignores SIGQUIT, and its children inherit that.
     obedient = stubborn.replace("SIG_IGN", "SIG_DFL")
-    mine = [subprocess.Popen([sys.executable, "-c", code], cwd=directory)
-            for code in (obedient, stubborn)]
+    mine = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=directory)
+        for code in (obedient, stubborn)
+    ]
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=tmp_path)
     (directory / "postmaster.pid").write_text("1\n")
     time.sleep(0.3)
@@ -123,10 +127,12 @@ def test_children_die_with_their_parent() -> None:
         "from meridian.instance.users import die_with_parent\n"
         "p = subprocess.Popen(['sleep', '60'], preexec_fn=die_with_parent(signal.SIGKILL))\n"
         "print(p.pid, flush=True)\n"
-        "time.sleep(60)\n")
+        "time.sleep(60)\n"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
-                              env=environment)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     parent.kill()

@@ -22,8 +22,18 @@ INSTANCES = 2
 def two_instances() -> Iterator[list[str]]:
     """The DSNs of an ephemeral cluster."""
     with tempfile.TemporaryFile() as errors:
-        command = [sys.executable, "-m", "meridian", "dev", "--ephemeral", "--port", "0", "--json",
-                   "--query-hosts", str(INSTANCES)]
+        command = [
+            sys.executable,
+            "-m",
+            "meridian",
+            "dev",
+            "--ephemeral",
+            "--port",
+            "0",
+            "--json",
+            "--query-hosts",
+            str(INSTANCES),
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -238,8 +238,10 @@ def test_who_holds_what_can_be_seen(connect: Connect) -> None:
     one.execute("SELECT pg_advisory_lock(-80), pg_advisory_xact_lock_shared(1)")
     one.execute("SELECT pg_advisory_lock_shared(-3, 81)")
     thread = waits(other, "SELECT pg_advisory_lock(-80)")
-    sql = ("SELECT key, key1, key2, mode, granted, instance FROM sys.advisory_locks"
-           " WHERE pid IN (%s, %s) ORDER BY 1 NULLS LAST, granted DESC")
+    sql = (
+        "SELECT key, key1, key2, mode, granted, instance FROM sys.advisory_locks"
+        " WHERE pid IN (%s, %s) ORDER BY 1 NULLS LAST, granted DESC"
+    )
     pids = (one.info.backend_pid, other.info.backend_pid)
     first, second, third = connect(0).execute(sql, pids).fetchall()
     assert first[:5] == (-80, None, None, "ExclusiveLock", True)

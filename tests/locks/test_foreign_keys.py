@@ -77,8 +77,9 @@ def orphans(session: Session, condition: str = "parent.id = child.pid") -> int:
     return len(rows(session, f"SELECT id FROM child WHERE {where} AND {lost}"))
 
 
-@pytest.mark.parametrize("change", ["DELETE FROM parent WHERE id = 1",
-                                    "UPDATE parent SET id = id + 50 WHERE id = 1"])
+@pytest.mark.parametrize(
+    "change", ["DELETE FROM parent WHERE id = 1", "UPDATE parent SET id = id + 50 WHERE id = 1"]
+)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("action", ACTIONS)
 def test_parent_changes_child_comes(
@@ -125,8 +126,9 @@ def test_other_columns_of_a_parent_never_conflict(
     update = f"UPDATE parent SET {change} WHERE id = 1"
     assert race(one, update, other, "INSERT INTO child VALUES (1, 1)") == (None, None)
     assert race(one, "INSERT INTO child VALUES (2, 1)", other, update) == (None, None)
-    assert race(one, "INSERT INTO child VALUES (3, 1)", other,
-                "INSERT INTO child VALUES (4, 1)") == (None, None)
+    assert race(
+        one, "INSERT INTO child VALUES (3, 1)", other, "INSERT INTO child VALUES (4, 1)"
+    ) == (None, None)
 
 
 def test_a_secondary_key_is_a_key(pair: tuple[Session, Session]) -> None:
@@ -143,8 +145,10 @@ def test_a_secondary_key_is_a_key(pair: tuple[Session, Session]) -> None:
 @pytest.mark.parametrize("match", ["MATCH SIMPLE", "MATCH FULL"])
 def test_composite(pair: tuple[Session, Session], match: str, action: str) -> None:
     one, other = made(pair, COMPOSITE, action=action, match=match)
-    one.execute("INSERT INTO parent SELECT g, b, 'x' FROM generate_series(1, 4) g,"
-                " unnest('{a,b,none}'::text[]) b")
+    one.execute(
+        "INSERT INTO parent SELECT g, b, 'x' FROM generate_series(1, 4) g,"
+        " unnest('{a,b,none}'::text[]) b"
+    )
     delete = "DELETE FROM parent WHERE (a, b) = ({0}, 'a')"
     insert = "INSERT INTO child VALUES ({0}, {0}, 'a')"
     condition = "(parent.a, parent.b) = (child.pa, child.pb)"
@@ -168,8 +172,12 @@ def test_set_null_and_default_of_some_columns(pair: tuple[Session, Session]) -> 
     # What a child falls back to is locked like any other parent.
     one.execute("INSERT INTO parent VALUES (3, 'a', 'x'), (3, 'none', 'x')")
     one.execute("INSERT INTO child VALUES (3, 3, 'a')")
-    outcome = race(one, "DELETE FROM parent WHERE (a, b) = (3, 'a')",
-                   other, "DELETE FROM parent WHERE (a, b) = (3, 'none')")
+    outcome = race(
+        one,
+        "DELETE FROM parent WHERE (a, b) = (3, 'a')",
+        other,
+        "DELETE FROM parent WHERE (a, b) = (3, 'none')",
+    )
     assert outcome == (None, CONFLICT)
     assert orphans(one, "(parent.a, parent.b) = (child.pa, child.pb)") == 0
 
@@ -181,11 +189,15 @@ def test_self_reference(pair: tuple[Session, Session], time: str) -> None:
     delete, insert = "DELETE FROM parent WHERE id = {}", "INSERT INTO parent VALUES ({}, {})"
     assert race(one, delete.format(1), other, insert.format(11, 1)) == (None, CONFLICT)
     assert race(one, insert.format(12, 2), other, delete.format(2)) == (None, CONFLICT)
-    assert race(one, "UPDATE parent SET note = 'x' WHERE id = 12", other,
-                insert.format(13, 12)) == (None, None)
+    assert race(
+        one, "UPDATE parent SET note = 'x' WHERE id = 12", other, insert.format(13, 12)
+    ) == (None, None)
     assert race(one, delete.format(3), other, "SELECT 1") == (None, None)
-    assert rows(one, "SELECT count(*) FROM parent p WHERE boss IS NOT NULL AND NOT EXISTS"
-                     " (SELECT FROM parent WHERE id = p.boss)") == [(0,)]
+    assert rows(
+        one,
+        "SELECT count(*) FROM parent p WHERE boss IS NOT NULL AND NOT EXISTS"
+        " (SELECT FROM parent WHERE id = p.boss)",
+    ) == [(0,)]
 
 
 @pytest.mark.parametrize("action", ["CASCADE", "SET NULL"])
@@ -204,11 +216,13 @@ def test_actions_reach_what_the_other_instance_wrote(
 def test_two_cascades_meet(pair: tuple[Session, Session]) -> None:
     """Both delete the same child through different parents."""
     one, other = pair
-    one.execute("CREATE TABLE parent (id int PRIMARY KEY);"
-                "CREATE TABLE child (id int PRIMARY KEY,"
-                " a int REFERENCES parent ON DELETE CASCADE,"
-                " b int REFERENCES parent ON DELETE SET NULL);"
-                "INSERT INTO parent VALUES (1), (2); INSERT INTO child VALUES (1, 1, 2)")
+    one.execute(
+        "CREATE TABLE parent (id int PRIMARY KEY);"
+        "CREATE TABLE child (id int PRIMARY KEY,"
+        " a int REFERENCES parent ON DELETE CASCADE,"
+        " b int REFERENCES parent ON DELETE SET NULL);"
+        "INSERT INTO parent VALUES (1), (2); INSERT INTO child VALUES (1, 1, 2)"
+    )
     delete = "DELETE FROM parent WHERE id = {}"
     assert race(one, delete.format(1), other, delete.format(2)) == (None, CONFLICT)
     assert rows(one, "SELECT * FROM child") == []
@@ -224,8 +238,9 @@ def test_detached_and_attached_partitions(pair: tuple[Session, Session]) -> None
     attach = "ALTER TABLE parent ATTACH PARTITION parent_high FOR VALUES FROM (5) TO (100)"
     assert state(one, attach) is None
     assert state(other, "INSERT INTO child VALUES (2, 7)") is None
-    assert race(one, "INSERT INTO child VALUES (3, 8)", other,
-                "DELETE FROM parent WHERE id = 8") == (None, CONFLICT)
+    assert race(
+        one, "INSERT INTO child VALUES (3, 8)", other, "DELETE FROM parent WHERE id = 8"
+    ) == (None, CONFLICT)
     assert orphans(one) == 0
 
 

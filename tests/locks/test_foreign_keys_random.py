@@ -34,8 +34,10 @@ CREATE TABLE c1 PARTITION OF c FOR VALUES WITH (MODULUS 2, REMAINDER 1);
 CREATE INDEX ON b (a);
 CREATE INDEX ON c (b);
 """
-SPLIT = ("CREATE TABLE a0 PARTITION OF a FOR VALUES FROM (0) TO (4);"
-         "CREATE TABLE a1 PARTITION OF a FOR VALUES FROM (4) TO (100);")
+SPLIT = (
+    "CREATE TABLE a0 PARTITION OF a FOR VALUES FROM (0) TO (4);"
+    "CREATE TABLE a1 PARTITION OF a FOR VALUES FROM (4) TO (100);"
+)
 
 INVARIANTS = {
     "b.a": "SELECT count(*) FROM b WHERE a IS NOT NULL AND a NOT IN (SELECT id FROM a)",
@@ -43,25 +45,32 @@ INVARIANTS = {
     "b.self": "SELECT count(*) FROM b WHERE self IS NOT NULL AND self NOT IN (SELECT id FROM b)",
     "c.b": "SELECT count(*) FROM c WHERE b IS NOT NULL AND b NOT IN (SELECT id FROM b)",
     "c.x": "SELECT count(*) FROM c WHERE x IS NOT NULL AND y IS NOT NULL AND NOT EXISTS"
-           " (SELECT FROM d WHERE (d.x, d.y) = (c.x, c.y))",
+    " (SELECT FROM d WHERE (d.x, d.y) = (c.x, c.y))",
     "a": "SELECT count(*) - count(DISTINCT id) FROM a",
     "b.u": "SELECT count(u) - count(DISTINCT u) FROM b",
     "d": "SELECT count(*) FROM (SELECT FROM d GROUP BY x, y HAVING count(*) > 1) twice",
     "index of b": "SELECT (SELECT count(*) FROM b WHERE a IS NOT NULL) -"
-                  " (SELECT count(*) FROM b WHERE a BETWEEN -100 AND 100)",
+    " (SELECT count(*) FROM b WHERE a BETWEEN -100 AND 100)",
 }
 
 
 def schema(rng: random.Random) -> tuple[str, str]:
     """The statements, and which column of a `b.au` refers to."""
     split = rng.random() < 0.4
-    words = {f"a{n}": f"ON DELETE {rng.choice(ACTIONS)} ON UPDATE {rng.choice(ACTIONS)}"
-             for n in range(1, 6)}
+    words = {
+        f"a{n}": f"ON DELETE {rng.choice(ACTIONS)} ON UPDATE {rng.choice(ACTIONS)}"
+        for n in range(1, 6)
+    }
     words |= {f"t{n}": rng.choice(TIMES) for n in range(1, 6)}
     text = SCHEMA.format(
-        split="PARTITION BY RANGE (id)" if split else "", parts=SPLIT if split else "",
-        au="a" if split else "a (u)", tu="", d_key=rng.choice(("PRIMARY KEY", "UNIQUE")),
-        match=rng.choice(("", "MATCH FULL")), **words)
+        split="PARTITION BY RANGE (id)" if split else "",
+        parts=SPLIT if split else "",
+        au="a" if split else "a (u)",
+        tu="",
+        d_key=rng.choice(("PRIMARY KEY", "UNIQUE")),
+        match=rng.choice(("", "MATCH FULL")),
+        **words,
+    )
     if split:
         # A unique key of a partitioned table holds the partition key.
         text = text.replace("u int UNIQUE, note int DEFAULT 0) PART", "u int, note int) PART")
@@ -84,8 +93,10 @@ def statement(rng: random.Random) -> str:
         lambda: f"INSERT INTO b VALUES ({fresh()}, {v()}, {v()}, {v()}, NULL)",
         lambda: f"INSERT INTO b VALUES ({fresh()}, {v()}, {v()}, NULL, NULL)",
         lambda: f"INSERT INTO c VALUES ({fresh()}, NULL, {n()}, {n()})",
-        lambda: f"INSERT INTO b VALUES ({n()}, {v()}, {v()}, {v()}, {v()})"
-                f" ON CONFLICT (id) DO UPDATE SET a = {v()}",
+        lambda: (
+            f"INSERT INTO b VALUES ({n()}, {v()}, {v()}, {v()}, {v()})"
+            f" ON CONFLICT (id) DO UPDATE SET a = {v()}"
+        ),
         lambda: f"INSERT INTO c VALUES ({n()}, {v()}, {v()}, {v()})",
         lambda: f"UPDATE a SET id = {fresh() % 90 + 8} WHERE id = {n()}",
         lambda: f"UPDATE a SET u = {n()} WHERE id = {n()}",
@@ -100,8 +111,10 @@ def statement(rng: random.Random) -> str:
         lambda: f"DELETE FROM b WHERE id = {n()}",
         lambda: f"DELETE FROM c WHERE id = {n()}",
         lambda: f"DELETE FROM d WHERE x = {n()}",
-        lambda: f"SELECT * FROM {rng.choice('abc')} WHERE id = {n()} FOR"
-                f" {rng.choice(('UPDATE', 'NO KEY UPDATE', 'SHARE', 'KEY SHARE'))}",
+        lambda: (
+            f"SELECT * FROM {rng.choice('abc')} WHERE id = {n()} FOR"
+            f" {rng.choice(('UPDATE', 'NO KEY UPDATE', 'SHARE', 'KEY SHARE'))}"
+        ),
         lambda: "SET CONSTRAINTS ALL " + rng.choice(("DEFERRED", "IMMEDIATE")),
         lambda: "SAVEPOINT s",
     ]

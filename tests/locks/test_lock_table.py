@@ -53,9 +53,7 @@ def commits(session: Session) -> bool:
 
 
 @pytest.mark.parametrize("mode", WRITERS_OUT)
-def test_a_writer_that_comes_first_fails_the_lock(
-    pair: tuple[Session, Session], mode: str
-) -> None:
+def test_a_writer_that_comes_first_fails_the_lock(pair: tuple[Session, Session], mode: str) -> None:
     locker, writer = pair
     lock(locker, "held", mode)
     writer.execute("INSERT INTO held VALUES (1)")
@@ -63,9 +61,7 @@ def test_a_writer_that_comes_first_fails_the_lock(
 
 
 @pytest.mark.parametrize("mode", WRITERS_OUT)
-def test_a_lock_that_comes_first_fails_the_writer(
-    pair: tuple[Session, Session], mode: str
-) -> None:
+def test_a_lock_that_comes_first_fails_the_writer(pair: tuple[Session, Session], mode: str) -> None:
     locker, writer = pair
     writer.execute("BEGIN")
     writer.execute("INSERT INTO held VALUES (1)")

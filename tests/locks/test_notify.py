@@ -132,14 +132,16 @@ def test_large_transactions_notify_too(connect: Connect, listeners: list[Session
     sender.execute("CREATE TABLE bulk (id int PRIMARY KEY, filler text)")
     with sender.transaction():
         sender.execute("NOTIFY news, 'first'")
-        sender.execute("INSERT INTO bulk SELECT g, repeat('x', 500)"
-                       " FROM generate_series(1, 9000) g")
+        sender.execute(
+            "INSERT INTO bulk SELECT g, repeat('x', 500) FROM generate_series(1, 9000) g"
+        )
         sender.execute("NOTIFY news, 'last'")
     expected = [("news", "first"), ("news", "last")]
     assert [heard(session, 2, timeout_s=30) for session in listeners] == [expected, expected]
     with sender.transaction():
-        sender.execute("SELECT pg_notify('news', g || repeat('y', 7000))"
-                       " FROM generate_series(1, 400) g")
+        sender.execute(
+            "SELECT pg_notify('news', g || repeat('y', 7000)) FROM generate_series(1, 400) g"
+        )
     for session in listeners:
         notes = heard(session, 400, timeout_s=30)
         assert [payload.rstrip("y") for _, payload in notes] == [str(g) for g in range(1, 401)]

@@ -20,8 +20,12 @@ from tests.locks.races import race, rows, state
 CONFLICT = "40001"
 LOCKS = ["UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE"]
 EXCLUDES = {
-    ("UPDATE", "UPDATE"), ("UPDATE", "NO KEY UPDATE"), ("UPDATE", "SHARE"),
-    ("UPDATE", "KEY SHARE"), ("NO KEY UPDATE", "NO KEY UPDATE"), ("NO KEY UPDATE", "SHARE"),
+    ("UPDATE", "UPDATE"),
+    ("UPDATE", "NO KEY UPDATE"),
+    ("UPDATE", "SHARE"),
+    ("UPDATE", "KEY SHARE"),
+    ("NO KEY UPDATE", "NO KEY UPDATE"),
+    ("NO KEY UPDATE", "SHARE"),
 }
 """PostgreSQL's table, one half."""
 WORK = {
@@ -52,8 +56,12 @@ def pair(connect: Connect, request: pytest.FixtureRequest) -> Iterator[tuple[Ses
 @pytest.mark.parametrize("option", ["", "NOWAIT", "SKIP LOCKED"])
 def test_locks_exclude_as_in_postgresql(pair: tuple[Session, Session], option: str) -> None:
     for mine, yours in itertools.product(LOCKS, LOCKS):
-        outcome = race(pair[0], f"SELECT * FROM t WHERE id = 1 FOR {mine} {option}",
-                       pair[1], f"SELECT * FROM t WHERE id = 1 FOR {yours} {option}")
+        outcome = race(
+            pair[0],
+            f"SELECT * FROM t WHERE id = 1 FOR {mine} {option}",
+            pair[1],
+            f"SELECT * FROM t WHERE id = 1 FOR {yours} {option}",
+        )
         expected = CONFLICT if exclude(mine, yours) else None
         assert outcome == (None, expected), (mine, yours)
 
@@ -91,15 +99,21 @@ def test_one_of_two_new_duplicates_wins(pair: tuple[Session, Session], column: s
     move = f"UPDATE t SET {column} = 60 WHERE id = {{}}"
     assert race(one, move.format(1), other, move.format(2)) == (None, CONFLICT)
     again = insert.format(values[0]) + f" ON CONFLICT ({column}) DO UPDATE SET v = 7"
-    assert race(one, again.replace("50", "70").replace("51", "71"), other,
-                again.replace("50", "70").replace("51", "72")) == (None, CONFLICT)
+    assert race(
+        one,
+        again.replace("50", "70").replace("51", "71"),
+        other,
+        again.replace("50", "70").replace("51", "72"),
+    ) == (None, CONFLICT)
     assert rows(one, f"SELECT {column} FROM t GROUP BY 1 HAVING count(*) > 1") == []
 
 
 def test_freed_keys_may_be_taken_again(pair: tuple[Session, Session]) -> None:
     one, other = pair
     assert race(one, "DELETE FROM t WHERE id = 1", other, "INSERT INTO t VALUES (77, 77, 0)") == (
-        None, None)
+        None,
+        None,
+    )
     other.execute("INSERT INTO t VALUES (1, 1, 9)")
     assert rows(one, "SELECT v FROM t WHERE k = 1") == [(9,)]
     swap = "UPDATE t SET k = -k WHERE id = 2; UPDATE t SET k = 2 WHERE id = 3"

@@ -96,9 +96,11 @@ def test_owners_and_comments(pair: tuple[Session, Session]) -> None:
     one.execute("REASSIGN OWNED BY r1 TO r2")
     owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'base'::regclass"
     assert rows(other, owner) == [("r2",)]
-    comments = ("SELECT shobj_description(d.oid, 'pg_database'),"
-                " shobj_description(r.oid, 'pg_authid')"
-                " FROM pg_database d, pg_roles r WHERE datname = 'postgres' AND rolname = 'r1'")
+    comments = (
+        "SELECT shobj_description(d.oid, 'pg_database'),"
+        " shobj_description(r.oid, 'pg_authid')"
+        " FROM pg_database d, pg_roles r WHERE datname = 'postgres' AND rolname = 'r1'"
+    )
     assert rows(other, comments) == [("mine", "one")]
     other.execute("DROP OWNED BY r2")
     assert rows(one, "SELECT to_regclass('base')") == [(None,)]

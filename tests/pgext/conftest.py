@@ -14,9 +14,24 @@ from meridian.bench import servers
 from meridian.instance import binaries, extension, sanitizer
 from meridian.instance.users import pg_user
 
-CODEC_FILES = ["module", "msgpack", "orderbytes", "rowcodec", "keyenc", "proto", "wire",
-               "wireerror", "debug",
-               "catrules", "catcapture", "catapply", "catlock", "reach", "seqfile", "catdebug"]
+CODEC_FILES = [
+    "module",
+    "msgpack",
+    "orderbytes",
+    "rowcodec",
+    "keyenc",
+    "proto",
+    "wire",
+    "wireerror",
+    "debug",
+    "catrules",
+    "catcapture",
+    "catapply",
+    "catlock",
+    "reach",
+    "seqfile",
+    "catdebug",
+]
 
 
 def build_library(target: Path, names: list[str]) -> None:
@@ -24,12 +39,24 @@ def build_library(target: Path, names: list[str]) -> None:
     install = binaries.for_user(binaries.find(), pg_user())
     sources = extension.source_directory() / "src"
     files = [str(sources / f"{name}.c") for name in names]
-    include = ["-I", str(install.includedir_server), "-D_GNU_SOURCE",
-               *sanitizer.flags(sources.parent)]
+    include = [
+        "-I",
+        str(install.includedir_server),
+        "-D_GNU_SOURCE",
+        *sanitizer.flags(sources.parent),
+    ]
     output = target / extension.LIBRARY
     subprocess.run(
-        [*extension.compiler(), *extension.FLAGS, *include, "-shared", *files, "-lm",
-         "-o", str(output)],
+        [
+            *extension.compiler(),
+            *extension.FLAGS,
+            *include,
+            "-shared",
+            *files,
+            "-lm",
+            "-o",
+            str(output),
+        ],
         check=True,
     )
     output.chmod(0o755)

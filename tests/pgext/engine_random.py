@@ -19,10 +19,26 @@ VALUES = NUMBERS | {
     "bool": ["true", "false"],
     "date": [f"date '2024-01-{day:02d}'" for day in range(1, 13)],
 }
-PLAN_SETTINGS = ["seqscan", "indexscan", "bitmapscan", "indexonlyscan", "hashjoin", "nestloop",
-                 "sort"]
-FETCHES = ["3", "backward 2", "last", "first", "relative 2", "absolute 4", "prior", "all",
-           "backward all"]
+PLAN_SETTINGS = [
+    "seqscan",
+    "indexscan",
+    "bitmapscan",
+    "indexonlyscan",
+    "hashjoin",
+    "nestloop",
+    "sort",
+]
+FETCHES = [
+    "3",
+    "backward 2",
+    "last",
+    "first",
+    "relative 2",
+    "absolute 4",
+    "prior",
+    "all",
+    "backward all",
+]
 
 
 class Program:
@@ -56,14 +72,17 @@ class Program:
             return f"create table t (id int, {columns})"
         if self.key == "id":
             return f"create table t (id int primary key, {columns})"
-        return (f"create table t (id int not null, {columns}, k {self.key} not null, "
-                "primary key (k, id))")
+        return (
+            f"create table t (id int not null, {columns}, k {self.key} not null, "
+            "primary key (k, id))"
+        )
 
     def index(self, number: int) -> str:
         r = self.r
         chosen = r.sample(self.columns, r.randint(1, min(3, len(self.columns))))
-        parts = [name + r.choice(["", " desc", " desc nulls last", " nulls first"])
-                 for name, _ in chosen]
+        parts = [
+            name + r.choice(["", " desc", " desc nulls last", " nulls first"]) for name, _ in chosen
+        ]
         integers = [name for name, kind in self.columns if kind in ("int", "int8")]
         if integers and r.random() < 0.2:
             parts.insert(0, f"(({integers[0]}) + 1)")
@@ -81,17 +100,19 @@ class Program:
         r = self.r
         name, kind = r.choice(self.columns)
         other, other_kind = r.choice(self.columns)
-        return r.choice([
-            f"{name} {r.choice(['=', '<', '>', '<=', '>=', '<>'])} {self.value(kind, 0)}",
-            f"{name} is {r.choice(['', 'not '])}null",
-            f"{name} in ({', '.join(self.value(kind, 0.1) for _ in range(r.randint(1, 4)))})",
-            f"id {r.choice(['=', '<', '>'])} {r.randint(1, 60)}",
-            f"id in ({', '.join(str(r.randint(1, 60)) for _ in range(4))})",
-            f"({name}, {other}) {r.choice(['<', '>=', '>'])} "
-            f"({self.value(kind, 0)}, {self.value(other_kind, 0)})",
-            f"{name} between {self.value(kind, 0)} and {self.value(kind, 0)}",
-            "true",
-        ])
+        return r.choice(
+            [
+                f"{name} {r.choice(['=', '<', '>', '<=', '>=', '<>'])} {self.value(kind, 0)}",
+                f"{name} is {r.choice(['', 'not '])}null",
+                f"{name} in ({', '.join(self.value(kind, 0.1) for _ in range(r.randint(1, 4)))})",
+                f"id {r.choice(['=', '<', '>'])} {r.randint(1, 60)}",
+                f"id in ({', '.join(str(r.randint(1, 60)) for _ in range(4))})",
+                f"({name}, {other}) {r.choice(['<', '>=', '>'])} "
+                f"({self.value(kind, 0)}, {self.value(other_kind, 0)})",
+                f"{name} between {self.value(kind, 0)} and {self.value(kind, 0)}",
+                "true",
+            ]
+        )
 
     def predicate(self) -> str:
         k = self.r.random()
@@ -112,23 +133,29 @@ class Program:
         name, kind = r.choice(self.columns)
         new = f"{name} + 1" if kind in NUMBERS and r.random() < 0.4 else self.value(kind)
         moved = r.choice(["", "", ", id = id + 100"])
-        return (f"update t set {name} = {new}{moved} where {self.predicate()}"
-                + r.choice([" returning *", ""]))
+        return f"update t set {name} = {new}{moved} where {self.predicate()}" + r.choice(
+            [" returning *", ""]
+        )
 
     def change(self) -> str:
         r = self.r
         rows = ", ".join(self.row() for _ in range(r.randint(1, 6)))
         copied = ", ".join([f"id + {r.choice([100, 200, 1000])}", *self.names[1:]])
-        choices = [f"insert into t values {rows}{r.choice([' returning *', '', ''])}",
-                   f"insert into t values {rows} on conflict do nothing",
-                   self.update(), self.update(),
-                   f"delete from t where {self.predicate()}{r.choice([' returning *', ''])}",
-                   f"insert into t select {copied} from t where {self.predicate()}",
-                   f"select * from t where {self.predicate()} for update"]
+        choices = [
+            f"insert into t values {rows}{r.choice([' returning *', '', ''])}",
+            f"insert into t values {rows} on conflict do nothing",
+            self.update(),
+            self.update(),
+            f"delete from t where {self.predicate()}{r.choice([' returning *', ''])}",
+            f"insert into t select {copied} from t where {self.predicate()}",
+            f"select * from t where {self.predicate()} for update",
+        ]
         if self.key == "id":
             name = r.choice(self.columns)[0]
-            choices.append(f"insert into t values {self.row()} on conflict (id) do update "
-                           f"set {name} = excluded.{name} returning *")
+            choices.append(
+                f"insert into t values {self.row()} on conflict (id) do update "
+                f"set {name} = excluded.{name} returning *"
+            )
         return r.choice(choices)
 
     def query(self) -> str:
@@ -136,16 +163,20 @@ class Program:
         names = r.sample(self.names, len(self.names))
         two = names[:2]
         order = ", ".join(name + r.choice([" desc", " nulls first", ""]) for name in two)
-        return r.choice([
-            f"select * from t where {self.predicate()}",
-            f"select {', '.join(two)} from t where {self.predicate()} order by {order}",
-            f"select count(*), count({names[0]}), min(id) from t where {self.predicate()}",
-            f"select {names[0]}, count(*) from t where {self.predicate()} group by 1 order by 1",
-            f"select a.id, b.id from t a join t b on a.{names[0]} = b.{names[0]} where a.id < b.id",
-            f"select {names[0]} from t order by {names[0]} desc nulls last limit 5",
-            f"select id from t o where exists (select 1 from t x where x.{names[0]} = "
-            f"o.{names[0]} and x.id > o.id)",
-        ])
+        return r.choice(
+            [
+                f"select * from t where {self.predicate()}",
+                f"select {', '.join(two)} from t where {self.predicate()} order by {order}",
+                f"select count(*), count({names[0]}), min(id) from t where {self.predicate()}",
+                f"select {names[0]}, count(*) from t where {self.predicate()}"
+                " group by 1 order by 1",
+                f"select a.id, b.id from t a join t b on a.{names[0]} = b.{names[0]}"
+                " where a.id < b.id",
+                f"select {names[0]} from t order by {names[0]} desc nulls last limit 5",
+                f"select id from t o where exists (select 1 from t x where x.{names[0]} = "
+                f"o.{names[0]} and x.id > o.id)",
+            ]
+        )
 
     def setting(self) -> str:
         return f"set enable_{self.r.choice(PLAN_SETTINGS)} = {self.r.choice(['on', 'off'])}"
@@ -153,8 +184,9 @@ class Program:
     def transaction(self) -> list[str]:
         r = self.r
         if r.random() < 0.3:
-            return [self.change() if r.random() < 0.6 else self.query()
-                    for _ in range(r.randint(1, 5))]
+            return [
+                self.change() if r.random() < 0.6 else self.query() for _ in range(r.randint(1, 5))
+            ]
         out = ["begin"]
         depth = 0
         opened: list[int] = []
@@ -173,8 +205,9 @@ class Program:
                 self.cursors += 1
                 opened.append(self.cursors)
                 order = ", ".join(r.sample(self.names, len(self.names)))
-                out.append(f"declare k{self.cursors} scroll cursor for "
-                           f"select * from t order by {order}")
+                out.append(
+                    f"declare k{self.cursors} scroll cursor for select * from t order by {order}"
+                )
             elif opened:
                 out.append(f"fetch {r.choice(FETCHES)} from k{r.choice(opened)}")
         return [*out, r.choice(["commit", "commit", "commit", "rollback"])]

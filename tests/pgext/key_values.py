@@ -20,18 +20,33 @@ def integer(bits: int, name: str, low: int | None = None) -> Callable[[Random], 
     highest = (1 << (bits - 1)) - 1 if low is None else (1 << bits) - 1
 
     def make(rng: Random) -> str:
-        value = rng.choice([
-            rng.randint(lowest, highest), rng.randint(0, 3), lowest, highest,
-            max(lowest, min(highest, rng.choice([-1, 1]) << rng.randint(0, bits - 1))),
-        ])
+        value = rng.choice(
+            [
+                rng.randint(lowest, highest),
+                rng.randint(0, 3),
+                lowest,
+                highest,
+                max(lowest, min(highest, rng.choice([-1, 1]) << rng.randint(0, bits - 1))),
+            ]
+        )
         return f"'{value}'::{name}"
 
     return make
 
 
 def float8(rng: Random) -> str:
-    special = ["NaN", "Infinity", "-Infinity", "-0", "0", "5e-324", "-5e-324",
-               "1.7976931348623157e308", "1", "-1"]
+    special = [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "-0",
+        "0",
+        "5e-324",
+        "-5e-324",
+        "1.7976931348623157e308",
+        "1",
+        "-1",
+    ]
     if rng.random() < 0.3:
         return f"'{rng.choice(special)}'::float8"
     if rng.random() < 0.5:
@@ -55,8 +70,11 @@ def numeric(rng: Random) -> str:
     sign = rng.choice(["", "-"])
     if roll < 0.4:
         zeros = "0" * rng.randint(0, 4)
-        return f"'{sign}{rng.choice(['1', '10', '0.1', '9999', '10000', '0.0001'])}'::numeric" \
-            if rng.random() < 0.5 else f"'{sign}{rng.randint(0, 30)}.{zeros}'::numeric"
+        return (
+            f"'{sign}{rng.choice(['1', '10', '0.1', '9999', '10000', '0.0001'])}'::numeric"
+            if rng.random() < 0.5
+            else f"'{sign}{rng.randint(0, 30)}.{zeros}'::numeric"
+        )
     if roll < 0.5:
         return f"'{sign}{rng.randint(1, 99)}e{rng.randint(-600, 600)}'::numeric"
     if roll < 0.55:
@@ -113,12 +131,26 @@ def timetz(rng: Random) -> str:
 
 
 def interval(rng: Random) -> str:
-    special = ["1 mon", "30 days", "720:00:00", "1 day", "24:00:00", "-1 day", "0", "infinity",
-               "-infinity", "1 mon -30 days", "178000000 years", "-178000000 years",
-               "2147483647 days", "-2147483648 days", "9223372036854775807 us"]
+    special = [
+        "1 mon",
+        "30 days",
+        "720:00:00",
+        "1 day",
+        "24:00:00",
+        "-1 day",
+        "0",
+        "infinity",
+        "-infinity",
+        "1 mon -30 days",
+        "178000000 years",
+        "-178000000 years",
+        "2147483647 days",
+        "-2147483648 days",
+        "9223372036854775807 us",
+    ]
     if rng.random() < 0.5:
         return f"'{rng.choice(special)}'::interval"
-    months, days, us = rng.randint(-20, 20), rng.randint(-90, 90), rng.randint(-10**13, 10**13)
+    months, days, us = rng.randint(-20, 20), rng.randint(-90, 90), rng.randint(-(10**13), 10**13)
     return f"'{months} mons {days} days {us} us'::interval"
 
 
@@ -135,8 +167,9 @@ def cidr(rng: Random) -> str:
 
 
 def uuid(rng: Random) -> str:
-    data = rng.randbytes(16) if rng.random() < 0.7 else bytes(rng.choice([0, 255])
-                                                             for _ in range(16))
+    data = (
+        rng.randbytes(16) if rng.random() < 0.7 else bytes(rng.choice([0, 255]) for _ in range(16))
+    )
     return f"'{data.hex()}'::uuid"
 
 
@@ -145,8 +178,11 @@ def mac(size: int, name: str) -> Callable[[Random], str]:
 
 
 def char(rng: Random) -> str:
-    return f"'{rng.choice(['', 'a', 'A', chr(1), '~'])}'::\"char\"" if rng.random() < 0.8 \
-        else f"({rng.randint(-128, 127)})::\"char\""
+    return (
+        f"'{rng.choice(['', 'a', 'A', chr(1), '~'])}'::\"char\""
+        if rng.random() < 0.8
+        else f'({rng.randint(-128, 127)})::"char"'
+    )
 
 
 def boolean(rng: Random) -> str:
@@ -158,16 +194,35 @@ def lsn(rng: Random) -> str:
 
 
 MAKERS: dict[str, Callable[[Random], str]] = {
-    "int2": integer(16, "int2"), "int4": integer(32, "int4"), "int8": integer(64, "int8"),
-    "oid": integer(32, "oid", 0), "regclass": lambda rng: f"{rng.randint(0, 2**32 - 1)}::oid"
-    "::regclass", "xid8": integer(64, "xid8", 0), "money": lambda rng:
-    f"({rng.randint(-10**6, 10**6)})::money", "float4": float4, "float8": float8,
-    "numeric": numeric, "text": text("text"), "varchar": text("varchar"), "name": text("name"),
-    "bpchar": text("char(9)"), "bytea": bytea, "uuid": uuid, "date": date, "time": time,
-    "timetz": timetz, "timestamp": timestamp("timestamp"),
-    "timestamptz": timestamp("timestamptz"), "interval": interval, "bool": boolean,
-    "inet": inet, "cidr": cidr, '"char"': char, "macaddr": mac(6, "macaddr"),
-    "macaddr8": mac(8, "macaddr8"), "pg_lsn": lsn,
+    "int2": integer(16, "int2"),
+    "int4": integer(32, "int4"),
+    "int8": integer(64, "int8"),
+    "oid": integer(32, "oid", 0),
+    "regclass": lambda rng: f"{rng.randint(0, 2**32 - 1)}::oid::regclass",
+    "xid8": integer(64, "xid8", 0),
+    "money": lambda rng: f"({rng.randint(-(10**6), 10**6)})::money",
+    "float4": float4,
+    "float8": float8,
+    "numeric": numeric,
+    "text": text("text"),
+    "varchar": text("varchar"),
+    "name": text("name"),
+    "bpchar": text("char(9)"),
+    "bytea": bytea,
+    "uuid": uuid,
+    "date": date,
+    "time": time,
+    "timetz": timetz,
+    "timestamp": timestamp("timestamp"),
+    "timestamptz": timestamp("timestamptz"),
+    "interval": interval,
+    "bool": boolean,
+    "inet": inet,
+    "cidr": cidr,
+    '"char"': char,
+    "macaddr": mac(6, "macaddr"),
+    "macaddr8": mac(8, "macaddr8"),
+    "pg_lsn": lsn,
 }
 OPAQUE: dict[str, list[str]] = {
     "json": ["'{\"a\": [1, 2]}'::json"],

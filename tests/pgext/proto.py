@@ -163,7 +163,8 @@ class Stream:
         request_id = self.lib.mer_proto_next_id(self.proto)
         body = b"".join(msgspec.msgpack.encode(field) for field in fields)
         status = self.lib.merlib_send(
-            self.proto, kind, request_id, body, len(body), 2 + len(fields), deadline_ms)
+            self.proto, kind, request_id, body, len(body), 2 + len(fields), deadline_ms
+        )
         return int(status), int(request_id)
 
     def wait(self, request_id: int, deadline_ms: int = FOREVER) -> tuple[int, Any]:
@@ -192,8 +193,8 @@ class Stream:
             size = int.from_bytes(self.outbound[:4], "little")
             if len(self.outbound) < 4 + size:
                 break
-            found.append(msgspec.msgpack.decode(self.outbound[4:4 + size]))
-            del self.outbound[:4 + size]
+            found.append(msgspec.msgpack.decode(self.outbound[4 : 4 + size]))
+            del self.outbound[: 4 + size]
         return found
 
     @property

@@ -170,8 +170,10 @@ class Queries:
             inner = f"SELECT id FROM t WHERE {self.predicate()}"
             return f"{sql} WHERE {self.predicate()} AND id IN ({inner})"
         if roll < 0.3:
-            return (f"SELECT a.id, b.id FROM t a JOIN t b ON a.id = b.id + 1"
-                    f" WHERE a.id > {rng.randint(0, 40)}")
+            return (
+                f"SELECT a.id, b.id FROM t a JOIN t b ON a.id = b.id + 1"
+                f" WHERE a.id > {rng.randint(0, 40)}"
+            )
         if roll < 0.4:
             lateral = "(SELECT count(*) AS n FROM t x WHERE x.id < a.id) s"
             return f"SELECT a.id, s.n FROM t a, LATERAL {lateral} WHERE a.id % 5 = 0"

@@ -19,18 +19,30 @@ LOCAL_CATALOGS = {"pg_statistic", "pg_statistic_ext_data", "pg_largeobject"}
 TEMPORARY = re.compile(r"\(\d+,pg_(toast_)?temp_\d+,")
 """The schema of temporary objects of a session: stays when they end."""
 LOCAL_COLUMNS = {
-    "relfilenode", "relpages", "reltuples", "relallvisible", "relallfrozen", "relfrozenxid",
-    "relminmxid", "datfrozenxid", "datminmxid",
+    "relfilenode",
+    "relpages",
+    "reltuples",
+    "relallvisible",
+    "relallfrozen",
+    "relfrozenxid",
+    "relminmxid",
+    "datfrozenxid",
+    "datminmxid",
     # Set or reset in place, by statements that ROLLBACK, or by ANALYZE.
-    "relhasindex", "relhastriggers", "relhasrules",
+    "relhasindex",
+    "relhastriggers",
+    "relhasrules",
 }
 
 CLEAN_UP = [
     "DO $$ DECLARE r name; BEGIN FOR r IN SELECT rolname FROM pg_roles WHERE rolname IN"
     " ('r1', 'r2') LOOP EXECUTE 'DROP OWNED BY ' || r || ' CASCADE'; EXECUTE 'DROP ROLE ' || r;"
     " END LOOP; END $$",
-    "DROP EVENT TRIGGER IF EXISTS et", "DROP SCHEMA public CASCADE", "CREATE SCHEMA public",
-    "DROP SCHEMA IF EXISTS s CASCADE", "DROP PUBLICATION IF EXISTS pub",
+    "DROP EVENT TRIGGER IF EXISTS et",
+    "DROP SCHEMA public CASCADE",
+    "CREATE SCHEMA public",
+    "DROP SCHEMA IF EXISTS s CASCADE",
+    "DROP PUBLICATION IF EXISTS pub",
 ]
 
 
@@ -83,9 +95,14 @@ def overlooked(connection: Connection) -> list[Any]:
 def differences(origin: Connection, copy: Connection) -> dict[str, Any]:
     assert not overlooked(origin) and not overlooked(copy)
     ours, theirs = catalogs(origin), catalogs(copy)
-    return {name: (list((ours[name] - theirs[name]).elements())[:5],
-                   list((theirs[name] - ours[name]).elements())[:5])
-            for name in ours if ours[name] != theirs[name]}
+    return {
+        name: (
+            list((ours[name] - theirs[name]).elements())[:5],
+            list((theirs[name] - ours[name]).elements())[:5],
+        )
+        for name in ours
+        if ours[name] != theirs[name]
+    }
 
 
 def run(origin: Connection, statements: list[str]) -> bytes | None:
@@ -140,8 +157,9 @@ def test_what_arrived_can_be_used(pair: tuple[Connection, Connection]) -> None:
     with pytest.raises(psycopg.errors.CheckViolation):
         copy.execute("INSERT INTO typed (d) VALUES (-1)")
     copy.execute("INSERT INTO part VALUES (5, 'five'), (15, 'fifteen')")
-    assert copy.execute("SELECT relname FROM part_2, pg_class c WHERE c.oid = part_2.tableoid"
-                        ).fetchall() == [("part_2",)]
+    assert copy.execute(
+        "SELECT relname FROM part_2, pg_class c WHERE c.oid = part_2.tableoid"
+    ).fetchall() == [("part_2",)]
 
 
 def test_an_open_session_notices(pair: tuple[Connection, Connection]) -> None:
@@ -152,16 +170,28 @@ def test_an_open_session_notices(pair: tuple[Connection, Connection]) -> None:
     with psycopg.connect(dsn, autocommit=True) as other:
         for _ in range(8):
             other.execute("INSERT INTO t VALUES (%s)", (1,), prepare=True)
-        apply(copy, run(origin, ["ALTER TABLE t ADD b int NOT NULL DEFAULT 5",
-                                 "ALTER TABLE t ADD CHECK (a < 10)"]))
+        apply(
+            copy,
+            run(
+                origin,
+                ["ALTER TABLE t ADD b int NOT NULL DEFAULT 5", "ALTER TABLE t ADD CHECK (a < 10)"],
+            ),
+        )
         other.execute("INSERT INTO t VALUES (%s)", (2,), prepare=True)
         assert other.execute("SELECT b FROM t WHERE a = 2").fetchall() == [(5,)]
         with pytest.raises(psycopg.errors.CheckViolation):
             other.execute("INSERT INTO t VALUES (%s)", (11,), prepare=True)
-        apply(copy, run(origin, [
-            "CREATE FUNCTION trg() RETURNS trigger LANGUAGE plpgsql AS"
-            " $$ BEGIN NEW.b = 77; RETURN NEW; END $$",
-            "CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION trg()"]))
+        apply(
+            copy,
+            run(
+                origin,
+                [
+                    "CREATE FUNCTION trg() RETURNS trigger LANGUAGE plpgsql AS"
+                    " $$ BEGIN NEW.b = 77; RETURN NEW; END $$",
+                    "CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION trg()",
+                ],
+            ),
+        )
         other.execute("INSERT INTO t VALUES (%s)", (3,), prepare=True)
         assert other.execute("SELECT b FROM t WHERE a = 3").fetchall() == [(77,)]
         apply(copy, run(origin, ["DROP TRIGGER tr ON t"]))
@@ -173,20 +203,29 @@ def test_an_open_session_notices(pair: tuple[Connection, Connection]) -> None:
 
 
 BEFORE = [
-    "CREATE TABLE t (a int PRIMARY KEY, b text)", "CREATE TABLE parent (a int PRIMARY KEY)",
-    "CREATE VIEW v AS SELECT a FROM t", "CREATE TYPE mood AS ENUM ('a')",
-    "CREATE DOMAIN d AS int", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE TABLE t (a int PRIMARY KEY, b text)",
+    "CREATE TABLE parent (a int PRIMARY KEY)",
+    "CREATE VIEW v AS SELECT a FROM t",
+    "CREATE TYPE mood AS ENUM ('a')",
+    "CREATE DOMAIN d AS int",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
     "CREATE TABLE part (a int) PARTITION BY LIST (a)",
     "CREATE TABLE part_1 PARTITION OF part FOR VALUES IN (1)",
-    "CREATE ROLE r1", "CREATE ROLE r2", "CREATE SEQUENCE seq", "CREATE SCHEMA s",
+    "CREATE ROLE r1",
+    "CREATE ROLE r2",
+    "CREATE SEQUENCE seq",
+    "CREATE SCHEMA s",
 ]
 ADDITIVE, RELATIONS, GLOBAL = 0, 1, 2
 REACHES = [
     (ADDITIVE, "CREATE TABLE n (a serial PRIMARY KEY, b mood CHECK (b > 'a'), c d UNIQUE)"),
     (ADDITIVE, "CREATE TABLE n (LIKE t INCLUDING ALL)"),
     (ADDITIVE, "CREATE VIEW n AS SELECT * FROM t"),
-    (ADDITIVE, "CREATE TABLE n (a int) PARTITION BY LIST (a);"
-               "CREATE TABLE n_1 PARTITION OF n FOR VALUES IN (1)"),
+    (
+        ADDITIVE,
+        "CREATE TABLE n (a int) PARTITION BY LIST (a);"
+        "CREATE TABLE n_1 PARTITION OF n FOR VALUES IN (1)",
+    ),
     (ADDITIVE, "CREATE TYPE n AS ENUM ('x'); ALTER TYPE n ADD VALUE 'y'"),
     (ADDITIVE, "CREATE FUNCTION n() RETURNS int LANGUAGE sql AS 'SELECT 1'"),
     (ADDITIVE, "CREATE AGGREGATE n(int) (SFUNC = int4pl, STYPE = int)"),
@@ -267,8 +306,9 @@ def test_nothing_to_ship(pair: tuple[Connection, Connection]) -> None:
 def test_without_counters_every_catalog_is_read(pair: tuple[Connection, Connection]) -> None:
     origin, copy = pair
     assert not differences(origin, copy)
-    apply(copy, run(origin, ["SET LOCAL track_counts = off",
-                             "CREATE TABLE t (a serial PRIMARY KEY)"]))
+    apply(
+        copy, run(origin, ["SET LOCAL track_counts = off", "CREATE TABLE t (a serial PRIMARY KEY)"])
+    )
     assert not differences(origin, copy)
 
 
@@ -289,7 +329,11 @@ def test_damaged_and_foreign_deltas_change_nothing(pair: tuple[Connection, Conne
     fields = msgspec.msgpack.decode(delta, strict=False)
     before = catalogs(copy)
     wrong = [
-        delta[:-1], delta + b"\xc0", delta[: len(delta) // 2], b"", b"\x00",
+        delta[:-1],
+        delta + b"\xc0",
+        delta[: len(delta) // 2],
+        b"",
+        b"\x00",
         msgspec.msgpack.encode([2, *fields[1:]]),
         msgspec.msgpack.encode([1, fields[1] + 1, *fields[2:]]),
         msgspec.msgpack.encode([*fields[:2], fields[2] + 1, *fields[3:]]),

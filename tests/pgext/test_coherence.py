@@ -225,8 +225,10 @@ def test_what_an_instance_believes_a_table_lacks(pair: Pair) -> None:
     """ANALYZE resets flags in place, where it runs: no trigger, rule or index is left."""
     here, there = pair
     here.execute("CREATE TABLE t (a int, b int)")
-    here.execute("CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS"
-                 " $$ BEGIN NEW.b = 7; RETURN NEW; END $$")
+    here.execute(
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.b = 7; RETURN NEW; END $$"
+    )
     for cleaner, maker in (pair, (there, here)):
         maker.execute("CREATE TRIGGER g BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()")
         maker.execute("CREATE RULE r AS ON DELETE TO t DO INSTEAD NOTHING")

@@ -34,8 +34,10 @@ def answer(session: psycopg.Connection, sql: str) -> tuple[str, list[str]]:
     if result.status == psycopg.pq.ExecStatus.FATAL_ERROR:
         state = result.error_field(psycopg.pq.DiagnosticField.SQLSTATE) or b"?"
         return state.decode(), []
-    rows = [repr([plain(result.get_value(row, column)) for column in range(result.nfields)])
-            for row in range(result.ntuples)]
+    rows = [
+        repr([plain(result.get_value(row, column)) for column in range(result.nfields)])
+        for row in range(result.ntuples)
+    ]
     ordered = " order by " in sql or sql.startswith("fetch")
     return (result.command_status or b"").decode(), rows if ordered else sorted(rows)
 
@@ -108,14 +110,26 @@ CONFLICTS = [
     ("insert into parent values (50, 1)", "insert into parent values (50, 2)", "40001"),
     ("update parent set v = 1 where id = 5", "update parent set v = 2 where id = 5", "40001"),
     ("update parent set v = 1 where id = 5", "update parent set v = 2 where id = 6", "ok"),
-    ("select * from parent where id = 6 for update",
-     "select * from parent where id = 6 for update", "40001"),
-    ("select * from parent where id = 6 for share",
-     "select * from parent where id = 6 for share", "ok"),
-    ("select * from parent where id = 6 for share",
-     "update parent set v = 0 where id = 6", "40001"),
-    ("select * from parent where id = 7 for no key update",
-     "insert into child values (1, 7)", "ok"),
+    (
+        "select * from parent where id = 6 for update",
+        "select * from parent where id = 6 for update",
+        "40001",
+    ),
+    (
+        "select * from parent where id = 6 for share",
+        "select * from parent where id = 6 for share",
+        "ok",
+    ),
+    (
+        "select * from parent where id = 6 for share",
+        "update parent set v = 0 where id = 6",
+        "40001",
+    ),
+    (
+        "select * from parent where id = 7 for no key update",
+        "insert into child values (1, 7)",
+        "ok",
+    ),
     ("insert into plain values (1, 1)", "create index on plain (v)", "40001"),
 ]
 

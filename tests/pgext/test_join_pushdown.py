@@ -16,8 +16,19 @@ SEEDS = 300
 SEEDS_NIGHTLY = 5_000
 BATCH = 100
 TABLES = 4
-METHODS = [f"enable_{name}" for name in ("hashjoin", "mergejoin", "nestloop", "indexscan",
-                                         "indexonlyscan", "bitmapscan", "memoize", "material")]
+METHODS = [
+    f"enable_{name}"
+    for name in (
+        "hashjoin",
+        "mergejoin",
+        "nestloop",
+        "indexscan",
+        "indexonlyscan",
+        "bitmapscan",
+        "memoize",
+        "material",
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +40,14 @@ def tables(cluster) -> Iterator[psycopg.Connection]:
         connection.execute("CREATE SCHEMA joins")
         for n in range(TABLES):
             for create, name in (("TABLE", f"joins.p{n}"), ("TEMP TABLE", f"pg_temp.p{n}")):
-                connection.execute(f"CREATE {create} {name} (id int PRIMARY KEY, f int, g int,"
-                                   " s text)")
+                connection.execute(
+                    f"CREATE {create} {name} (id int PRIMARY KEY, f int, g int, s text)"
+                )
                 connection.execute(
                     f"INSERT INTO {name} SELECT x, nullif((x * {n + 3}) % 50, 7),"
                     f" (x * {2 * n + 5}) % 40, 's' || x % 4"
-                    f" FROM generate_series(1, {30 + n * 5}) x")
+                    f" FROM generate_series(1, {30 + n * 5}) x"
+                )
         yield connection
         connection.execute("DROP SCHEMA joins CASCADE")
 
@@ -73,8 +86,10 @@ def _filters(rng: Random, aliases: list[str]) -> list[str]:
             filters.append(rng.choice([test, f"({test} OR {alias}.f IS NULL)"]))
     if rng.random() < 0.3:
         extra = rng.choice(["", " AND e.f > 10"])
-        filters.append(f"{rng.choice(['', 'NOT '])}EXISTS (SELECT FROM p{rng.randrange(TABLES)} e"
-                       f" WHERE e.id = {rng.choice(aliases)}.g{extra})")
+        filters.append(
+            f"{rng.choice(['', 'NOT '])}EXISTS (SELECT FROM p{rng.randrange(TABLES)} e"
+            f" WHERE e.id = {rng.choice(aliases)}.g{extra})"
+        )
     return filters
 
 
@@ -91,8 +106,10 @@ def query(rng: Random) -> str:
     if rng.random() < 0.1:
         cells.append(rng.choice(aliases))
     if rng.random() < 0.15:
-        cells.append("(SELECT max(z.id) FROM p0 z JOIN p1 y ON y.id = z.f"
-                     f" WHERE z.g < {rng.choice(aliases)}.g)")
+        cells.append(
+            "(SELECT max(z.id) FROM p0 z JOIN p1 y ON y.id = z.f"
+            f" WHERE z.g < {rng.choice(aliases)}.g)"
+        )
     if rng.random() < 0.15:
         cells = ["count(*)", "count(t0.g)"]
     filters = _filters(rng, aliases)

@@ -70,8 +70,9 @@ def test_values_come_back(codec: Connection, type_name: str) -> None:
 @pytest.mark.parametrize("type_name", OPAQUE)
 def test_opaque_values_come_back(codec: Connection, type_name: str) -> None:
     for value in OPAQUE[type_name]:
-        row = codec.execute(f"SELECT meridian_debug.value_roundtrips({value}),"
-                            f" meridian_debug.class({value})").fetchone()
+        row = codec.execute(
+            f"SELECT meridian_debug.value_roundtrips({value}), meridian_debug.class({value})"
+        ).fetchone()
         assert row == (True, 4), value
 
 
@@ -101,9 +102,16 @@ def test_nulls(codec: Connection) -> None:
 
 
 FAMILIES = [
-    ("int2", "int4"), ("int2", "int8"), ("int4", "int8"), ("int8", "int2"),
-    ("float4", "float8"), ("float8", "float4"), ("text", "varchar"), ("text", "name"),
-    ("name", "text"), ("inet", "cidr"),
+    ("int2", "int4"),
+    ("int2", "int8"),
+    ("int4", "int8"),
+    ("int8", "int2"),
+    ("float4", "float8"),
+    ("float8", "float4"),
+    ("text", "varchar"),
+    ("text", "name"),
+    ("name", "text"),
+    ("inet", "cidr"),
 ]
 
 
@@ -122,11 +130,20 @@ def test_bounds_of_another_type(codec: Connection, column: str, other: str) -> N
     assert not wrong
 
 
-@pytest.mark.parametrize(("column", "value"), [
-    ("date", "now()::timestamp"), ("timestamp", "now()"), ("timestamptz", "now()::date"),
-    ("int4", "1::numeric"), ("text", "'a'::bpchar"), ("bool", "1"), ("bytea", "'a'::text"),
-    ("oid", "1::int4"), ("text", "'{1}'::int4[]"),
-])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("date", "now()::timestamp"),
+        ("timestamp", "now()"),
+        ("timestamptz", "now()::date"),
+        ("int4", "1::numeric"),
+        ("text", "'a'::bpchar"),
+        ("bool", "1"),
+        ("bytea", "'a'::text"),
+        ("oid", "1::int4"),
+        ("text", "'{1}'::int4[]"),
+    ],
+)
 def test_no_bounds_across_families(codec: Connection, column: str, value: str) -> None:
     query = f"SELECT meridian_debug.key_as('{column}'::regtype, {value})"
     assert codec.execute(query).fetchone() == (None,)
@@ -137,10 +154,11 @@ def test_order_bytes_and_values_agree(codec: Connection) -> None:
     for type_name, suffix in (("float4", 1), ("float8", 1), ("numeric", 2)):
         load(codec, type_name, 5)
         rows = codec.execute(
-            "SELECT meridian_debug.order_bytes(a), meridian_debug.value(a) FROM v").fetchall()
+            "SELECT meridian_debug.order_bytes(a), meridian_debug.value(a) FROM v"
+        ).fetchall()
         for order, value in rows:
             assert value[:1] in (b"\xc4", b"\xc5")
-            assert value.endswith(order + value[len(value) - suffix:])
+            assert value.endswith(order + value[len(value) - suffix :])
     row = codec.execute("SELECT meridian_debug.order_bytes('NaN'::float8)").fetchone()
     assert row == (b"\xff" * 8,)
 
@@ -149,7 +167,9 @@ def supported(codec: Connection, family: str, type_name: str, collation: str = "
     row = codec.execute(
         "SELECT meridian_debug.key_supported((SELECT oid FROM pg_opfamily WHERE opfname = %s AND"
         " opfmethod = 403), %s::regtype, (SELECT oid FROM pg_collation WHERE collname = %s"
-        " AND collencoding IN (-1, 6) LIMIT 1))", (family, type_name, collation)).fetchone()
+        " AND collencoding IN (-1, 6) LIMIT 1))",
+        (family, type_name, collation),
+    ).fetchone()
     assert row is not None
     return bool(row[0])
 
@@ -161,14 +181,23 @@ def test_allow_list(codec: Connection) -> None:
     assert supported(codec, "text_ops", "name", "C")
     assert supported(codec, "text_pattern_ops", "text")
     for family, type_name in [
-        ("jsonb_ops", "jsonb"), ("array_ops", "int4[]"), ("range_ops", "int4range"),
-        ("record_ops", "record"), ("enum_ops", "anyenum"), ("tsvector_ops", "tsvector"),
-        ("bpchar_ops", "varchar"), ("oid_ops", "int4"), ("integer_ops", "oid"), ("bit_ops", "bit"),
+        ("jsonb_ops", "jsonb"),
+        ("array_ops", "int4[]"),
+        ("range_ops", "int4range"),
+        ("record_ops", "record"),
+        ("enum_ops", "anyenum"),
+        ("tsvector_ops", "tsvector"),
+        ("bpchar_ops", "varchar"),
+        ("oid_ops", "int4"),
+        ("integer_ops", "oid"),
+        ("bit_ops", "bit"),
     ]:
         assert not supported(codec, family, type_name), family
-    row = codec.execute("SELECT collname FROM pg_collation WHERE collprovider = 'c' AND collname"
-                        " NOT IN ('C', 'POSIX') AND collencoding IN (-1, 6)"
-                        " AND collcollate NOT IN ('C', 'POSIX') LIMIT 1").fetchone()
+    row = codec.execute(
+        "SELECT collname FROM pg_collation WHERE collprovider = 'c' AND collname"
+        " NOT IN ('C', 'POSIX') AND collencoding IN (-1, 6)"
+        " AND collcollate NOT IN ('C', 'POSIX') LIMIT 1"
+    ).fetchone()
     if row is not None:
         assert not supported(codec, "text_ops", "text", row[0])
         assert supported(codec, "text_pattern_ops", "text", row[0])
@@ -179,6 +208,7 @@ def test_conflict_hash_has_a_twin(codec: Connection) -> None:
     for _ in range(100):
         sid, kind = rng.randint(0, 2**63 - 1), rng.randint(0, 1)
         key = rng.randbytes(rng.randint(0, 40))
-        row = codec.execute("SELECT meridian_debug.conflict_hash(%s, %s, %s)",
-                            (sid, kind, key)).fetchone()
+        row = codec.execute(
+            "SELECT meridian_debug.conflict_hash(%s, %s, %s)", (sid, kind, key)
+        ).fetchone()
         assert row is not None and row[0] % 2**64 == conflict_hash(sid, kind, key)

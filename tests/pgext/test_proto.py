@@ -143,11 +143,16 @@ def test_a_request_too_large_is_not_sent(stream: Stream) -> None:
     assert not stream.outbound and stream.connected
 
 
-@pytest.mark.parametrize("garbage", [
-    b"\x00\x00\x00\x00", b"\xff\xff\xff\xff", b"\x05\x00\x00\x00hello",
-    b"\x03\x00\x00\x00\x93\x40\xc0",
-    (16 * MIB + 1).to_bytes(4, "little"),
-])
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x00\x00\x00\x00",
+        b"\xff\xff\xff\xff",
+        b"\x05\x00\x00\x00hello",
+        b"\x03\x00\x00\x00\x93\x40\xc0",
+        (16 * MIB + 1).to_bytes(4, "little"),
+    ],
+)
 def test_garbage_closes_the_stream(stream: Stream, garbage: bytes) -> None:
     _, request_id = stream.send(GET, 1)
     stream.inbound += garbage
@@ -229,8 +234,12 @@ def test_bytes(lib: Any, size: int) -> None:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.binary(max_size=300)
-    | st.text(max_size=40) | st.floats(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.binary(max_size=300)
+    | st.text(max_size=40)
+    | st.floats(),
     lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=30,
 )

@@ -18,9 +18,20 @@ SEEDS_NIGHTLY = 1_000
 BATCH = 10
 ROWS = 60
 QUERIES = 25
-METHODS = [f"enable_{name}" for name in (
-    "hashjoin", "mergejoin", "nestloop", "indexscan", "seqscan", "indexonlyscan", "bitmapscan",
-    "hashagg", "material")]
+METHODS = [
+    f"enable_{name}"
+    for name in (
+        "hashjoin",
+        "mergejoin",
+        "nestloop",
+        "indexscan",
+        "seqscan",
+        "indexonlyscan",
+        "bitmapscan",
+        "hashagg",
+        "material",
+    )
+]
 
 Answer = tuple[str, list[tuple[bytes | None, ...]]]
 
@@ -58,8 +69,9 @@ def setup(connection: psycopg.Connection, queries: Queries) -> None:
         connection.execute(f"CREATE {create} {name} ({queries.schema()})")
         connection.execute(f"INSERT INTO {name} VALUES {values}")
     connection.execute(f"CREATE INDEX ON pushdown.t ({queries.columns[1].name}, id)")
-    kind = ("SELECT a.amname FROM pg_am a JOIN pg_class c ON c.relam = a.oid"
-            " WHERE c.oid = %s::regclass")
+    kind = (
+        "SELECT a.amname FROM pg_am a JOIN pg_class c ON c.relam = a.oid WHERE c.oid = %s::regclass"
+    )
     assert connection.execute(kind, ["pg_temp.t"]).fetchone() == ("heap",)
     assert connection.execute(kind, ["pushdown.t"]).fetchone() != ("heap",)
 
@@ -84,15 +96,17 @@ def compare(connection: psycopg.Connection, sql: str, queries: Queries) -> None:
         connection.execute("; ".join(f"SET {method} = on" for method in methods))
     for way in ("local", "pushed"):
         assert answers[way] == answers["heap"], (
-            f"seed {queries.seed}, {way} differs from heap, without {methods}: {sql}")
+            f"seed {queries.seed}, {way} differs from heap, without {methods}: {sql}"
+        )
 
 
 def pushed_parts(connection: psycopg.Connection, sql: str) -> set[str]:
     """Which kinds of pushdown the plan uses."""
     connection.execute("SET search_path = pushdown, pg_temp; SET meridian.enable_pushdown = on")
     plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN {sql}").fetchall())
-    return {part for part in ("Storage Filter", "Storage Columns", "Storage Aggregates")
-            if part in plan}
+    return {
+        part for part in ("Storage Filter", "Storage Columns", "Storage Aggregates") if part in plan
+    }
 
 
 def run_seed(connection: psycopg.Connection, seed: int) -> list[set[str]]:
@@ -142,12 +156,16 @@ def test_one_seed(connection) -> None:
 
 def test_generic_plan_parameters(connection) -> None:
     """A generic plan evaluates its parameters at each execution, NULLs and arrays included."""
-    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
-                       " CREATE TABLE t (id int PRIMARY KEY, a int, b text)")
+    connection.execute(
+        "CREATE SCHEMA pushdown; SET search_path = pushdown;"
+        " CREATE TABLE t (id int PRIMARY KEY, a int, b text)"
+    )
     connection.execute("INSERT INTO t SELECT i, i % 7, 'x' || i % 3 FROM generate_series(1, 200) i")
     connection.execute("SET plan_cache_mode = force_generic_plan")
-    connection.execute("PREPARE q (int, int[], text) AS SELECT count(*), sum(a) FROM t"
-                       " WHERE a > $1 AND id = ANY ($2) OR b = $3")
+    connection.execute(
+        "PREPARE q (int, int[], text) AS SELECT count(*), sum(a) FROM t"
+        " WHERE a > $1 AND id = ANY ($2) OR b = $3"
+    )
 
     def run(arguments: str) -> tuple[int, int | None]:
         return connection.execute(f"EXECUTE q({arguments})").fetchone()
@@ -159,8 +177,10 @@ def test_generic_plan_parameters(connection) -> None:
 
 
 def test_explain_says_what_storage_does(connection) -> None:
-    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
-                       " CREATE TABLE t (id int PRIMARY KEY, a int, b text)")
+    connection.execute(
+        "CREATE SCHEMA pushdown; SET search_path = pushdown;"
+        " CREATE TABLE t (id int PRIMARY KEY, a int, b text)"
+    )
     connection.execute("INSERT INTO t SELECT i, i % 7, 'x' FROM generate_series(1, 100) i")
 
     def plan(sql: str) -> str:
@@ -176,13 +196,16 @@ def test_explain_says_what_storage_does(connection) -> None:
 
 def test_key_lookup_is_never_a_full_scan(connection) -> None:
     """Also on tables that nobody has analysed, when empty, small or big."""
-    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
-                       " CREATE TABLE t (id int PRIMARY KEY, a int, b text);"
-                       " CREATE INDEX t_a ON t (a)")
+    connection.execute(
+        "CREATE SCHEMA pushdown; SET search_path = pushdown;"
+        " CREATE TABLE t (id int PRIMARY KEY, a int, b text);"
+        " CREATE INDEX t_a ON t (a)"
+    )
     for rows in (0, 1, 2, 30, 3000):
         connection.execute(
             "INSERT INTO t SELECT i, i, 'x' FROM generate_series((SELECT coalesce(max(id), 0) + 1"
-            f" FROM t), {rows}) i")
+            f" FROM t), {rows}) i"
+        )
         connection.execute("SET meridian.statistics_ttl = 0")
         for condition in ("id = 7", "id = 7 AND b = 'x'", "id = ANY ('{1,2}')", "a = 7"):
             for sql in (f"SELECT * FROM t WHERE {condition}", f"DELETE FROM t WHERE {condition}"):
@@ -191,43 +214,65 @@ def test_key_lookup_is_never_a_full_scan(connection) -> None:
         if rows == 2:
             connection.execute("ANALYZE t")
     connection.execute("ANALYZE t")
-    either = "\n".join(r[0] for r in connection.execute(
-        "EXPLAIN ANALYZE SELECT * FROM t WHERE id = 7 OR a = 9").fetchall())
+    either = "\n".join(
+        r[0]
+        for r in connection.execute(
+            "EXPLAIN ANALYZE SELECT * FROM t WHERE id = 7 OR a = 9"
+        ).fetchall()
+    )
     assert "BitmapOr" in either and "rows=2.00" in either
-    assert "Bitmap" not in str(connection.execute(
-        "EXPLAIN SELECT * FROM t WHERE a = 9 AND b = 'x'").fetchall())
-    connection.execute("SET plan_cache_mode = force_generic_plan;"
-                       " CREATE TABLE e (id int PRIMARY KEY, a int); CREATE INDEX ON e (a);"
-                       " CREATE TABLE h (id int, a int); CREATE UNIQUE INDEX ON h (id)")
-    for number, condition in enumerate(["e WHERE id = ANY ($1)", "h WHERE id = ANY ($1)",
-                                        "e WHERE id = $1[1]", "e WHERE a = $1[1]"]):
+    assert "Bitmap" not in str(
+        connection.execute("EXPLAIN SELECT * FROM t WHERE a = 9 AND b = 'x'").fetchall()
+    )
+    connection.execute(
+        "SET plan_cache_mode = force_generic_plan;"
+        " CREATE TABLE e (id int PRIMARY KEY, a int); CREATE INDEX ON e (a);"
+        " CREATE TABLE h (id int, a int); CREATE UNIQUE INDEX ON h (id)"
+    )
+    for number, condition in enumerate(
+        [
+            "e WHERE id = ANY ($1)",
+            "h WHERE id = ANY ($1)",
+            "e WHERE id = $1[1]",
+            "e WHERE a = $1[1]",
+        ]
+    ):
         connection.execute(f"PREPARE p{number} (int[]) AS SELECT * FROM {condition}")
         plan = connection.execute(f"EXPLAIN EXECUTE p{number}('{{1}}')").fetchall()
         assert "Index" in str(plan) or "Bitmap" in str(plan), f"{condition}: {plan}"
 
 
 def test_analyze_counts_and_samples(connection) -> None:
-    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
-                       " CREATE TABLE t (id int PRIMARY KEY, a int, b text)")
+    connection.execute(
+        "CREATE SCHEMA pushdown; SET search_path = pushdown;"
+        " CREATE TABLE t (id int PRIMARY KEY, a int, b text)"
+    )
     connection.execute("INSERT INTO t SELECT i, i % 10, NULL FROM generate_series(1, 5000) i")
     connection.execute("ANALYZE t")
     tuples = connection.execute("SELECT reltuples FROM pg_class WHERE oid = 't'::regclass")
     assert tuples.fetchone()[0] == pytest.approx(5000, rel=0.02)
-    rows = connection.execute("SELECT attname, null_frac, n_distinct FROM pg_stats"
-                              " WHERE schemaname = 'pushdown' ORDER BY attname").fetchall()
+    rows = connection.execute(
+        "SELECT attname, null_frac, n_distinct FROM pg_stats"
+        " WHERE schemaname = 'pushdown' ORDER BY attname"
+    ).fetchall()
     assert [row[0] for row in rows] == ["a", "b", "id"]
     assert rows[0][2] == 10 and rows[1][1] == 1 and rows[2][2] == -1
 
 
 def test_batched_join(connection) -> None:
     """A join on a whole primary key asks once per batch of outer rows and sees own writes."""
-    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
-                       " CREATE TABLE p (a int, b text, v numeric, PRIMARY KEY (a, b));"
-                       " CREATE TABLE c (id int PRIMARY KEY, a int, b text)")
-    connection.execute("INSERT INTO p SELECT i, 'k' || i % 3, i / 2.0"
-                       " FROM generate_series(1, 3000) i")
-    connection.execute("INSERT INTO c SELECT i, nullif(i * 7 % 3500, 70), 'k' || i * 7 % 3"
-                       " FROM generate_series(1, 900) i")
+    connection.execute(
+        "CREATE SCHEMA pushdown; SET search_path = pushdown;"
+        " CREATE TABLE p (a int, b text, v numeric, PRIMARY KEY (a, b));"
+        " CREATE TABLE c (id int PRIMARY KEY, a int, b text)"
+    )
+    connection.execute(
+        "INSERT INTO p SELECT i, 'k' || i % 3, i / 2.0 FROM generate_series(1, 3000) i"
+    )
+    connection.execute(
+        "INSERT INTO c SELECT i, nullif(i * 7 % 3500, 70), 'k' || i * 7 % 3"
+        " FROM generate_series(1, 900) i"
+    )
     connection.execute("ANALYZE p; ANALYZE c")
     sql = "SELECT c.id, p.v FROM c JOIN p ON p.a = c.a AND p.b = c.b WHERE p.v > 20 AND c.id <> 5"
     others = "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_nestloop = off"
@@ -241,13 +286,15 @@ def test_batched_join(connection) -> None:
     connection.execute(others)
     plan = "\n".join(r[0] for r in connection.execute(f"EXPLAIN ANALYZE {sql}").fetchall())
     assert "Meridian Join" in plan and "Storage Key: c.a, c.b" in plan
-    join = plan[plan.index("Meridian Join"):]
-    assert int(join[join.index("round trips=") + 12:].split()[0]) <= 7
+    join = plan[plan.index("Meridian Join") :]
+    assert int(join[join.index("round trips=") + 12 :].split()[0]) <= 7
     pushed, local = both()
     assert pushed == local and len(pushed[1]) > 400
-    connection.execute("BEGIN; UPDATE p SET v = 1 WHERE a % 5 = 0; DELETE FROM p WHERE a % 4 = 0;"
-                       " INSERT INTO p SELECT i, 'k' || i % 3, 99"
-                       " FROM generate_series(3001, 3400) i")
+    connection.execute(
+        "BEGIN; UPDATE p SET v = 1 WHERE a % 5 = 0; DELETE FROM p WHERE a % 4 = 0;"
+        " INSERT INTO p SELECT i, 'k' || i % 3, 99"
+        " FROM generate_series(3001, 3400) i"
+    )
     pushed, local = both()
     assert pushed == local and len(pushed[1]) > 300
     connection.execute("ROLLBACK")
@@ -274,13 +321,18 @@ JOINS = [
 
 def test_batched_join_kinds(connection) -> None:
     """Left, semi and anti joins, join conditions and filters, over own writes, too."""
-    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
-                       " CREATE TABLE p (a int, b text, v int, PRIMARY KEY (a, b));"
-                       " CREATE TABLE c (id int PRIMARY KEY, a int, b text)")
-    connection.execute("INSERT INTO p SELECT i, 'k' || i % 3, i % 100"
-                       " FROM generate_series(1, 400) i")
-    connection.execute("INSERT INTO c SELECT i, nullif(i * 7 % 500, 70), 'k' || i * 7 % 500 % 3"
-                       " FROM generate_series(1, 300) i")
+    connection.execute(
+        "CREATE SCHEMA pushdown; SET search_path = pushdown;"
+        " CREATE TABLE p (a int, b text, v int, PRIMARY KEY (a, b));"
+        " CREATE TABLE c (id int PRIMARY KEY, a int, b text)"
+    )
+    connection.execute(
+        "INSERT INTO p SELECT i, 'k' || i % 3, i % 100 FROM generate_series(1, 400) i"
+    )
+    connection.execute(
+        "INSERT INTO c SELECT i, nullif(i * 7 % 500, 70), 'k' || i * 7 % 500 % 3"
+        " FROM generate_series(1, 300) i"
+    )
     used = 0
     for own_writes in (False, True):
         if own_writes:
@@ -288,8 +340,10 @@ def test_batched_join_kinds(connection) -> None:
             connection.execute("UPDATE p SET v = 1 WHERE a % 5 = 0")
             connection.execute("DELETE FROM p WHERE a % 4 = 0")
         for sql in JOINS:
-            connection.execute("SET meridian.enable_pushdown = on; SET enable_hashjoin = off;"
-                               " SET enable_mergejoin = off; SET enable_nestloop = off")
+            connection.execute(
+                "SET meridian.enable_pushdown = on; SET enable_hashjoin = off;"
+                " SET enable_mergejoin = off; SET enable_nestloop = off"
+            )
             pushed = ask(connection, sql)
             plan = connection.execute(f"EXPLAIN {sql}").fetchall()
             used += any("Meridian Join" in row[0] for row in plan)
@@ -300,18 +354,21 @@ def test_batched_join_kinds(connection) -> None:
 
 def test_analyze_of_partitions_and_own_writes(connection) -> None:
     """Each partition is sampled; a table filled in the same transaction is read as it stands."""
-    connection.execute("CREATE SCHEMA pushdown; SET search_path = pushdown;"
-                       " CREATE TABLE t (id int, k int) PARTITION BY LIST (k);"
-                       " CREATE TABLE t0 PARTITION OF t FOR VALUES IN (0);"
-                       " CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1);"
-                       " CREATE TABLE t2 PARTITION OF t DEFAULT")
+    connection.execute(
+        "CREATE SCHEMA pushdown; SET search_path = pushdown;"
+        " CREATE TABLE t (id int, k int) PARTITION BY LIST (k);"
+        " CREATE TABLE t0 PARTITION OF t FOR VALUES IN (0);"
+        " CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1);"
+        " CREATE TABLE t2 PARTITION OF t DEFAULT"
+    )
     connection.execute("INSERT INTO t SELECT i, i % 5 FROM generate_series(1, 1000) i")
     connection.execute("ANALYZE t")
     sizes = "SELECT relname, reltuples FROM pg_class WHERE relnamespace = 'pushdown'::regnamespace"
     found = dict(connection.execute(sizes).fetchall())
     assert found == {"t": 1000, "t0": 200, "t1": 200, "t2": 600}
-    connection.execute("BEGIN; CREATE TABLE own AS SELECT i FROM generate_series(1, 70) i;"
-                       " ANALYZE own")
+    connection.execute(
+        "BEGIN; CREATE TABLE own AS SELECT i FROM generate_series(1, 70) i; ANALYZE own"
+    )
     assert dict(connection.execute(sizes).fetchall())["own"] == 70
     connection.execute("ROLLBACK; BEGIN; DELETE FROM t WHERE id <= 500; ANALYZE t0")
     assert dict(connection.execute(sizes).fetchall())["t0"] == 100

@@ -23,8 +23,10 @@ from meridian.instance.users import pg_user
 pytestmark = pytest.mark.nightly
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = [f"tests/differential/test_differential.py::test_programs_nightly[{start}]"
-            for start in range(100, 500, 20)]
+PROGRAMS = [
+    f"tests/differential/test_differential.py::test_programs_nightly[{start}]"
+    for start in range(100, 500, 20)
+]
 GROUPS = {
     "pgext": ["tests/pgext"],
     "differential": ["tests/differential", "tests/isolation"],
@@ -47,9 +49,10 @@ void _PG_init(void)
 BUGS = {
     "a byte behind a chunk": "char *p = palloc(ten); p[ten] = 1;",
     "a chunk of a context that was reset": (
-        "MemoryContext c = AllocSetContextCreate(CurrentMemoryContext, \"c\","
+        'MemoryContext c = AllocSetContextCreate(CurrentMemoryContext, "c",'
         " ALLOCSET_DEFAULT_SIZES); char *p = MemoryContextAlloc(c, ten);"
-        " MemoryContextReset(c); p[0] = 1;"),
+        " MemoryContextReset(c); p[0] = 1;"
+    ),
     "a chunk made smaller": "char *p = palloc(50); p = repalloc(p, ten); p[ten] = 1;",
     "behind an array on the stack": "volatile char a[10]; a[ten] = 1;",
     "a shift by too much": "ten = 1 << (ten + 30);",
@@ -98,11 +101,18 @@ def test_bugs_are_seen(reports: Path, bug: str) -> None:
 def test_nothing_is_reported(reports: Path, group: str) -> None:
     paths = GROUPS.get(group, PROGRAMS)
     choice = ["-m", "not nightly"] if group in GROUPS else []
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in {"MERIDIAN_STATE_DIR", "PYTEST_ADDOPTS"}}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"MERIDIAN_STATE_DIR", "PYTEST_ADDOPTS"}
+    }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--timeout=900", *choice, *paths],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
     )
     assert read(reports) == ""
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
@@ -113,8 +123,17 @@ def test_random_streams(tmp_path: Path) -> None:
     sources = extension.source_directory() / "src"
     files = [str(sources / f"{name}.c") for name in ("proto", "msgpack", "protolib")]
     fuzz = tmp_path / "fuzz"
-    flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-fsanitize=address,undefined",
-             "-fno-sanitize-recover=all", "-DMER_PROTO_LIB", "-I", str(sources)]
+    flags = [
+        "-std=gnu11",
+        "-O1",
+        "-g",
+        "-Wall",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-DMER_PROTO_LIB",
+        "-I",
+        str(sources),
+    ]
     program = str(ROOT / "tests" / "pgext" / "fuzz_proto.c")
     subprocess.run([*extension.compiler(), *flags, program, *files, "-o", str(fuzz)], check=True)
     done = subprocess.run([str(fuzz), "0", "100000"], capture_output=True, text=True)

@@ -61,7 +61,8 @@ class Gateway:
             request = frames.decode_request(stream.read(int.from_bytes(header, "little")))
             if request[0] == frames.HELLO:
                 answer: bytes | None = frame(
-                    (frames.WELCOME, request[1], self.version, "standard", LIMITS))
+                    (frames.WELCOME, request[1], self.version, "standard", LIMITS)
+                )
             else:
                 self.requests.append(request)
                 answer = self.answer(request)
@@ -135,25 +136,30 @@ def test_another_protocol_version(session: Connection, gateway: Gateway) -> None
 
 
 def test_errors_keep_their_parts(session: Connection, gateway: Gateway) -> None:
-    gateway.answer = lambda r: frame(
-        (frames.ERROR, r[1], 9, "40001", "no", "because", "try again"))
+    gateway.answer = lambda r: frame((frames.ERROR, r[1], 9, "40001", "no", "because", "try again"))
     with pytest.raises(psycopg.errors.SerializationFailure) as caught:
         lease(session)
     diag = caught.value.diag
     assert (diag.message_primary, diag.message_detail, diag.message_hint) == (
-        "no", "because", "try again")
+        "no",
+        "because",
+        "try again",
+    )
     gateway.answer = gateway.lease
     lease(session)
 
 
-@pytest.mark.parametrize("answer", [
-    lambda r: frame((frames.ERROR, r[1], 9, "40001", b"\xff\xfe", "", "")),
-    lambda r: frame((frames.ERROR, r[1], 9, "4000", "no", "", "")),
-    lambda r: frame((frames.LEASED, r[1], 1, 11)),
-    lambda r: frame((frames.LEASED, r[1])),
-    lambda r: frame((frames.VALUES, r[1], [])),
-    lambda r: b"\x01\x00\x00\x00\xc1",
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda r: frame((frames.ERROR, r[1], 9, "40001", b"\xff\xfe", "", "")),
+        lambda r: frame((frames.ERROR, r[1], 9, "4000", "no", "", "")),
+        lambda r: frame((frames.LEASED, r[1], 1, 11)),
+        lambda r: frame((frames.LEASED, r[1])),
+        lambda r: frame((frames.VALUES, r[1], [])),
+        lambda r: b"\x01\x00\x00\x00\xc1",
+    ],
+)
 def test_malformed_answers(
     session: Connection, gateway: Gateway, answer: Callable[[Any], bytes]
 ) -> None:
@@ -181,8 +187,7 @@ def test_a_timeout_cancels_and_the_late_answer_is_dropped(
         time.sleep(0.01)
     late = waited or gateway.requests[-2]
     assert gateway.requests[-1] == (frames.CANCEL, 0, late[1])
-    gateway.answer = lambda r: frame(
-        (frames.LEASED, late[1], 666, 10)) + (gateway.lease(r) or b"")
+    gateway.answer = lambda r: frame((frames.LEASED, late[1], 666, 10)) + (gateway.lease(r) or b"")
     assert lease(session) != 666
     assert gateway.connections == 1
 
