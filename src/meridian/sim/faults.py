@@ -1,0 +1,140 @@
+"""Plans the faults of a run and lets them happen: what, when and to whom comes from its swarm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meridian.sim.client import Client
+from meridian.sim.coded import CodedJournal
+from meridian.sim.world import MS, START, Node, S
+
+if TYPE_CHECKING:
+    from meridian.sim.run import Run
+
+SAFETY_NS = 5 * S
+"""Virtual time in which things fail."""
+
+
+class Faults:
+    """The faults of one run; nothing of it happens once the world is healed, except supervision."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.world = run.world
+        self.swarm = run.swarm
+
+    def plan(self) -> None:
+        """Once, at the start of the run."""
+        world, swarm = self.world, self.swarm
+        random = world.random("faults")
+        nodes: list[Node] = [*self._run.everyone, *self._run.replicas, *self._run.clients]
+        if swarm.adds:
+            self._plan_changes()
+            nodes.append(self._run.registrar)
+
+        if self._run.mapper is not None:
+            nodes.append(self._run.mapper)
+
+        def moment() -> int:
+            return START + random.randrange(SAFETY_NS)
+
+        for _ in range(swarm.moves):
+            assert self._run.mapper is not None
+            world.at(START + self.world.random("moves").randrange(SAFETY_NS), self._run.mapper.move)
+        for _ in range(swarm.crashes):
+            node, down = random.choice(nodes), random.randint(MS, 800 * MS)
+            world.at(moment(), lambda node=node, down=down: self._crash(node, down))  # type: ignore[misc]
+        for _ in range(swarm.pauses):
+            node, pause = random.choice(nodes), random.randint(10 * MS, 1500 * MS)
+            world.at(moment(), lambda node=node, pause=pause: self._pause(node, pause))  # type: ignore[misc]
+        for _ in range(swarm.cuts):
+            one, other = random.sample(nodes, 2)
+            begin = moment()
+            end = begin + random.randint(10 * MS, 1000 * MS)
+            world.at(begin, lambda a=one, b=other, end=end: self._cut(a, b, end))  # type: ignore[misc]
+        if swarm.streams:
+            self._supervise()
+            for _ in range(swarm.takeovers):
+                world.at(moment(), self._takeover)
+            kinds = ("elect", "step_down", "stop_leader", "fail_all")
+            faults = world.random("faults/streams")
+            for coded in (one for one in self._run.journals if isinstance(one, CodedJournal)):
+                for _ in range(swarm.lost_tails):
+                    world.at(moment(), lambda coded=coded: coded.lose_tail(faults))  # type: ignore[misc]
+            for _ in range(swarm.elections):
+                kind, at = faults.choice(kinds), START + faults.randrange(SAFETY_NS)
+                world.at(at, lambda kind=kind: faults.choice(self._run.streams()).fail(kind))  # type: ignore[misc]
+        for _ in range(swarm.checkpoints):
+            world.at(moment(), random.choice(self._run.replicas).checkpoint)
+        for _ in range(swarm.rots):
+            world.at(moment(), random.choice(self._run.replicas).rot)
+        for _ in range(swarm.clock_steps):
+            node = random.choice(nodes)
+            world.at(moment(), lambda node=node: self._step_clock(node))  # type: ignore[misc]
+
+    def _plan_changes(self) -> None:
+        random = self.world.random("changes")
+        moments = sorted(START + random.randrange(SAFETY_NS) for _ in range(self.swarm.adds))
+        for number, moment in enumerate(moments, self.swarm.owners):
+            self.world.at(moment, lambda number=number: self._run.registrar.add(number))  # type: ignore[misc]
+        for _ in range(self.swarm.closes):
+            self.world.at(START + random.randrange(SAFETY_NS), self._close_some)
+
+    def _close_some(self) -> None:
+        """A journal other than 0 ends; query processors hear of it sooner or later."""
+        random = self.world.random("faults")
+        candidates = [number for number in self._run.routes if number > 0]
+        if not candidates or self.world.healed:
+            return
+        number = random.choice(candidates)
+        self._run.registrar.close(number)
+        later = self.world.now + random.randint(0, 500 * MS)
+        self.world.at(
+            later, lambda: self._run.routes.remove(number) if number in self._run.routes else None
+        )
+
+    def _crash(self, node: Node, down: int) -> None:
+        if self.world.healed or not node.alive:
+            return
+        group = [node]
+        if self.swarm.colocated and not isinstance(node, Client):
+            group = [*self._run.owners, *self._run.replicas]
+        for member in group:
+            member.crash()
+        for member in group:
+            self.world.at(self.world.now + down, lambda m=member: None if m.alive else m.start())  # type: ignore[misc]
+
+    def _takeover(self) -> None:
+        """The other owner of a journal starts, whatever the present one does."""
+        down = [owner for owner in self._run.everyone if not owner.alive]
+        if down and not self.world.healed:
+            challenger = self.world.random("faults").choice(down)
+            for owner in self._run.everyone:
+                if owner.number == challenger.number and owner.alive:
+                    self.world.exercised("take-over", owner)
+            challenger.start()
+
+    def _supervise(self) -> None:
+        """A journal that nobody owns gets an owner."""
+        for one in self._run.owners:
+            pair = [owner for owner in self._run.everyone if owner.number == one.number]
+            if not any(owner.alive for owner in pair):
+                # After the healing too: late messages of a deposed owner may fence another one.
+                pick = one if self.world.healed else self.world.random("faults").choice(pair)
+                pick.start()
+        self.world.at(self.world.now + 100 * MS, self._supervise)
+
+    def _cut(self, one: Node, other: Node, end: int) -> None:
+        """One way, from `one` to `other`."""
+        self.world.cut(one.name, other.name, end)
+        self.world.exercised("cut", one)
+
+    def _step_clock(self, node: Node) -> None:
+        node.clock.step()
+        self.world.exercised("clock step", node)
+
+    def _pause(self, node: Node, pause: int) -> None:
+        if not self.world.healed:
+            node.paused_until = self.world.now + pause
+            self.world.trace("pause", node.name, pause)
+            self.world.exercised("pause", node)
