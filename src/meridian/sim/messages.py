@@ -20,12 +20,14 @@ from meridian.adjudicator.events import (
     Part,
     Status,
 )
+from meridian.control.views import Action, Report
 from meridian.crossbar.core import Crossbar
 from meridian.journal.chain import Chain
 from meridian.journal.coded_reader import CodedReader
 from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
+from meridian.routing.map import ShardMap
 from meridian.storage.core import Core
 from meridian.wire.partition import PartitionMap
 from meridian.wire.votes import Message
@@ -170,6 +172,46 @@ class Got(msgspec.Struct, frozen=True):
 
     request: int
     values: tuple[bytes | None, ...]
+
+
+# Between hosts, the metadata store and whoever controls them
+
+
+class Order(msgspec.Struct, frozen=True):
+    """An action for its performer: a host, the metadata node (Publish), an owner's host."""
+
+    action: Action
+
+
+class Ordered(msgspec.Struct, frozen=True):
+    """What became of the action with this number.
+
+    Performed, now or before, or refused. An AddReplica is performed once the host has taken it
+    on; whether it is complete shows in reports.
+    """
+
+    action: int
+    ok: bool
+
+
+class Said(msgspec.Struct, frozen=True):
+    """A host to the controllers, every few hundred ms: what it says of itself or a replica."""
+
+    report: Report
+
+
+class AskShards(msgspec.Struct, frozen=True):
+    """Somebody wants the shard map. `in_force`: the one that is; else an old one will do."""
+
+    request: int
+    in_force: bool = False
+
+
+class TheseShards(msgspec.Struct, frozen=True):
+    """The metadata node's answer to `request`."""
+
+    request: int
+    map: ShardMap
 
 
 class Parts(msgspec.Struct, frozen=True):

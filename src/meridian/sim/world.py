@@ -129,6 +129,10 @@ class World:
         """Promises that ended without a verdict: the taus by transaction id."""
         self.owners: dict[int, list[str]] = {}
         """Who may be adjudicator number n."""
+        self.controllers: list[str] = []
+        """Nodes that hosts report to."""
+        self.hosts: list[str] = []
+        """Nodes that take replicas; none: replicas stand alone and hold everything."""
         self.mapper: Callable[[tuple[int, bytes]], None] | None = None
         """Moves the range around a key."""
         self._seq = 0
