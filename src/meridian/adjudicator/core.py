@@ -12,6 +12,8 @@ from typing import Final
 
 from meridian.adjudicator.cut import cut
 from meridian.adjudicator.events import (
+    Absorb,
+    Absorbed,
     Added,
     AddJournal,
     Answer,
@@ -52,7 +54,7 @@ from meridian.clock.tau import Interval
 from meridian.journal import core as journal
 from meridian.limits import CONFLICT_KEYS, CONFLICT_WINDOW_NS, LARGE_COMMITS, TAU_FUTURE_NS
 from meridian.wire.partition import EVERYTHING, Span
-from meridian.wire.votes import Vote
+from meridian.wire.votes import Vote, leader_of
 
 WORK_TIMER: Final = "work"
 IN_FLIGHT = 8_192
@@ -127,6 +129,12 @@ class Adjudicator(Partitioned):
                 return self._move(now, event)
             case CatalogKnown():
                 return self._catalog_known(now, event)
+            case Absorb():
+                self.absorber.read(event)
+                return []
+            case Absorbed():
+                self.absorber.end(event)
+                return []
             case Replay():
                 return self._replay(event)
             case Replayed():
@@ -195,7 +203,7 @@ class Adjudicator(Partitioned):
         if not self.serving:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING)]
         if self._misled(txid):
-            return [Answer(to, txid, Outcome.RETRY, 0, Code.LEADER)]
+            return [self._for_another(now, to, txid, tau_start)]
         waiting = self._waiting(txid)
         if waiting is not None:
             if to not in waiting and len(waiting) < WAITING:
@@ -220,6 +228,14 @@ class Adjudicator(Partitioned):
         if len(self.ledger) + len(self._stalled) + len(self.gates.held) >= IN_FLIGHT:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.BUSY)]
         return None
+
+    def _for_another(self, now: Interval, to: int, txid: bytes, tau_start: int) -> Answer:
+        """The id names another leader: answered only if its journal was absorbed (5.6)."""
+        found = self.absorber.find(leader_of(txid), txid, tau_start, now.earliest)
+        if found is None:
+            return Answer(to, txid, Outcome.RETRY, 0, Code.LEADER)
+        outcome, tau, code = found
+        return Answer(to, txid, outcome, tau, code)
 
     def _waiting(self, txid: bytes) -> list[int] | None:
         """Who waits for the outcome of this transaction; None if no decision is under way."""
@@ -345,6 +361,8 @@ class Adjudicator(Partitioned):
 
     def _part(self, now: Interval, event: Part) -> list[Effect]:
         if not self.serving or self._waiting(event.txid) is not None or self.membership.closing:
+            return []
+        if self._misled(event.txid):
             return []
         if self.outcomes.find(event.txid, event.tau_start) is not None:
             return []

@@ -201,6 +201,25 @@ class CatalogKnown(msgspec.Struct, frozen=True):
     version: int
 
 
+class Absorb(msgspec.Struct, frozen=True):
+    """An accepted record, in order, of another journal that has ended and begins after `start`.
+
+    Whoever reads all of it answers for its transactions (5.6): see Absorbed.
+    """
+
+    journal: int
+    start: Position
+    record: Record
+    payload: Payload
+
+
+class Absorbed(msgspec.Struct, frozen=True):
+    """The journal was read through its CLOSE, where its reader stands at `position`."""
+
+    journal: int
+    position: Position
+
+
 class TimerFired(msgspec.Struct, frozen=True):
     """A timer set by SetTimer fired.  Late, early and double firings are harmless."""
 
@@ -223,6 +242,8 @@ Event = (
     | Move
     | CatalogKnown
     | WantHeartbeat
+    | Absorb
+    | Absorbed
     | TimerFired
 )
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Final
 
+from meridian.adjudicator.absorber import Absorber
 from meridian.adjudicator.ballots import FINAL_CODES, Ballot, Ballots, verdicts, voters_of
 from meridian.adjudicator.cut import Cut, Part, cut
 from meridian.adjudicator.events import (
@@ -70,6 +71,7 @@ class Partitioned(ABC):
             number, self.ledger, self.window, self.relations, self.ranges, self.gates
         )
         self.ballots = Ballots()
+        self.absorber = Absorber()
         self.serving = False
         self.sealed = False
         """The SEAL is durable: heartbeats are given from here on (5.7)."""
