@@ -15,6 +15,7 @@ from itertools import count
 
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
+from meridian.crossbar.held import Held
 from meridian.dataplane.balance import Balancer
 from meridian.dataplane.replica import Replica, Resume
 from meridian.dataplane.shards import ShardedEngine
@@ -32,11 +33,10 @@ class _Feed:
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self.positions = replica.engine.positions
         noted = int.from_bytes(replica.engine.note[:8], "big")
-        self.tau = max(replica.engine.applied_tau, noted)
+        self.held = Held(max(replica.engine.applied_tau, noted), replica.engine.positions)
         # A shard that no commit concerned is complete for longer than its newest commit.
-        replica.core.complete_tau = self.tau
+        replica.core.complete_tau = self.held.tau
 
 
 class _Waiting:
@@ -170,24 +170,15 @@ class ShardedReplica:
 
     def _add(self, number: int, item: crossbar.Item, shares: list[list[crossbar.Item]]) -> None:
         """Unless the shard's file held it when it was opened."""
-        feed = self._feeds[number]
-        if isinstance(item, crossbar.Transaction) and item.tau <= feed.tau:
-            if item.bodies:
-                # Chunks that came again were staged anew.
-                shares[number].append(crossbar.Dropped(item.txid, item.journal, item.n))
-            return
-        if isinstance(item, crossbar.Body) and item.n <= feed.positions.get(item.journal, 0):
-            return
-        shares[number].append(item)
+        wanted = self._feeds[number].held.filtered(item)
+        if wanted is not None:
+            shares[number].append(wanted)
 
     def _deliver(
         self, feed: _Feed, delivered: crossbar.Deliver, items: list[crossbar.Item]
     ) -> None:
         """Completeness and positions of a shard never go back behind what its file held."""
-        positions = tuple(
-            (journal, max(n, feed.positions.get(journal, 0))) for journal, n in delivered.positions
-        )
-        tau = max(delivered.tau, feed.tau)
+        tau, positions = feed.held.bounds(delivered.tau, delivered.positions)
         feed.replica.take(crossbar.Deliver(delivered.subscriber, items, tau, positions))
 
     def pump(self) -> None:

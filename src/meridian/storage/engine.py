@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from meridian.storage import checkpoint, gc, query, reading, shards, staging, verify
+from meridian.storage import checkpoint, gc, owning, query, reading, shards, staging, verify
 from meridian.storage import schema as schema_
 from meridian.storage.apply import Applier
 from meridian.storage.checkpoint import CheckpointInfo
@@ -20,7 +20,6 @@ from meridian.storage.errors import (
     Failed,
     RebuildNeeded,
     UnknownRelation,
-    WrongPlace,
 )
 from meridian.storage.readers import ReadPool
 from meridian.storage.relations import Relation, Snapshot, Staged, load_overlay, load_relations
@@ -480,7 +479,7 @@ class Engine:
         BelowHorizon, UnknownRelation, BadRequest, Failed.
         """
         if not self._whole:
-            self._check_keys(tau, sid, keys)
+            owning.check_keys(self._ranges, tau, sid, keys)
         if len(keys) == 1:
             overlay = query.overlay_at(self._snapshot, sid, tau) if sid in self._overlay else ()
             shape = (sid, cols, overlay)
@@ -495,14 +494,6 @@ class Engine:
             except apsw.Error as error:
                 raise reading.translate(error) from error
         return self._get_many(tau, sid, cols, keys)
-
-    def _check_keys(self, tau: int, sid: int, keys: Sequence[bytes]) -> None:
-        """Raises WrongPlace, BelowHorizon."""
-        base = self._ranges.base_of_keys(sid, keys)
-        if base is None:
-            raise WrongPlace()
-        if tau < base:
-            raise BelowHorizon()
 
     def _prepare_get(self, shape: GetShape) -> tuple[str, int, int]:
         sid, cols, overlay = shape
@@ -520,7 +511,7 @@ class Engine:
     ) -> Page:
         """`get` of those rows that pass a filter (joins whose index lies in another file)."""
         if not self._whole:
-            self._check_keys(tau, sid, keys)
+            owning.check_keys(self._ranges, tau, sid, keys)
         return self._get_many(tau, sid, cols, keys, where)
 
     def _get_many(

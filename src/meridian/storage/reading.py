@@ -9,7 +9,7 @@ import apsw
 import msgspec
 
 from meridian.limits import FRAME_SIZE_BYTES
-from meridian.storage import query
+from meridian.storage import owning, query
 from meridian.storage.errors import (
     BadRequest,
     BelowHorizon,
@@ -190,14 +190,11 @@ def place_request(
         if request.tau < base:
             raise BelowHorizon()
     asked_for = asked(request.sid, request.lo, request.hi)
-    found = ranges.clip(asked_for, descending=bool(request.flags & DESCENDING))
-    if found is None or (found[0] != asked_for and not clip):
-        raise WrongPlace()
-    if request.tau < found[1]:
-        raise BelowHorizon()
-    if found[0] == asked_for:
+    descending = bool(request.flags & DESCENDING)
+    found = owning.scan_part(ranges, request.tau, asked_for, descending=descending, clip=clip)
+    if found == asked_for:
         return request, wanted
-    part = keys_of(request.sid, found[0])
+    part = keys_of(request.sid, found)
     flags = request.flags if part.lo == (request.lo or b"") else request.flags & ~LO_EXCLUSIVE
     narrowed = msgspec.structs.replace(request, lo=part.lo, hi=part.hi, flags=flags)
     return narrowed, part
