@@ -89,6 +89,23 @@ def test_snapshot_and_journal_give_the_file_back(seed: int, tmp_path: Path) -> N
     engine.abandon()
 
 
+def test_without_history_reads_below_the_snapshot_are_refused(tmp_path: Path) -> None:
+    """A digest that agrees says nothing of versions replaced before its tau (rot)."""
+    feed = Feed(3)
+    for _ in range(60):
+        feed.grow()
+    engine = build(tmp_path / "a.db", feed)
+    objects = open_objects(tmp_path / "objects")
+    name, taken = take(engine, feed, objects)
+    restore(objects, name, tmp_path / "b.db", history=False)
+    copy = opened(tmp_path / "b.db")
+    assert copy.horizon == taken.tau > engine.horizon
+    assert rows_of(copy, taken.tau, SIDS[0]) == rows_of(engine, taken.tau, SIDS[0])
+    assert rows_of(copy, taken.tau - 1, SIDS[0]) == "BelowHorizon"
+    copy.abandon()
+    engine.abandon()
+
+
 def test_a_snapshot_is_taken_while_applying_goes_on(tmp_path: Path) -> None:
     feed = Feed(5)
     for _ in range(300):

@@ -285,6 +285,10 @@ class Replica(Node):
         lost = self._random.random() < 0.4 or self.store.lacks(starts)
         if lost or self._discard:
             self.store = self.object_store[-1].copy() if self.object_store else Store()
+            if self.world.swarm.rots:
+                # What another copy confirmed is what is visible at the checkpoint's tau; versions
+                # replaced before may have rotted in it (`restore(history=False)`).
+                self.store.horizon = max(self.store.horizon, self.store.tau)
             self.store.built = self.clock.now().latest
             self._discard = False
         self._publishing = None

@@ -37,12 +37,19 @@ class Clock:
         self._random = random
         self._offset = random.randint(-error, error) if error else 0
         self._last = Interval(0, 0)
+        self._last_true = 0
 
     def now(self) -> Interval:
-        """The reading; both edges never go back."""
+        """The reading; both edges never go back.
+
+        After a step back they go on at half the rate, as those of the real clock do: one that stood
+        still would have timers that are almost due fire without end.
+        """
         true = self._world.now
         reading = Interval(true + self._offset - self._error, true + self._offset + self._error)
-        last = self._last
+        carried = (true - self._last_true) // 2 if self._last_true else 0
+        self._last_true = true
+        last = Interval(self._last.earliest + carried, self._last.latest + carried)
         self._last = Interval(
             max(reading.earliest, last.earliest), max(reading.latest, last.latest)
         )
@@ -54,6 +61,11 @@ class Clock:
         if self._world.swarm.false_bounds:
             bound = 20 * self._error + 5 * MS
         self._offset = self._random.randint(-bound, bound) if bound else 0
+
+    def heal(self) -> None:
+        """Its bounds hold again, once it is no longer ahead of them."""
+        if self._world.swarm.false_bounds:
+            self._offset = self._random.randint(-self._error, self._error)
 
 
 class Node:
@@ -231,3 +243,5 @@ class World:
         self._cuts.clear()
         for node in self.nodes.values():
             node.paused_until = 0
+            # Owners whose clocks differ by more than a promise lasts never agree on a tau (5.3).
+            node.clock.heal()

@@ -49,7 +49,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """Of the one range it holds, as of `tau`: other replicas say whether the copy was sound.
 
     A snapshot of a rotten copy has right checksums; journals are trimmed only behind one whose
-    digest a second copy confirmed, or where there is no second copy.
+    digest a second copy confirmed, or where there is no second copy. It says nothing of versions
+    replaced before `tau`: see `restore(history=False)`.
     """
 
     def __post_init__(self) -> None:

@@ -50,9 +50,14 @@ def restore(
     name: str,
     path: Path,
     *,
+    history: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> Manifest:
     """Make the storage file at `path` from a snapshot, replacing what is there; then `Engine.open`.
+
+    `history` False: reads below the snapshot's tau are refused. A digest that another copy
+    confirmed speaks for what is visible at that tau, not for versions replaced before: after rot
+    they may be wrong, and a self-check below that tau would remove the rebuilt copy again.
 
     Blocking, for a thread. The file counts as clean. Raises SnapshotUnusable (a part is missing or
     damaged: take another snapshot), Cancelled, Failed, STORAGE_FAILED; then `path` has no file.
@@ -66,6 +71,8 @@ def restore(
     try:
         _fetch(objects, name, manifest, partial, stop)
         schema.renew_generation(partial)
+        if not history:
+            schema.raise_horizon(partial, manifest.tau)
         partial.replace(path)
     except OSError as error:
         raise Failed(f"restore: {error}") from error

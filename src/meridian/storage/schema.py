@@ -214,6 +214,15 @@ def renew_generation(path: Path) -> None:
         db.close(True)
 
 
+def raise_horizon(path: Path, tau: int) -> None:
+    """Reads of a file that nobody has open are refused below `tau`."""
+    db = apsw.Connection(str(path))
+    try:
+        db.execute("UPDATE state SET horizon = max(horizon, ?)", (tau,)).fetchall()
+    finally:
+        db.close(True)
+
+
 def load_state(db: apsw.Connection) -> State:
     """The state row."""
     return load_state_of(db, "main")
