@@ -8,7 +8,8 @@ from meridian.journal.core import Lease, Marker, Position, Seal, make
 from meridian.sim.coded import CodedJournal
 from meridian.sim.disk import Disk
 from meridian.sim.messages import Parts, Records
-from meridian.sim.replica import Replica, Store
+from meridian.sim.replica import Replica
+from meridian.sim.store import Store
 from meridian.sim.stream import Stream
 from meridian.sim.swarm import choose
 from meridian.sim.world import World

@@ -14,7 +14,8 @@ from meridian.sim.coded import CodedJournal
 from meridian.sim.disk import Disk
 from meridian.sim.messages import Key
 from meridian.sim.plans import CATALOG, SID_FIRST, ConflictKey, version_of, writer_of
-from meridian.sim.replica import Replica, Store
+from meridian.sim.replica import Replica
+from meridian.sim.store import Store
 from meridian.sim.stream import Stream
 from meridian.sim.world import SimulationError
 from meridian.wire.ops import decode_chunk

@@ -15,7 +15,8 @@ from meridian.sim.membership import Registrar
 from meridian.sim.messages import Parts
 from meridian.sim.owner import Owner
 from meridian.sim.plans import SIDS
-from meridian.sim.replica import Replica, Store
+from meridian.sim.replica import Replica
+from meridian.sim.store import Store
 from meridian.sim.stream import Stream, StreamOwner
 from meridian.sim.swarm import Swarm, choose
 from meridian.sim.world import START, Node, S, SimulationError, World
