@@ -53,11 +53,7 @@ send_part(StringInfo chunk)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	(void) mer_wire_begin(&buf, MER_PART, 6);
-	mp_put_bin(&buf, txid, MER_TXID_BYTES);
-	mp_put_int(&buf, part_seq++);
-	mp_put_bin(&buf, chunk->data, chunk->len);
-	mp_put_int(&buf, mer_txn.tau);
+	mer_frame_part(&buf, mer_wire_next_id(), txid, part_seq++, chunk, mer_txn.tau);
 	status = mer_wire_try_send(&buf, COMMIT_TIMEOUT_MS);
 	pfree(buf.data);
 }
@@ -68,16 +64,10 @@ send_commit(StringInfo chunk)
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);	/* the answer stays */
 	StringInfoData buf;
 	uint32		id;
-	bool		schema = mer_txn_schema_count() > 0 || mer_buf_find(1) != NULL;
 
 	initStringInfo(&buf);
-	id = mer_wire_begin(&buf, MER_COMMIT, 8);
-	mp_put_int(&buf, mer_catver());
-	mp_put_int(&buf, mer_txn.tau);
-	mp_put_bin(&buf, txid, MER_TXID_BYTES);
-	mp_put_int(&buf, schema ? 1 : 0);
-	mp_put_int(&buf, mer_txn.rows);
-	mp_put_bin(&buf, chunk->data, chunk->len);
+	id = mer_wire_next_id();
+	mer_frame_commit(&buf, id, txid, mer_catver(), part_seq, chunk);
 	status = mer_wire_try_call(&buf, id, COMMIT_TIMEOUT_MS, &answer);
 	pfree(buf.data);
 	MemoryContextSwitchTo(old);
@@ -119,9 +109,8 @@ ask_status(void)
 	if (mer_wire_try_reconnect(STATUS_TIMEOUT_MS) != MER_OK)
 		return 0;
 	initStringInfo(&buf);
-	id = mer_wire_begin(&buf, MER_STATUS, 4);
-	mp_put_bin(&buf, txid, MER_TXID_BYTES);
-	mp_put_int(&buf, mer_txn.tau);
+	id = mer_wire_next_id();
+	mer_frame_status(&buf, id, txid, mer_txn.tau);
 	if (mer_wire_try_call(&buf, id, STATUS_TIMEOUT_MS, &reply) != MER_OK ||
 		reply.type != MER_OUTCOME)
 		return 0;
@@ -209,7 +198,7 @@ mer_commit(void)
 	memset(&answer, 0, sizeof(answer));
 	HOLD_INTERRUPTS();
 	mer_txn.interrupts_held = true;
-	(void) mer_encode(sink);
+	(void) mer_encode(sink, MER_CHUNK_BYTES);
 	take_answer();
 	mer_txn.committed = true;
 	if (fail_afterwards)

@@ -4,6 +4,8 @@
  *
  * Ops grow side by side and are closed together when the chunk is full, so
  * memory stays bounded by a chunk however large the transaction is.
+ *
+ * No server is needed here: the simulation links this file, too (writelib.c).
  */
 #include "postgres.h"
 
@@ -39,6 +41,7 @@ typedef struct Builder
 typedef struct Encoder
 {
 	MerChunkSink sink;
+	Size		chunk_bytes;
 	Builder    *builders;
 	StringInfoData ops;
 	int			nops;
@@ -46,6 +49,36 @@ typedef struct Encoder
 	uint64		rows;
 	StringInfoData row;			/* a row whose big values were taken out */
 } Encoder;
+
+/* ---------- conflict hashes ---------- */
+
+uint64
+mer_conflict_hash(int64 sid, int kind, const char *key, uint32 len)
+{
+	uint64		v = UINT64CONST(0xCBF29CE484222325);
+
+	for (int shift = 56; shift >= 0; shift -= 8)
+		v = (v ^ (((uint64) sid >> shift) & 0xff)) * UINT64CONST(0x100000001B3);
+	v = (v ^ (unsigned char) kind) * UINT64CONST(0x100000001B3);
+	for (uint32 i = 0; i < len; i++)
+		v = (v ^ (unsigned char) key[i]) * UINT64CONST(0x100000001B3);
+	v ^= v >> 33;
+	v *= UINT64CONST(0xFF51AFD7ED558CCD);
+	v ^= v >> 33;
+	v *= UINT64CONST(0xC4CEB9FE1A85EC53);
+	return v ^ (v >> 33);
+}
+
+void
+mer_put_hash(StringInfo out, int64 sid, int kind, const char *key, uint32 len)
+{
+	uint64		hash = mer_conflict_hash(sid, kind, key, len);
+
+#ifdef WORDS_BIGENDIAN
+	hash = pg_bswap64(hash);
+#endif
+	appendBinaryStringInfo(out, &hash, sizeof(hash));
+}
 
 /* ---------- what becomes of an entry ---------- */
 
@@ -203,17 +236,6 @@ builder(Encoder *enc, int op, int64 sid, int flags, const MerShape *shape, AttrN
 	return b;
 }
 
-static void
-add_hash(StringInfo out, int64 sid, int kind, const char *key, uint32 len)
-{
-	uint64		hash = mer_conflict_hash(sid, kind, key, len);
-
-#ifdef WORDS_BIGENDIAN
-	hash = pg_bswap64(hash);
-#endif
-	appendBinaryStringInfo(out, &hash, sizeof(hash));
-}
-
 /*
  * Identity hashes are parallel to the keys, 0 for a key without one, unless
  * no key has one: so a write set can be cut by key range.
@@ -233,11 +255,11 @@ add_key(Builder *b, MerEntry *e, bool identity)
 	mp_put_bin(&b->keys, e->key, e->klen);
 	if (!(b->flags & FLAG_BLIND))
 	{
-		add_hash(&b->w, b->sid, MER_HASH_ROW, e->key, e->klen);
+		mer_put_hash(&b->w, b->sid, MER_HASH_ROW, e->key, e->klen);
 		if (identity)
 		{
 			mer_pad_hashes(&b->i, b->n);
-			add_hash(&b->i, b->sid, MER_HASH_IDENTITY, e->key, e->klen);
+			mer_put_hash(&b->i, b->sid, MER_HASH_IDENTITY, e->key, e->klen);
 		}
 		else if (b->i.len > 0)
 			mer_pad_hashes(&b->i, b->n + 1);
@@ -326,7 +348,7 @@ encode_entry(Encoder *enc, MerBuf *buf, MerEntry *e, bool created)
 	if (!buf->is_index)
 		enc->rows++;
 	enc->pending += e->klen + v->rowlen + KEY_OVERHEAD;
-	if (enc->pending > MER_CHUNK_BYTES)
+	if (enc->pending > enc->chunk_bytes)
 		ship_chunk(enc, false);
 }
 
@@ -360,18 +382,18 @@ lock_op_done(void *arg)
 	Encoder    *enc = arg;
 
 	enc->nops++;
-	if (enc->ops.len > MER_CHUNK_BYTES)
+	if (enc->ops.len > enc->chunk_bytes)
 		ship_chunk(enc, false);
 }
 
-/* Returns the number of rows mutated. */
+/* Chunks end soon after chunk_bytes.  Returns the number of rows mutated. */
 uint64
-mer_encode(MerChunkSink sink)
+mer_encode(MerChunkSink sink, Size chunk_bytes)
 {
 	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext, "meridian write set",
 											  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(cxt);
-	Encoder		enc = {.sink = sink};
+	Encoder		enc = {.sink = sink,.chunk_bytes = chunk_bytes};
 
 	initStringInfo(&enc.ops);
 	initStringInfo(&enc.row);

@@ -561,24 +561,3 @@ mer_key_get(const char **p, const char *end, const MerKeyColumn *col, bool *isnu
 	*p = (const char *) r.p;
 	return result;
 }
-
-/* ---------- conflict hashes ---------- */
-
-uint64
-mer_conflict_hash(int64 sid, int kind, const char *key, uint32 len)
-{
-	uint64		v = UINT64CONST(0xCBF29CE484222325);
-	uint32		i;
-	int			shift;
-
-	for (shift = 56; shift >= 0; shift -= 8)
-		v = (v ^ (((uint64) sid >> shift) & 0xff)) * UINT64CONST(0x100000001B3);
-	v = (v ^ (unsigned char) kind) * UINT64CONST(0x100000001B3);
-	for (i = 0; i < len; i++)
-		v = (v ^ (unsigned char) key[i]) * UINT64CONST(0x100000001B3);
-	v ^= v >> 33;
-	v *= UINT64CONST(0xFF51AFD7ED558CCD);
-	v ^= v >> 33;
-	v *= UINT64CONST(0xC4CEB9FE1A85EC53);
-	return v ^ (v >> 33);
-}

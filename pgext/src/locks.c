@@ -8,7 +8,6 @@
  */
 #include "postgres.h"
 
-#include "port/pg_bswap.h"
 #include "utils/memutils.h"
 
 #include "store.h"
@@ -115,12 +114,6 @@ mer_lock_row(int64 sid, const char *key, uint32 klen, LockTupleMode mode)
 	}
 }
 
-void
-mer_txn_lock_relation(Relation table)
-{
-	mer_lock_row(mer_rel(table)->sid, "", 0, LockTupleNoKeyExclusive);
-}
-
 /* ---------- encoding ---------- */
 
 #define KEYS_PER_OP 8192
@@ -149,17 +142,6 @@ close_op(LockOp *op, StringInfo out, int64 sid, int bit)
 	op->n = 0;
 }
 
-static void
-add_hash(StringInfo out, RowLock *lock, int kind)
-{
-	uint64		hash = mer_conflict_hash(lock->sid, kind, lock->key, lock->klen);
-
-#ifdef WORDS_BIGENDIAN
-	hash = pg_bswap64(hash);
-#endif
-	appendBinaryStringInfo(out, &hash, sizeof(hash));
-}
-
 /* Keys of one op ascend; an op holds locks of one kind in one relation. */
 static void
 emit_kind(StringInfo out, int bit, void (*op_done) (void *), void *arg)
@@ -178,12 +160,12 @@ emit_kind(StringInfo out, int bit, void (*op_done) (void *), void *arg)
 		{
 			mp_put_bin(&op.keys, lock->key, lock->klen);
 			if (bit != WANT_KEY_SHARE)
-				add_hash(&op.rows, lock, MER_HASH_ROW);
+				mer_put_hash(&op.rows, lock->sid, MER_HASH_ROW, lock->key, lock->klen);
 			if (bit == WANT_KEY_SHARE ||
 				(bit == WANT_LOCK && (lock->want & WANT_LOCK_IDENTITY)))
 			{
 				mer_pad_hashes(&op.identities, op.n);
-				add_hash(&op.identities, lock, MER_HASH_IDENTITY);
+				mer_put_hash(&op.identities, lock->sid, MER_HASH_IDENTITY, lock->key, lock->klen);
 			}
 			else if (op.identities.len > 0)
 				mer_pad_hashes(&op.identities, op.n + 1);

@@ -48,6 +48,12 @@ static LocalTransactionId behind_gate_lxid = InvalidLocalTransactionId;
 
 static void lock_view(Oid view, LOCKMODE mode);
 
+void
+mer_txn_lock_relation(Relation table)
+{
+	mer_lock_row(mer_rel(table)->sid, "", 0, LockTupleNoKeyExclusive);
+}
+
 static void
 lock_one(Oid relid, LOCKMODE mode)
 {

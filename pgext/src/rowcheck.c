@@ -5,7 +5,6 @@
  */
 #include "postgres.h"
 
-#include "port/pg_bswap.h"
 #include "utils/memutils.h"
 
 #include "store.h"
@@ -51,7 +50,7 @@ void
 mer_encode_row_checks(StringInfo out, void (*op_done) (void *), void *arg)
 {
 	struct MerRowChecks *checks = mer_txn.row_checks;
-	char	   *hashes;
+	StringInfoData hashes;
 
 	if (checks == NULL)
 		return;
@@ -61,16 +60,11 @@ mer_encode_row_checks(StringInfo out, void (*op_done) (void *), void *arg)
 	mp_put_array(out, checks->n);
 	for (int i = 0; i < checks->n; i++)
 		mp_put_bin(out, checks->keys[i].data, checks->keys[i].len);
-	hashes = mp_put_bin_space(out, checks->n * sizeof(uint64));
+	initStringInfo(&hashes);
 	for (int i = 0; i < checks->n; i++)
-	{
-		uint64		hash = mer_conflict_hash(checks->sid, MER_HASH_ROW, checks->keys[i].data,
-											 checks->keys[i].len);
-
-#ifdef WORDS_BIGENDIAN
-		hash = pg_bswap64(hash);
-#endif
-		memcpy(hashes + i * sizeof(hash), &hash, sizeof(hash));
-	}
+		mer_put_hash(&hashes, checks->sid, MER_HASH_ROW, checks->keys[i].data,
+					 checks->keys[i].len);
+	mp_put_bin(out, hashes.data, hashes.len);
+	pfree(hashes.data);
 	op_done(arg);
 }

@@ -99,16 +99,7 @@ extern MerTxn mer_txn;
 
 /* ---------- txn.c ---------- */
 
-extern void mer_txn_start(void);	/* idempotent; call before touching mer_txn */
 extern void mer_txn_saw_tau(int64 tau);
-extern void mer_undo_push(MerVersion *version);
-extern void mer_undo_kill(MerVersion *row); /* and its index entries */
-extern bool mer_txn_created(int64 sid);	/* by this transaction: storage has nothing yet */
-extern int	mer_txn_stored_natts(int64 sid, int natts);
-extern int	mer_ddl_pending_natts(int64 sid, int natts);	/* ddl.c: of the running statement */
-extern bool mer_txn_dropped(int64 sid);
-extern int	mer_txn_schema_count(void);
-extern const char *mer_txn_schema_get(int i, uint32 *len);
 extern int	mer_checks_mark(void);
 extern void mer_checks_release(int mark);
 
@@ -122,6 +113,22 @@ typedef enum MerTidMode
 
 extern MerTidMode mer_tid_mode(void);
 extern void mer_hooks_init(void);
+
+/* ---------- undo.c ---------- */
+
+extern void mer_txn_start(void);	/* idempotent; call before touching mer_txn */
+extern void mer_undo_push(MerVersion *version);
+extern void mer_undo_kill(MerVersion *row); /* and its index entries */
+extern void mer_undo_reset(void);
+extern void mer_savepoint(SubTransactionId id);
+extern void mer_savepoint_rollback(SubTransactionId id);
+extern void mer_savepoint_release(SubTransactionId id);
+extern bool mer_txn_created(int64 sid);	/* by this transaction: storage has nothing yet */
+extern int	mer_txn_stored_natts(int64 sid, int natts);
+extern int	mer_ddl_pending_natts(int64 sid, int natts);	/* ddl.c: of the running statement */
+extern bool mer_txn_dropped(int64 sid);
+extern int	mer_txn_schema_count(void);
+extern const char *mer_txn_schema_get(int i, uint32 *len);
 
 /* ---------- writebuf.c ---------- */
 
@@ -319,6 +326,14 @@ extern uint64 mer_notify_size(void);
 extern void mer_encode_notes(StringInfo out, void (*op_done) (void *), void *arg);
 extern void mer_notify_reset(void);
 
+/* ---------- frames.c ---------- */
+
+extern void mer_frame_part(StringInfo buf, uint32 id, const char *txid, uint32 seq,
+						   StringInfo chunk, int64 tau);
+extern void mer_frame_commit(StringInfo buf, uint32 id, const char *txid, int64 catver,
+							 uint32 parts, StringInfo chunk);
+extern void mer_frame_status(StringInfo buf, uint32 id, const char *txid, int64 tau);
+
 /* ---------- commit.c, encode.c ---------- */
 
 #define MER_TXID_BYTES 16
@@ -329,8 +344,9 @@ extern void mer_commit_reset(void);
 
 typedef void (*MerChunkSink) (StringInfo chunk, bool last);
 
-extern uint64 mer_encode(MerChunkSink sink);
+extern uint64 mer_encode(MerChunkSink sink, Size chunk_bytes);
 extern uint64 mer_encoded_size(void);
+extern void mer_put_hash(StringInfo out, int64 sid, int kind, const char *key, uint32 len);
 extern void mer_pad_hashes(StringInfo out, uint32 n);
 extern void mer_encode_locks(StringInfo out, void (*op_done) (void *), void *arg);
 

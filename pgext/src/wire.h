@@ -31,6 +31,7 @@ pg_noreturn extern void mer_wire_raise(MerReply *reply);
 
 /* The SQLSTATE (packed) of an ERROR answer; the reply can still be raised. */
 extern int	mer_wire_sqlstate(const MerReply *reply);
+extern int	mer_take_sqlstate(MpReader *r);
 
 extern char *mer_gateway_socket;	/* GUC meridian.gateway_socket */
 extern int	mer_instance_id;	/* GUC meridian.instance_id */

@@ -17,26 +17,6 @@ take_text(MpReader *r)
 	return pnstrdup(text, len);
 }
 
-static int
-take_sqlstate(MpReader *r)
-{
-	uint32		len;
-	const char *state = mp_get_bytes(r, &len);
-
-	if (len != 5)
-		mp_malformed("SQLSTATE of another length");
-	return MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
-}
-
-int
-mer_wire_sqlstate(const MerReply *reply)
-{
-	MpReader	r = reply->body;
-
-	mp_skip(&r);				/* our error code */
-	return take_sqlstate(&r);
-}
-
 void
 mer_wire_raise(MerReply *reply)
 {
@@ -48,7 +28,7 @@ mer_wire_raise(MerReply *reply)
 
 	Assert(reply->type == MER_ERROR);
 	mp_skip(r);
-	sqlstate = take_sqlstate(r);
+	sqlstate = mer_take_sqlstate(r);
 	message = take_text(r);
 	detail = take_text(r);
 	hint = take_text(r);
