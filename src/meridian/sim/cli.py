@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from meridian.sim import experiments, mutants
+from meridian.sim.cwrites import default_writes
 from meridian.sim.experiments import report
 from meridian.sim.messages import Parts
 from meridian.sim.run import Result, run_seed
@@ -36,6 +37,7 @@ def run(
     """
     out = out or sys.stdout
     progress = progress or sys.stderr
+    out.write(default_writes()[1] + "\n")
     failures = 0
     totals: dict[str, int] = {}
     began = shown = time.monotonic()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from typing import Any
+from zlib import crc32
 
 from meridian.adjudicator import events as ev
 from meridian.sim.committer import PATIENCE_NS, UNKNOWN_ANSWERS, Committer
 from meridian.sim.messages import Ask, Get, Got, Key, Parts, ThisMap, Told
 from meridian.sim.plans import CATALOG, KINDS, SID_FIRST, SIDS, Plan, WriteSet, version_of
+from meridian.sim.statements import perform, send, told
 from meridian.sim.world import MS, Node, World
 
 EPOCH_NS = 60 * MS
@@ -156,7 +158,9 @@ class Client(Node):
             txn.status = "aborted"
             return
         yield random.randint(0, 20 * MS), None
-        txn.writes = plan.write_set(name, txn.seen)
+        statements = world.random(f"statements/{self._number}")
+        buffer = world.writes
+        txn.writes = perform(buffer, statements, plan, name, txn.seen, txn.tau_start)
         if not txn.writes:
             self._end(txn, "committed", 0)
             return
@@ -165,8 +169,8 @@ class Client(Node):
         self._known_version = max(self._known_version, version)
         stale = random.random() < 0.2
         txn.catver = random.randint(1, version) if stale else version
-        chunks = txn.writes.chunks(plan.chunk_count)
-        flags = 1 if plan.kind == "schema" else 0
+        chunks, flags = send(buffer, txn.txid, txn.tau_start, txn.catver, plan.chunk_bytes)
+        world.trace("sends", self.name, len(chunks), [crc32(chunk) for chunk in chunks])
         if self.world.swarm.partitioned:
             yield from self.committer.commit(txn, chunks, flags)
         else:
@@ -227,6 +231,7 @@ class Client(Node):
 
     def hear(self, txn: Txn, answer: ev.Answer) -> None:
         """The outcome of a transaction."""
-        committed = answer.outcome is ev.Outcome.COMMITTED
+        random = self.world.random(f"statements/{self._number}")
         txn.code = answer.code
-        self._end(txn, "committed" if committed else "aborted", answer.tau)
+        status = told(self.world.writes, random, txn.txid, txn.tau_start, answer)
+        self._end(txn, status, answer.tau)

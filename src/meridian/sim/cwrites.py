@@ -125,9 +125,7 @@ class CWrites:
         lens = self._ffi.new("uint32_t[]", [len(value) for value in values])
         data = b"".join(values)
         self._done(
-            self._lib.merw_write(
-                sid, flags, key, len(key), data, lens, shape, len(values), cid
-            )
+            self._lib.merw_write(sid, flags, key, len(key), data, lens, shape, len(values), cid)
         )
 
     def delete(self, sid: int, key: bytes, flags: int = 0, cid: int = 0) -> None:
@@ -196,7 +194,8 @@ class CWrites:
         return int(self._lib.merw_hash(sid, kind, key, len(key)))
 
 
-def chosen() -> tuple[Writes, str]:
+@lru_cache(maxsize=1)
+def default_writes() -> tuple[Writes, str]:
     """The extension's code, or where it cannot be had its twin, and a line that says which."""
     wish = os.environ.get(CHOICE, "")
     if wish == "python":

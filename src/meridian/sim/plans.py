@@ -5,12 +5,12 @@ Every written value is the name of its transaction, so that a read tells whom it
 
 from __future__ import annotations
 
-from functools import lru_cache
 from random import Random
 
 from meridian.sim.messages import Key
+from meridian.sim.writes import NO_KEY_UPDATE, UPDATE
 from meridian.wire import ops as wire
-from meridian.wire.reach import ADDITIVE, GLOBAL, RELATIONS, Reach, encode_reach
+from meridian.wire.reach import ADDITIVE, GLOBAL, RELATIONS, Reach
 
 KINDS = ("read", "update", "blind", "large", "child", "parent", "lock", "schema", "table")
 ROW, IDENTITY = 0, 1
@@ -23,22 +23,20 @@ CATALOG: Key = (SID_VERSION, b"v")
 PARENTS = 2
 CHILDREN = 2
 HOT_CHANCE = 0.45
+CHUNK_BYTES = 1 << 20
+"""After which a chunk of a write set ends, as the extension has it."""
 
 ConflictKey = tuple[int, int, bytes]
 """(storage id, ROW or IDENTITY, key)"""
 
 
-@lru_cache(maxsize=4096)
-def _hash(sid: int, kind: int, key: bytes) -> bytes:
-    return wire.conflict_hash(sid, kind, key).to_bytes(8, "little")
-
-
 class WriteSet:
-    """Collects what a transaction writes and turns it into chunks."""
+    """What a transaction writes, as the checkers know it."""
 
     def __init__(self) -> None:
         self.rows: dict[Key, bytes | None] = {}
-        self.locks: dict[Key, None] = {}
+        self.locks: dict[Key, int] = {}
+        """Row locks and their modes (writes.py), those of rolled back subtransactions included."""
         self.shares: dict[Key, None] = {}
         self.identities: dict[Key, None] = {}
         self.schema: list[wire.Add | wire.Create] = []
@@ -62,60 +60,28 @@ class WriteSet:
 
     def writes(self) -> set[ConflictKey]:
         """Conflict keys written."""
-        keys = {(sid, ROW, key) for sid, key in (*self.rows, *self.locks)}
-        return keys | {(sid, IDENTITY, key) for sid, key in self.identities}
+        locks = [key for key, mode in self.locks.items() if mode >= NO_KEY_UPDATE]
+        keys = {(sid, ROW, key) for sid, key in (*self.rows, *locks)}
+        ends = [key for key, mode in self.locks.items() if mode == UPDATE]
+        return keys | {(sid, IDENTITY, key) for sid, key in (*self.identities, *ends)}
 
     def shared(self) -> set[ConflictKey]:
         """Conflict keys shared."""
         return {(sid, IDENTITY, key) for sid, key in self.shares}
 
+    def lock(self, key: Key, mode: int) -> None:
+        """The strongest lock of a key counts."""
+        self.locks[key] = max(mode, self.locks.get(key, mode))
+
+    def identify(self, key: Key) -> None:
+        """Its row begins or ends: the identity key is written, too."""
+        if key[0] >= SID_FIRST:
+            self.identities[key] = None
+
     def sids(self) -> list[int]:
         """Relations touched, without the system's."""
         keys = (*self.rows, *self.locks, *self.shares)
         return sorted({*(sid for sid, _ in keys if sid >= SID_FIRST), *self.tables})
-
-    def chunks(self, count: int) -> list[bytes]:
-        """`count` chunks, rows spread over them."""
-        rows = list(self.rows.items())
-        parts = [self._rows(rows[at::count]) for at in range(count)]
-        parts[-1] += [*self._locks(), *self.schema]
-        return [wire.encode_chunk(part) for part in parts]
-
-    def _rows(self, rows: list[tuple[Key, bytes | None]]) -> list[wire.Op]:
-        ops: list[wire.Op] = []
-        for sid in sorted({key[0] for key, _ in rows}):
-            puts = sorted((k[1], v) for k, v in rows if k[0] == sid and v is not None)
-            deletes = sorted(k[1] for k, v in rows if k[0] == sid and v is None)
-            if puts and sid == wire.SID_CATALOG:
-                assert self.reach is not None and len(puts) == 1
-                key, value = puts[0]
-                row = (value, encode_reach(self.reach))
-                ops.append(wire.Put(sid, 0, (1, 3), [key], *self._hashes(sid, [key]), [row]))
-            elif puts:
-                keys = [key for key, _ in puts]
-                values = [(value,) for _, value in puts]
-                ops.append(wire.Put(sid, 0, (1,), keys, *self._hashes(sid, keys), values))
-            if deletes:
-                ops.append(wire.Delete(sid, 0, deletes, *self._hashes(sid, deletes)))
-        return ops
-
-    def _hashes(self, sid: int, keys: list[bytes]) -> tuple[bytes, bytes]:
-        written = b"".join(_hash(sid, ROW, key) for key in keys)
-        identity = [
-            _hash(sid, IDENTITY, key) if (sid, key) in self.identities else bytes(8) for key in keys
-        ]
-        return written, b"".join(identity) if any(map(any, identity)) else b""
-
-    def _locks(self) -> list[wire.Op]:
-        ops: list[wire.Op] = []
-        for sid, key in self.locks:
-            ops.append(wire.Lock(sid, [key], _hash(sid, ROW, key), b""))
-        for sid, key in self.shares:
-            ops.append(wire.Share(sid, [key], b"", _hash(sid, IDENTITY, key)))
-        for sid, exclusive in self.tables.items():
-            op = wire.Lock if exclusive else wire.Share
-            ops.append(op(sid, [b""], _hash(sid, ROW, b""), b""))
-        return ops
 
 
 class Plan:
@@ -134,7 +100,9 @@ class Plan:
     ) -> None:
         self.kind = kind
         self.sid = sid
-        self.chunk_count = random.randint(2, 4) if kind == "large" else 1
+        self.chunk_bytes = CHUNK_BYTES
+        if kind == "large":
+            self.chunk_bytes = (0, 60, 120)[random.randint(2, 4) - 2]
         self._random = random
         self._wide = wide
         names = [b"%sk%d" % (salts[number % 2], number) for number in range(keys)]
@@ -176,7 +144,7 @@ class Plan:
         if self.kind == "lock":
             sids = [key[0] for key in self._targets] if self._wide else []
             sids.append(self.sid)
-            out.locks = {key: None for key in self.reads if key[0] in sids}
+            out.locks = {key: NO_KEY_UPDATE for key in self.reads if key[0] in sids}
             for key in out.rows:
                 out.locks.pop(key, None)
         elif self.kind == "child" and seen[self._parent] is not None:
@@ -209,10 +177,8 @@ class Plan:
         children = [key for key in self._children if seen[key] is not None]
         if seen[self._parent] is None:
             out.rows[self._parent] = name
-            out.identities[self._parent] = None
         elif not children:
             out.rows[self._parent] = None
-            out.identities[self._parent] = None
         else:
             out.rows[children[0]] = None
 

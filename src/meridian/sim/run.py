@@ -20,6 +20,7 @@ from meridian.sim.store import Store
 from meridian.sim.stream import Stream, StreamOwner
 from meridian.sim.swarm import Swarm, choose
 from meridian.sim.world import START, Node, S, SimulationError, World
+from meridian.sim.writes import Writes
 from meridian.wire.partition import Span
 
 LIVENESS_NS = 30 * S
@@ -47,11 +48,12 @@ class Run:
         *,
         swarm: Swarm | None = None,
         story: bool = False,
+        writes: Writes | None = None,
     ) -> None:
         self.seed = seed
         parts = parts or Parts()
         self.swarm = msgspec.structs.replace(swarm or choose(seed), **parts.swarm)
-        world = self.world = World(seed, self.swarm, story)
+        world = self.world = World(seed, self.swarm, story, writes)
         swarm_ = self.swarm
         self.journals: list[Disk | Stream | CodedJournal] = []
         self.owners: list[Owner] = []
@@ -235,6 +237,8 @@ def streams_of(journal: Disk | Stream | CodedJournal) -> list[Stream]:
     return [journal] if isinstance(journal, Stream) else []
 
 
-def run_seed(seed: int, parts: Parts | None = None, *, story: bool = False) -> Result:
+def run_seed(
+    seed: int, parts: Parts | None = None, *, story: bool = False, writes: Writes | None = None
+) -> Result:
     """One run of a seed."""
-    return Run(seed, parts, story=story).go()
+    return Run(seed, parts, story=story, writes=writes).go()

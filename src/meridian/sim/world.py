@@ -13,7 +13,9 @@ from random import Random
 from typing import Any
 
 from meridian.clock.tau import Interval
+from meridian.sim.cwrites import default_writes
 from meridian.sim.swarm import Swarm
+from meridian.sim.writes import Writes
 
 MS = 1_000_000
 S = 1_000 * MS
@@ -128,10 +130,14 @@ class Node:
 class World:
     """One run from one seed."""
 
-    def __init__(self, seed: int, swarm: Swarm, keep_trace: bool = False) -> None:
+    def __init__(
+        self, seed: int, swarm: Swarm, keep_trace: bool = False, writes: Writes | None = None
+    ) -> None:
         self.seed = seed
         self.swarm = swarm
         self.now = START
+        self.writes = writes or default_writes()[0]
+        """The write buffer of the query processor whose statements run."""
         self.nodes: dict[str, Node] = {}
         self.events = 0
         self.healed = False

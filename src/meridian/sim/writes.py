@@ -410,9 +410,7 @@ class _Encoder:
             return
         was_deleted = any(one.values is None for one in entry.versions)
         identity = not buffer.is_index and sid >= SID_USER
-        identity = identity and (
-            deletes or not entry.base_present or entry.identity or was_deleted
-        )
+        identity = identity and (deletes or not entry.base_present or entry.identity or was_deleted)
         blind = created or entry.blind or (buffer.hidden and not entry.base_present)
         flags = wire.BLIND if blind else 0
         if deletes:
