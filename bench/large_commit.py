@@ -1,6 +1,9 @@
 """One client commits a large write set while another reads and commits: what does that one see?
 
-    python bench/large_commit.py [--rows 2000000] [--row-bytes 100] [--json]
+    python bench/large_commit.py [--rows 2000000] [--row-bytes 100] [--tables 1] [--json]
+
+With `MERIDIAN_ADJUDICATORS=3 MERIDIAN_JOURNALS=2 MERIDIAN_STORAGE_SHARDS=4` and `--tables 2` half
+of the rows belong to another owner than its leader, who must vote on them.
 
 Prints the other client's latencies before and during the large commit; exit status 1 when its p99
 during it reaches 100 ms. Runs a data plane of its own in a temporary directory, fsync on.
@@ -26,6 +29,7 @@ from meridian.wire import frames
 from meridian.wire.ops import FRESH, KIND_TABLE, Create, Put, conflict_hash, encode_chunk
 
 P99_MAX_MS = 100.0
+_APART = 32
 
 
 def start(directory: Path, socket: Path) -> subprocess.Popen[str]:
@@ -81,7 +85,7 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {name: round(seconds * 1e3, 3) for name, seconds in picked.items()}
 
 
-def send_large(client: Client, sid: int, rows: int, row_bytes: int) -> dict[str, float]:
+def send_large(client: Client, sids: list[int], rows: int, row_bytes: int) -> dict[str, float]:
     """The large write set, chunk by chunk; when which part of it was done."""
     per_chunk = max(1, CHUNK_SIZE_BYTES // (row_bytes + 30))
     txid = secrets.token_bytes(16)
@@ -94,6 +98,7 @@ def send_large(client: Client, sid: int, rows: int, row_bytes: int) -> dict[str,
             client.send(frames.PART, txid, seq, chunk, tau)
             seq += 1
         numbers = range(first, min(rows, first + per_chunk))
+        sid = sids[seq % len(sids)]
         keys = [struct.pack(">q", n) for n in numbers]
         values = [(n, value) for n in numbers]
         chunk = encode_chunk([Put(sid, FRESH, (1, 2), keys, hashes(keys), b"", values)])
@@ -111,19 +116,20 @@ def send_large(client: Client, sid: int, rows: int, row_bytes: int) -> dict[str,
     }
 
 
-def measure(rows: int, row_bytes: int) -> dict[str, object]:
+def measure(rows: int, row_bytes: int, tables: int) -> dict[str, object]:
     """Runs everything; see the module's text."""
     with tempfile.TemporaryDirectory(prefix="large-") as name:
         directory, socket = Path(name) / "data", Path(name) / "socket"
         process = start(directory, socket)
         try:
             client = Client(socket, timeout_s=300)
-            small, large = client.lease(frames.LEASE_SID, 2)[0], 0
-            large = small + 1
+            small = client.lease(frames.LEASE_SID, 2 + _APART * tables)[0]
+            # So far apart that they belong to different adjudicators, if there are several.
+            larges = [small + 1 + _APART * number for number in range(tables)]
             client.commit(
                 [
                     Create(small, KIND_TABLE, [(1, 1)], 0),
-                    Create(large, KIND_TABLE, [(1, 1), (2, 2)], 0),
+                    *(Create(large, KIND_TABLE, [(1, 1), (2, 2)], 0) for large in larges),
                 ],
                 flags=frames.COMMIT_HAS_SCHEMA,
             )
@@ -133,9 +139,10 @@ def measure(rows: int, row_bytes: int) -> dict[str, object]:
             other = Other(socket, small, 1000)
             other.start()
             time.sleep(2)
-            report = send_large(client, large, rows, row_bytes)
+            report = send_large(client, larges, rows, row_bytes)
             settled = time.perf_counter() + 2
-            count = client.scan(large, [], aggs=[[1, 0]]).rows[0][0]
+            found = [client.scan(large, [], aggs=[[1, 0]]).rows[0][0] for large in larges]
+            count = sum(found)
             time.sleep(max(0.0, settled - time.perf_counter()))
             other.stopping.set()
             other.join()
@@ -183,10 +190,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--row-bytes", type=int, default=100)
+    parser.add_argument("--tables", type=int, default=1, help="tables that the rows go to")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:
-        found = measure(options.rows, options.row_bytes)
+        found = measure(options.rows, options.row_bytes, options.tables)
     except GatewayError as error:
         sys.exit(f"refused: {error} {error.detail}")
     if options.json:

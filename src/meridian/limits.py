@@ -143,7 +143,13 @@ HOLD_NS = 200 * MS
 VOTE_WAIT_NS = 100 * MS
 """How long a leader waits for votes before it gives the attempt up."""
 HOLD_KEYS = 65_536
-"""Keys in one promise, about 20 ms of work; a larger transaction must be led by their owner."""
+"""Keys that one question to a voter names; those of a larger transaction are sent ahead."""
+AHEAD_SEND_KEYS = 8_192
+"""Keys for one voter that are gathered before they are sent ahead."""
+AHEAD_KEYS = 16_000_000
+"""Keys that one voter holds for one transaction, about 1.6 GB there; more are refused (54000)."""
+AHEAD_TRANSACTIONS = 64
+"""Transactions whose keys one voter has been sent ahead; those of more are not taken."""
 ADJUDICATORS_MAX = 64
 JOURNALS_MAX = 64
 """Of one cluster; an assigner's number has 8 bits."""

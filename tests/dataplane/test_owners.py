@@ -18,7 +18,6 @@ from meridian.dataplane.topology import Topology
 from meridian.errors import Kind, MeridianError
 from meridian.journal.core import Commit, Reader
 from meridian.journal.file import AppendError
-from meridian.limits import HOLD_KEYS
 from meridian.metadata.store import MetadataStore
 from meridian.wire import frames
 from meridian.wire.frames import COMMIT_HAS_SCHEMA
@@ -248,21 +247,95 @@ async def part(node: Node, txid: bytes, seq: int, ops: list[Op], tau: int) -> No
         raise error
 
 
-def test_too_many_keys_of_others_are_refused_and_nothing_stays(tmp_path: Path) -> None:
+async def half(node: Node, txid: bytes, tau: int, chunks: int, first: Op) -> None:
+    """Chunks of a transaction that the owner of SID leads; the other one owns most keys."""
+    await part(node, txid, 0, [first], tau)
+    for seq in range(1, chunks):
+        numbers = range(seq * 20_000, (seq + 1) * 20_000)
+        await part(node, txid, seq, [put(SID + 32, dict.fromkeys(numbers, 0))], tau)
+
+
+async def two_tables(node: Node) -> None:
+    await commit(node, [create(SID), create(SID + 32)], flags=COMMIT_HAS_SCHEMA)
+    assert node.map.owner((SID, key(100))) != node.map.owner((SID + 32, key(100)))
+
+
+def voters(node: Node) -> list[Any]:
+    return [seat.owner.adjudicator.voter for seat in node.seats if seat.owner is not None]
+
+
+def test_a_voter_holds_more_keys_than_one_question_names(tmp_path: Path) -> None:
+    first = put(SID, dict.fromkeys(range(100, 200), 0))
+
     async def work() -> None:
         async with two(tmp_path) as node:
-            await commit(node, [create(SID), create(SID + 32)], flags=COMMIT_HAS_SCHEMA)
-            made = node.map
-            assert made.owner((SID, key(100))) != made.owner((SID + 32, key(100)))
+            await two_tables(node)
+            for conflict in (None, 70_000):
+                txid, tau = secrets.token_bytes(16), node.tau_start()
+                await half(node, txid, tau, 6, first)
+                assert sum(len(one._sent) for one in voters(node)) == 1
+                if conflict is not None:
+                    # Found among the keys that were compared before it came.
+                    await commit(node, [put(SID + 32, {conflict: 1})])
+                done = commit(node, [first], tau=tau, txid=txid, flags=frames.COMMIT_HAS_PARTS)
+                if conflict is None:
+                    tau_commit = await done
+                    assert await value(node, SID + 32, 119_999) == 0
+                    assert await outcome(node, txid, tau) == (1, tau_commit)
+                    # What began before it and writes one of its keys is refused.
+                    for number in (20_000, 119_999):
+                        with pytest.raises(MeridianError) as refusal:
+                            await commit(node, [put(SID + 32, {number: 1})], tau=tau)
+                        assert refusal.value.kind is Kind.CONFLICT
+                else:
+                    with pytest.raises(MeridianError) as refusal:
+                        await done
+                    assert refusal.value.kind is Kind.CONFLICT
+                await asyncio.sleep(0.05)
+                assert not any(one._sent or len(one.holds) for one in voters(node))
+            assert node.counters.commits_large == 1
+
+    run(work())
+
+
+def test_keys_sent_ahead_are_lost_with_their_voter(tmp_path: Path) -> None:
+    """The client is told to try again (40001), and nothing of it stays anywhere."""
+    first = put(SID, dict.fromkeys(range(100, 200), 0))
+
+    async def work() -> None:
+        async with two(tmp_path) as node:
+            await two_tables(node)
             txid, tau = secrets.token_bytes(16), node.tau_start()
-            first = put(SID, dict.fromkeys(range(100, 200), 0))
-            await part(node, txid, 0, [first], tau)
+            await half(node, txid, tau, 3, first)
+            voter = node.map.owner((SID + 32, key(20_000)))
+            owner = node.seats[voter].owner
+            assert owner is not None
+            owner._failed(AppendError(OSError("gone"), nothing_written=True))
             with pytest.raises(MeridianError) as refusal:
-                for seq in range(1, 10):
-                    numbers = range(seq * 20_000, (seq + 1) * 20_000)
-                    await part(node, txid, seq, [put(SID + 32, dict.fromkeys(numbers, 0))], tau)
+                await commit(node, [first], tau=tau, txid=txid, flags=frames.COMMIT_HAS_PARTS)
+            assert refusal.value.kind is Kind.TXN_ABORTED
+            while not node.owned:
+                await asyncio.sleep(0.02)
+            await commit(node, [put(SID, {150: 1}), put(SID + 32, {20_000: 1})])
+            assert (await outcome(node, txid, tau))[0] == frames.OUTCOME_ABORTED
+
+    run(work())
+
+
+def test_too_many_keys_of_others_are_refused_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meridian.dataplane.cutting.AHEAD_KEYS", 65_536)
+    first = put(SID, dict.fromkeys(range(100, 200), 0))
+
+    async def work() -> None:
+        async with two(tmp_path) as node:
+            await two_tables(node)
+            txid, tau = secrets.token_bytes(16), node.tau_start()
+            with pytest.raises(MeridianError) as refusal:
+                await half(node, txid, tau, 10, first)
             assert refusal.value.kind is Kind.KEYS_ELSEWHERE
-            assert str(HOLD_KEYS) in refusal.value.for_profile("standard")[4]
+            assert not any(one._sent for one in voters(node))
             with pytest.raises(MeridianError) as refusal:
                 await commit(node, [first], tau=tau, txid=txid, flags=frames.COMMIT_HAS_PARTS)
             assert refusal.value.kind is Kind.KEYS_ELSEWHERE

@@ -8,7 +8,6 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from meridian.adjudicator.cut import cut
 from meridian.adjudicator.events import (
@@ -46,9 +45,10 @@ from meridian.adjudicator.events import (
 )
 from meridian.adjudicator.footprint import BadWriteSet, Footprint, footprint
 from meridian.adjudicator.gates import GATE_TIMER
+from meridian.adjudicator.holds import Meeting
 from meridian.adjudicator.large import Large, without_keys
 from meridian.adjudicator.ledger import ACK_TIMER, Change, Decision
-from meridian.adjudicator.partitioned import HANDOVER_TIMER, HOLD_TIMER, Partitioned
+from meridian.adjudicator.partitioned import HANDOVER_TIMER, HOLD_TIMER, WORK_TIMER, Partitioned
 from meridian.adjudicator.window import keys_of
 from meridian.clock.tau import Interval
 from meridian.journal import core as journal
@@ -56,7 +56,6 @@ from meridian.limits import CONFLICT_KEYS, CONFLICT_WINDOW_NS, LARGE_COMMITS, TA
 from meridian.wire.partition import EVERYTHING, Span
 from meridian.wire.votes import Vote, leader_of
 
-WORK_TIMER: Final = "work"
 IN_FLIGHT = 8_192
 """Decisions under way; beyond it commits are asked to come again."""
 WAITING = 64
@@ -86,6 +85,7 @@ class Adjudicator(Partitioned):
         self.aborts_count: dict[Code, int] = {}
         self._seal_n = 0
         self._large: dict[bytes, Large] = {}
+        self._vote_next = True
         self._stalled: dict[bytes, tuple[Commit, list[int]]] = {}
         """Small commits that wait for a lease to become durable, in order of arrival."""
         self._replayed_bodies: dict[bytes, list[Footprint]] = {}
@@ -460,7 +460,7 @@ class Adjudicator(Partitioned):
         """The floor of the ranges that hold its keys; None if one of them has gone."""
         if large.alone:
             return 0 if self.ranges.alone else None
-        return self.ranges.floor_max if large.everywhere else self.ranges.floor(large.bounds)
+        return self.ranges.floor_max if large.everywhere else large.floor_in(self.ranges)
 
     def _large_again(self, txid: bytes, large: Large, code: Code) -> list[Effect]:
         """Another attempt may pass; its chunks are here."""
@@ -478,10 +478,14 @@ class Adjudicator(Partitioned):
         assert final is not None
         if self.voter.holds:
             age = large.tau_start, txid
-            if self.voter.holds.meets_draft(
+            meeting = self.voter.holds.meet_draft(
                 age, large.draft, large.prints, everywhere=large.everywhere
-            ):
-                # However old: its chunks are here, and holds end soon.
+            )
+            if meeting is Meeting.RETRY and votes:
+                # The older one may wait for what is held elsewhere for this one.
+                return self._large_again(txid, large, Code.HELD)
+            if meeting is not Meeting.PASS:
+                # Its chunks are here, and holds end soon.
                 return []
         tau = self.ledger.tau_for(now, max([large.tau_start, *(vote.tau_a for vote in votes)]))
         if any(tau > vote.tau_max for vote in votes):
@@ -522,15 +526,20 @@ class Adjudicator(Partitioned):
         """One slice for one of the large transactions, in turn; others run in between."""
         effects: list[Effect] = []
         waiting = 0
+        # Keys that others sent take turns with those of the own transactions.
+        voting = self._vote_next and self.voter.busy
+        self._vote_next = not voting
         for txid, large in list(self._large.items()):
             busy = not large.draft.ready
             waiting += busy
-            if busy and waiting == 1:
+            if busy and waiting == 1 and not voting:
                 self._large[txid] = self._large.pop(txid)
             # A ready one costs nothing: a later commit may have made it an abort meanwhile.
-            if waiting == 1 or not busy:
+            if (waiting == 1 and not voting) or not busy:
                 effects += self._progress(now, txid, large)
-        if waiting > 1 or self.window.tidy():
+        if voting:
+            effects += [*self.voter.work(now), *self.hold_timer()]
+        if waiting > (not voting) or self.voter.busy or self.window.tidy():
             effects.append(SetTimer(WORK_TIMER, 0))
         return effects
 

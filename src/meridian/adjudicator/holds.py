@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 
 import msgspec
 
+from meridian.adjudicator.ahead import SentAhead
 from meridian.adjudicator.footprint import Footprint
 from meridian.adjudicator.window import Draft, Keys, keys_of
 from meridian.wire.reach import GLOBAL
@@ -37,6 +38,7 @@ class Hold:
         "ask",
         "everywhere",
         "footprint",
+        "sent",
         "shares",
         "tau_max",
         "unresolved",
@@ -44,8 +46,12 @@ class Hold:
         "writes",
     )
 
-    def __init__(self, ask: Ask, footprint: Footprint, vote: Vote) -> None:
+    def __init__(
+        self, ask: Ask, footprint: Footprint, vote: Vote, sent: SentAhead | None = None
+    ) -> None:
         self.ask = ask
+        self.sent = sent
+        """Keys that came before the question; they are held too."""
         self.footprint = footprint
         self.vote = vote
         self.tau_max = vote.tau_max
@@ -59,6 +65,8 @@ class Hold:
         """This promise is made over an earlier one for the same transaction."""
         self.tau_max = max(self.tau_max, earlier.tau_max)
         self.everywhere = self.everywhere or earlier.everywhere
+        self.sent = self.sent or earlier.sent
+        assert earlier.sent in (None, self.sent), "keys are sent ahead once"
         if earlier.footprint != self.footprint:
             self.footprint = msgspec.structs.replace(
                 self.footprint,
@@ -85,6 +93,8 @@ class Hold:
             and self.writes.isdisjoint(shares)
         ):
             return True
+        if self.sent is not None and self.sent.draft.meets(writes, shares):
+            return True
         return self._meets_relations(print_, everywhere=everywhere)
 
     def _meets_relations(self, print_: Footprint, *, everywhere: bool) -> bool:
@@ -97,6 +107,12 @@ class Hold:
 
     def meets_draft(self, draft: Draft, prints: Iterable[Footprint], *, everywhere: bool) -> bool:
         """The same for a large transaction, whose keys lie in sets."""
+        if self.sent is not None:
+            # Set against set would take too long: one of them waits.  Conflicts are found later,
+            # when the keys that were held are recorded.
+            sids = frozenset(self.footprint.sids)
+            if any(not sids.isdisjoint(one.sids) for one in prints):
+                return True
         for part in (*draft.writes, *draft.shares):
             if not self.writes.isdisjoint(part):
                 return True
@@ -148,7 +164,9 @@ class Holds:
         """The highest promise."""
         return max((hold.tau_max for hold in self._holds.values()), default=0)
 
-    def meet(self, age: Age, print_: Footprint, *, everywhere: bool) -> Meeting:
+    def meet(
+        self, age: Age, print_: Footprint, *, everywhere: bool, sent: SentAhead | None = None
+    ) -> Meeting:
         """What a transaction must do now."""
         if not self._holds:
             return Meeting.PASS
@@ -159,18 +177,28 @@ class Holds:
                 hold
                 for hold in self._holds.values()
                 if hold.ask.txid != age[1]
-                and hold.meets(writes, shares, print_, everywhere=everywhere)
+                and (
+                    hold.meets(writes, shares, print_, everywhere=everywhere)
+                    or (
+                        sent is not None
+                        and hold.meets_draft(sent.draft, (print_,), everywhere=everywhere)
+                    )
+                )
             ],
         )
 
-    def meets_draft(
-        self, age: Age, draft: Draft, prints: list[Footprint], *, everywhere: bool
-    ) -> bool:
-        """Whether a large transaction meets any hold of another one."""
-        return any(
-            hold.meets_draft(draft, prints, everywhere=everywhere)
-            for hold in self._holds.values()
-            if hold.ask.txid != age[1]
+    def meet_draft(
+        self, age: Age, draft: Draft, prints: Sequence[Footprint], *, everywhere: bool
+    ) -> Meeting:
+        """The same for a large transaction of this adjudicator."""
+        return self._judge(
+            age,
+            [
+                hold
+                for hold in self._holds.values()
+                if hold.ask.txid != age[1]
+                and hold.meets_draft(draft, prints, everywhere=everywhere)
+            ],
         )
 
     @staticmethod

@@ -9,6 +9,7 @@ import msgspec
 from meridian.adjudicator.cut import Bounds, Cut
 from meridian.adjudicator.events import Commit
 from meridian.adjudicator.footprint import Footprint
+from meridian.adjudicator.ranges import Ranges
 from meridian.adjudicator.window import Draft, keys_of
 from meridian.wire.partition import NOBODY, Span
 from meridian.wire.votes import Tally
@@ -25,6 +26,8 @@ class Large:
         "draft",
         "everywhere",
         "final",
+        "floor",
+        "floor_spans",
         "foreign",
         "last",
         "prints",
@@ -47,7 +50,10 @@ class Large:
         """It was not cut by range: this adjudicator owned everything."""
         self.spans: tuple[Span, ...] = ()
         """What this adjudicator owned when the first chunk came."""
-        self.bounds: Bounds = ()
+        self.bounds: list[Bounds] = []
+        self.floor: int | None = None
+        self.floor_spans: tuple[Span, ...] | None = None
+        """For which ranges `floor` was found; None: for none."""
         self.foreign = Tally()
         self.everywhere = False
 
@@ -56,16 +62,26 @@ class Large:
         self.crc = crc32(chunk, self.crc)
         # Recording a check as a share can only make others more careful.
         self.draft.add(keys_of(print_.writes), keys_of(print_.shares + print_.checks))
-        self.prints.append(without_keys(print_))
+        relations = without_keys(print_)
+        if not self.prints or self.prints[-1] != relations:
+            self.prints.append(relations)
 
     def take_cut(self, chunk: bytes, found: Cut, number: int) -> None:
         """The same of one owner among several."""
         own = found.part(number)
         self.take(chunk, own.footprint)
-        self.bounds += own.bounds
+        self.bounds.append(own.bounds)
+        self.floor_spans = None
         self.everywhere = self.everywhere or found.everywhere
         if NOBODY in found.parts:
             self.foreign += found.parts[NOBODY].tally
+
+    def floor_in(self, ranges: Ranges) -> int | None:
+        """The highest floor of the ranges that hold its keys; None if one is not owned."""
+        if self.floor_spans is not ranges.spans:
+            self.floor = ranges.floor(bound for some in self.bounds for bound in some)
+            self.floor_spans = ranges.spans
+        return self.floor
 
 
 def without_keys(print_: Footprint) -> Footprint:

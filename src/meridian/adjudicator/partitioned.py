@@ -43,8 +43,20 @@ from meridian.clock.tau import Interval
 from meridian.journal import core as journal
 from meridian.limits import BALLOTS, HANDOVER_RESEND_NS, HOLD_NS, HOLDS, VOTE_WAIT_NS
 from meridian.wire.partition import NOBODY, Handover, Span, covers
-from meridian.wire.votes import Acquired, Ask, Message, Released, Tally, Verdict, Vote, leader_of
+from meridian.wire.votes import (
+    Acquired,
+    Ahead,
+    Ask,
+    Forget,
+    Message,
+    Released,
+    Tally,
+    Verdict,
+    Vote,
+    leader_of,
+)
 
+WORK_TIMER: Final = "work"
 HOLD_TIMER: Final = "hold"
 HANDOVER_TIMER: Final = "handover"
 NO_TALLY: Final = Tally()
@@ -195,6 +207,13 @@ class Partitioned(ABC):
             case Verdict():
                 ended = self.voter.verdict(message)
                 return [*self._unblock(now), *self.hold_timer()] if ended else []
+            case Ahead():
+                taken = self.serving and not self.membership.closing
+                taken = taken and self.voter.ahead(now, message)
+                return [SetTimer(WORK_TIMER, 0), *self.hold_timer()] if taken else []
+            case Forget():
+                self.voter.forget(message)
+                return [SetTimer(WORK_TIMER, 0)]
             case Released():
                 return self._released(now, message.handover)
             case Acquired():

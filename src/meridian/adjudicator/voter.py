@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
+from meridian.adjudicator.ahead import SentAhead
 from meridian.adjudicator.cut import tally, unpack
 from meridian.adjudicator.events import Code, Effect, Expired, Send, WantCatalog
 from meridian.adjudicator.footprint import Footprint
@@ -20,8 +21,15 @@ from meridian.adjudicator.ranges import Ranges
 from meridian.adjudicator.relations import Relations
 from meridian.adjudicator.window import Window, keys_of
 from meridian.clock.tau import Interval
-from meridian.limits import HOLD_KEYS, HOLD_NS, HOLDS, TAU_FUTURE_NS
-from meridian.wire.votes import Ask, Verdict, Vote, leader_of
+from meridian.limits import (
+    AHEAD_TRANSACTIONS,
+    CONFLICT_WINDOW_NS,
+    HOLD_KEYS,
+    HOLD_NS,
+    HOLDS,
+    TAU_FUTURE_NS,
+)
+from meridian.wire.votes import Ahead, Ask, Forget, Verdict, Vote, leader_of
 
 
 class Voter:
@@ -45,7 +53,55 @@ class Voter:
         self.holds = Holds()
         self.expired_count = 0
         self._waiting: dict[bytes, tuple[Ask, int]] = {}
-        """Asks that wait for older holds or for a lease, and until when (earliest)."""
+        """Asks that wait for older holds, for a lease or for work, and until when (earliest)."""
+        self._sent: dict[bytes, SentAhead] = {}
+
+    # Keys sent ahead
+
+    def ahead(self, now: Interval, message: Ahead) -> bool:
+        """Takes the next keys of a large transaction; False: they are of no use."""
+        sent = self._sent.get(message.txid)
+        if sent is None:
+            future = message.tau_start > now.latest + TAU_FUTURE_NS
+            full = len(self._sent) >= AHEAD_TRANSACTIONS
+            if message.seq or full or future or message.tau_start < self.window.floor:
+                return False
+            draft = self.window.open_draft(message.tau_start)
+            sent = self._sent[message.txid] = SentAhead(draft, now.latest + CONFLICT_WINDOW_NS)
+        if message.seq != sent.count or message.tau_start != sent.draft.tau_start:
+            return False
+        sent.take(message)
+        return True
+
+    def forget(self, message: Forget) -> None:
+        """Nobody asks for this transaction any more; what is promised stays so."""
+        sent = self._sent.get(message.txid)
+        if sent is not None:
+            sent.forgotten = True
+            self._drop_sent(message.txid)
+
+    def _drop_sent(self, txid: bytes) -> None:
+        if self.holds.get(txid) is None:
+            self.window.drop(self._sent.pop(txid).draft)
+
+    @property
+    def busy(self) -> bool:
+        """Keys sent ahead wait to be compared."""
+        return any(not sent.draft.ready for sent in self._sent.values())
+
+    def work(self, now: Interval) -> list[Effect]:
+        """One slice of that work, in turn; who waits for the last one is answered."""
+        for txid, sent in list(self._sent.items()):
+            if sent.draft.ready:
+                continue
+            self._sent[txid] = self._sent.pop(txid)
+            self.window.work(sent.draft)
+            waiting = self._waiting.get(txid)
+            if waiting is not None and sent.draft.ready:
+                del self._waiting[txid]
+                return self._answer(now, *waiting)
+            break
+        return []
 
     # Asks
 
@@ -70,11 +126,15 @@ class Voter:
             print_ = unpack(ask.footprint)
         except msgspec.DecodeError:
             return [self._refuse(ask, Code.MALFORMED)]
-        code = self._code(now, ask, print_)
+        sent = self._sent.get(ask.txid) if ask.ahead else None
+        code = self._code(now, ask, print_, sent)
         if code is not None:
             return [self._refuse(ask, code)]
+        if sent is not None and not sent.draft.ready:
+            self._waiting[ask.txid] = ask, until
+            return []
         age = ask.tau_start, ask.txid
-        meeting = self.holds.meet(age, print_, everywhere=ask.everywhere)
+        meeting = self.holds.meet(age, print_, everywhere=ask.everywhere, sent=sent)
         held = self.holds.get(ask.txid)
         if held is not None and held.unresolved:
             return [self._refuse(ask, Code.HELD)]
@@ -90,13 +150,24 @@ class Voter:
             # Rule 6.6: a lease is durable before any promise up to it.
             self._waiting[ask.txid] = ask, until
             return self.ledger.renew(now, now.latest + HOLD_NS)
-        return self._hold(ask, print_, tau_max)
+        return self._hold(ask, print_, tau_max, sent)
 
-    def _code(self, now: Interval, ask: Ask, print_: Footprint) -> Code | None:
+    def _code(
+        self, now: Interval, ask: Ask, print_: Footprint, sent: SentAhead | None
+    ) -> Code | None:
         """Why the vote must be no, whoever else holds what."""
+        if ask.ahead and (
+            sent is None or sent.count != ask.ahead or sent.draft.tau_start != ask.tau_start
+        ):
+            return Code.PARTS
+        if sent is not None and sent.too_many:
+            return Code.KEYS
         if len(print_.writes) + len(print_.shares) + len(print_.checks) > 8 * HOLD_KEYS:
             return Code.KEYS
         floor = self.ranges.floor(ask.bounds)
+        if sent is not None and floor is not None:
+            sent_floor = sent.floor_in(self.ranges)
+            floor = None if sent_floor is None else max(floor, sent_floor)
         if floor is None or not self.ranges.spans:
             return Code.PLACE
         if ask.everywhere:
@@ -109,13 +180,18 @@ class Voter:
             return Code.CATALOG
         if self.relations.conflict(ask.tau_start, (print_,)):
             return Code.CONFLICT
+        if sent is not None and sent.draft.conflict:
+            return Code.CONFLICT
         writes, unwritten = keys_of(print_.writes), keys_of(print_.shares + print_.checks)
         if self.window.conflicts(ask.tau_start, writes, unwritten):
             return Code.CONFLICT
         return None
 
-    def _hold(self, ask: Ask, print_: Footprint, tau_max: int) -> list[Effect]:
+    def _hold(
+        self, ask: Ask, print_: Footprint, tau_max: int, sent: SentAhead | None
+    ) -> list[Effect]:
         ledger = self.ledger
+        held = tally(print_.writes, print_.shares + print_.checks)
         vote = Vote(
             self.number,
             ask.txid,
@@ -125,11 +201,11 @@ class Voter:
             0,
             max(ledger.last_tau, ledger.promised, ledger.beat),
             tau_max,
-            tally(print_.writes, print_.shares + print_.checks),
+            held if sent is None else held + sent.tally,
             self.ranges.spans if ask.everywhere else (),
         )
         assert tau_max <= ledger.lease_durable
-        hold = Hold(ask, print_, vote)
+        hold = Hold(ask, print_, vote, sent)
         earlier = self.holds.get(ask.txid)
         if earlier is not None:
             # An earlier attempt may have committed for all that is known here: its promise stays
@@ -182,12 +258,17 @@ class Voter:
         if verdict.tau:
             assert verdict.tau <= hold.tau_max or hold.ask.attempt != verdict.attempt
             self._record(hold, verdict.tau)
+        elif hold.sent is not None and hold.sent.forgotten:
+            self._drop_sent(verdict.txid)
         return True
 
     def _record(self, hold: Hold, tau: int) -> None:
         """The keys count as written and shared at `tau` (5.4)."""
         print_ = hold.footprint
         self.window.record_late(tau, keys_of(print_.writes), keys_of(print_.shares))
+        if hold.sent is not None:
+            del self._sent[hold.ask.txid]
+            self.window.publish_late(hold.sent.draft, tau)
         self.relations.record(tau, (print_,), self.window.floor)
         self.ledger.exceed(tau)
 
@@ -204,6 +285,11 @@ class Voter:
                 continue
             ended = True
             effects.append(self._expire(hold))
+        for txid, sent in list(self._sent.items()):
+            if sent.until < now.earliest:
+                # Whoever sent them is gone.
+                sent.forgotten = True
+                self._drop_sent(txid)
         for ask, until in list(self._waiting.values()):
             if until < now.earliest:
                 del self._waiting[ask.txid]
@@ -225,14 +311,18 @@ class Voter:
                 ended = True
                 if hold.footprint.catalog_version <= version:
                     effects.append(self._expire(hold))
-                else:
-                    self.holds.remove(hold.ask.txid)
+                    continue
+                self.holds.remove(hold.ask.txid)
+                if hold.sent is not None and hold.sent.forgotten:
+                    self._drop_sent(hold.ask.txid)
         return effects, ended
 
     def deadline(self) -> int | None:
         """When the next promise or wait ends."""
         taus = [hold.tau_max for hold in self.holds if not hold.unresolved]
         taus += [until for _, until in self._waiting.values()]
+        held = self.holds.get
+        taus += [sent.until for txid, sent in self._sent.items() if held(txid) is None]
         return min(taus, default=None)
 
     def drop_waiting(self) -> list[Effect]:

@@ -147,14 +147,17 @@ class Draft:
             sets = [*span.writes, *span.shares] if is_write else span.writes
         self._todo.extend((part, container) for container in sets if container)
 
-    def observe(self, writes: Keys, shares: Keys) -> None:
-        """A small transaction committed after tau_start."""
-        self.conflict = (
-            self.conflict
-            or _any_in(self.writes, writes)
+    def meets(self, writes: Keys, shares: Keys) -> bool:
+        """Whether a small transaction and this one may not both commit unseen."""
+        return (
+            _any_in(self.writes, writes)
             or _any_in(self.shares, writes)
             or _any_in(self.writes, shares)
         )
+
+    def observe(self, writes: Keys, shares: Keys) -> None:
+        """A small transaction committed after tau_start."""
+        self.conflict = self.conflict or self.meets(writes, shares)
 
     def observe_layer(self, layer: Layer) -> None:
         """Another large transaction committed after tau_start."""
@@ -267,6 +270,16 @@ class Window:
         """The large transaction commits at `tau`: its keys become a layer, in O(1)."""
         assert draft.ready and not draft.conflict and tau > self._open.newest
         assert draft.tau_start >= self.floor
+        self._publish(draft, tau)
+
+    def publish_late(self, draft: Draft, tau: int) -> None:
+        """The same where another adjudicator decided it, or may have: `tau` may lie below others.
+
+        It counts as if it came just now: what began meanwhile is refused needlessly, never wrongly.
+        """
+        self._publish(draft, max(tau, self._open.newest))
+
+    def _publish(self, draft: Draft, tau: int) -> None:
         self._drafts.remove(draft)
         self._rotate(tau)
         layer = Layer(tau, draft.writes, draft.shares)

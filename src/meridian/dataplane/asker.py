@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from meridian.adjudicator import events as ev
-from meridian.dataplane.cutting import Plan, plan
+from meridian.dataplane.cutting import Plan, cut_chunk
 from meridian.errors import Kind, MeridianError
-from meridian.limits import COMMIT_WAIT_MS, GATE_HOLD_MS, HOLD_KEYS
+from meridian.limits import AHEAD_KEYS, COMMIT_WAIT_MS, GATE_HOLD_MS
 from meridian.wire import frames
 from meridian.wire.votes import name_leader
 
@@ -40,6 +40,8 @@ class Asked(msgspec.Struct):
     """The journal whose owner decides."""
     plan: Plan | None = None
     """Who else must vote."""
+    ahead: Plan | None = None
+    """The plan whose keys voters were sent ahead; they hear when nobody asks any more."""
     attempt: int = 0
     pausing: bool = False
     """It is asked again soon. Twice at once, each attempt would end the other."""
@@ -173,7 +175,7 @@ class Asker:
             self._asked_again(asked, answer)
             return
         if asked.status_done is not None:
-            del self._asked[answer.to]
+            self._end_of(asked)
             outcome = _STATUS.get(answer.outcome, frames.OUTCOME_UNKNOWN)
             asked.status_done(outcome, answer.tau)
             return
@@ -193,16 +195,38 @@ class Asker:
             unknown = asked.done is not None
             self.retry(asked, MeridianError(Kind.OUTCOME_UNKNOWN) if unknown else error)
             return
-        if answer.code is ev.Code.PLACE and not event.parts:
-            # A range has moved: who must vote is found out anew.
-            asked.plan = plan([event.chunk], self.node.map, asked.leader)
+        if answer.code in (ev.Code.PLACE, ev.Code.PARTS):
+            # A range has moved: who must vote is found out anew, if the keys are still here.
+            if event.parts or asked.ahead is not None or answer.code is ev.Code.PARTS:
+                self._end(asked, abort_error(ev.Code.MOVED))
+                return
+            self._plan_again(asked, event)
         delay_s = _RETRY_S
         if asked.attempt:
             delay_s = min(_HELD_S, _RETRY_S * asked.attempt)
         self.retry(asked, error, delay_s)
 
+    def _plan_again(self, asked: Asked, event: ev.Commit) -> None:
+        leader = asked.leader
+        made = Plan(leader, event.txid, event.tau_start)
+        made.add(cut_chunk(event.chunk, self.node.map))
+        self.node.commits.send_ahead(made)
+        asked.ahead = made if made.sent else None
+        asked.plan = made.close(self.node.map)
+        if asked.plan is None:
+            # The leader owns all of it now.
+            asked.attempt = 0
+            asked.event = msgspec.structs.replace(event, attempt=0, epoch=(0, 0), voters=())
+
+    def _end_of(self, asked: Asked) -> bool:
+        """It has its answer, or gets none; False: it had one before."""
+        if asked.ahead is not None:
+            self.node.commits.forget_ahead(asked.ahead)
+            asked.ahead = None
+        return self._asked.pop(asked.event.to, None) is not None
+
     def _committed(self, asked: Asked, tau: int) -> None:
-        del self._asked[asked.event.to]
+        self._end_of(asked)
         counters = self.node.counters
         if isinstance(asked.event, ev.Commit):
             counters.commits_large += bool(asked.event.parts)
@@ -243,7 +267,7 @@ class Asker:
                 waiting.append((tau, done))
 
     def _tell(self, asked: Asked, error: MeridianError) -> None:
-        if self._asked.pop(asked.event.to, None) is None:
+        if not self._end_of(asked):
             return
         if asked.status_done is not None:
             asked.status_done(frames.OUTCOME_UNKNOWN, 0)
@@ -289,6 +313,9 @@ class Asker:
         for asked in list(self._asked.values()):
             if asked.leader == number:
                 self.retry(asked, self.node.unavailable(number))
+            elif asked.ahead is not None and number in asked.ahead.sent:
+                # The keys that it was sent ahead are lost with it.
+                self._end(asked, abort_error(ev.Code.MOVED))
 
 
 class _Poll:
@@ -316,7 +343,7 @@ def abort_error(code: ev.Code) -> MeridianError:
         why = "a schema change or LOCK TABLE held this commit"
         return MeridianError(Kind.SCHEMA_CHANGED, detail=why)
     if code is ev.Code.KEYS:
-        return MeridianError(Kind.KEYS_ELSEWHERE, limit=HOLD_KEYS)
+        return MeridianError(Kind.KEYS_ELSEWHERE, limit=AHEAD_KEYS)
     kind = _ABORTS.get(code)
     if kind is not None:
         return MeridianError(kind)

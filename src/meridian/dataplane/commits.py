@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from meridian.limits import CHUNK_BYTES_MAX, TAU_FUTURE_NS
 from meridian.storage.apply import check_ops
 from meridian.wire import frames
 from meridian.wire.ops import Op, decode_chunk
-from meridian.wire.votes import name_leader
+from meridian.wire.votes import Forget, name_leader
 
 if TYPE_CHECKING:
     from meridian.dataplane.node import Node
@@ -95,7 +96,7 @@ class CommitPath:
         leader, made = 0, None
         if refusal is None and len(self.node.seats) > 1:
             try:
-                leader, made = self._plan(txid, chunk)
+                leader, made = self._plan(txid, tau, chunk)
             except MeridianError as error:
                 refusal = error
         if refusal is not None:
@@ -104,16 +105,29 @@ class CommitPath:
             return
         self.ask(txid, final, tau, 0, chunk, leader, made)
 
-    def _plan(self, txid: bytes, chunk: bytes) -> tuple[int, Plan | None]:
+    def _plan(self, txid: bytes, tau: int, chunk: bytes) -> tuple[int, Plan | None]:
         """Who leads, who votes. Raises BAD_WRITE_SET, KEYS_ELSEWHERE."""
         map_ = self.node.map
         found = cut_chunk(chunk, map_)
         leader = leader_of_small(found, map_)
         if len(found.parts) <= 1 and not found.everywhere:
             return leader, None
-        made = Plan(leader)
+        made = Plan(leader, name_leader(txid, leader), tau)
         made.add(found)
+        self.send_ahead(made)
         return leader, made.close(map_)
+
+    def send_ahead(self, made: Plan) -> None:
+        """Keys that voters compare before they are asked."""
+        for voter, message in made.ahead():
+            asyncio.get_running_loop().call_soon(self.node.tell, voter, message)
+
+    def forget_ahead(self, made: Plan) -> None:
+        """Nobody will ask for it again."""
+        for voter in made.sent:
+            message = Forget(made.txid)
+            asyncio.get_running_loop().call_soon(self.node.tell, voter, message)
+        made.sent.clear()
 
     def ask(
         self,
@@ -136,7 +150,10 @@ class CommitPath:
             txid = name
         to = self.asker.next_to()
         event = ev.Commit(to, txid, tau, final.catver, final.flags, parts, chunk)
-        self.asker.ask(Asked(event, done, None, final.started_ns, leader=leader, plan=made))
+        ahead = made if made is not None and made.sent else None
+        self.asker.ask(
+            Asked(event, done, None, final.started_ns, leader=leader, plan=made, ahead=ahead)
+        )
 
     def _done(self, txid: bytes, final: Final) -> Done:
         done = final.done

@@ -7,54 +7,98 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from meridian.adjudicator import events as ev
-from meridian.adjudicator.cut import Bounds, Cut, cut, owners_of, pack
+from meridian.adjudicator.cut import Bounds, Cut, Part, cut, owners_of, pack
 from meridian.adjudicator.footprint import BadWriteSet, Footprint, Schema
 from meridian.errors import Kind, MeridianError
-from meridian.limits import HOLD_KEYS
+from meridian.limits import AHEAD_KEYS, AHEAD_SEND_KEYS
 from meridian.wire.partition import PartitionMap
-from meridian.wire.votes import Ask
+from meridian.wire.votes import Ahead, Ask
 
 _HASH_BYTES = 8
 
 
 class Share:
-    """What one voter must hold: the keys of all chunks so far that are its own."""
+    """What one voter must hold: the keys that are its own, those sent ahead excepted."""
 
-    __slots__ = ("bounds", "hashes_bytes", "prints")
+    __slots__ = ("ahead", "bounds", "hashes_bytes", "prints", "total_bytes")
 
     def __init__(self) -> None:
         self.prints: list[Footprint] = []
-        self.bounds: Bounds = ()
+        self.bounds: list[Bounds] = []
         self.hashes_bytes = 0
+        self.total_bytes = 0
+        self.ahead = 0
+        """Messages sent so far."""
+
+    def add(self, part: Part) -> None:
+        """Raises KEYS_ELSEWHERE."""
+        print_ = part.footprint
+        size_bytes = len(print_.writes) + len(print_.shares) + len(print_.checks)
+        self.prints.append(print_)
+        self.bounds.append(part.bounds)
+        self.hashes_bytes += size_bytes
+        self.total_bytes += size_bytes
+        if self.total_bytes > _HASH_BYTES * AHEAD_KEYS:
+            raise MeridianError(Kind.KEYS_ELSEWHERE, limit=AHEAD_KEYS)
+
+    def all_bounds(self) -> Bounds:
+        """Of the keys that are still here."""
+        return tuple(bound for some in self.bounds for bound in some)
+
+    def hashes(self) -> tuple[bytes, bytes, bytes]:
+        """(written, shared, checked)."""
+        return (
+            b"".join(one.writes for one in self.prints),
+            b"".join(one.shares for one in self.prints),
+            b"".join(one.checks for one in self.prints),
+        )
+
+    def send_ahead(self, txid: bytes, tau_start: int) -> Ahead:
+        """The message with all keys that are here; they are forgotten."""
+        writes, shares, checks = self.hashes()
+        message = Ahead(txid, tau_start, self.ahead, writes, shares + checks, self.all_bounds())
+        self.ahead += 1
+        self.hashes_bytes = 0
+        self.prints.clear()
+        self.bounds.clear()
+        return message
 
 
 class Plan:
-    """The voters of one transaction, whose leader is known."""
+    """The voters of one transaction, whose leader is known; `txid` is what its leader calls it.
 
-    def __init__(self, leader: int) -> None:
+    Keys beyond AHEAD_SEND_KEYS of one voter leave by `ahead`, chunk by chunk, so that a plan stays
+    small whatever the transaction.
+    """
+
+    def __init__(self, leader: int, txid: bytes = b"", tau_start: int = 0) -> None:
         self.leader = leader
+        self.txid = txid
+        self.tau_start = tau_start
         self.voters: tuple[int, ...] = ()
         self.everywhere = False
+        self.sent: dict[int, None] = {}
+        """Voters that got keys ahead."""
         self._shares: dict[int, Share] = {}
         self._wholes: list[Footprint] = []
-        self._packed: list[tuple[int, bytes, Bounds]] = []
+        self._packed: list[tuple[int, bytes, Bounds, int]] = []
 
     def add(self, found: Cut) -> None:
         """One more chunk. Raises KEYS_ELSEWHERE."""
         self.everywhere = self.everywhere or found.everywhere
-        self._wholes.append(
-            msgspec.structs.replace(found.whole, writes=b"", shares=b"", checks=b"")
-        )
+        whole = msgspec.structs.replace(found.whole, writes=b"", shares=b"", checks=b"")
+        if not self._wholes or self._wholes[-1] != whole:
+            self._wholes.append(whole)
         for owner, part in found.parts.items():
-            if owner == self.leader:
-                continue
-            share = self._shares.setdefault(owner, Share())
-            print_ = part.footprint
-            share.prints.append(print_)
-            share.bounds += part.bounds
-            share.hashes_bytes += len(print_.writes) + len(print_.shares) + len(print_.checks)
-            if share.hashes_bytes > _HASH_BYTES * HOLD_KEYS:
-                raise MeridianError(Kind.KEYS_ELSEWHERE, limit=HOLD_KEYS)
+            if owner != self.leader:
+                self._shares.setdefault(owner, Share()).add(part)
+
+    def ahead(self) -> Iterator[tuple[int, Ahead]]:
+        """What goes to voters now, before they are asked."""
+        for voter, share in self._shares.items():
+            if share.hashes_bytes > _HASH_BYTES * AHEAD_SEND_KEYS:
+                self.sent[voter] = None
+                yield voter, share.send_ahead(self.txid, self.tau_start)
 
     def close(self, map_: PartitionMap) -> Plan | None:
         """All chunks are known; None: the leader alone decides."""
@@ -63,20 +107,16 @@ class Plan:
         whole = _relations(self._wholes)
         for voter in self.voters:
             share = self._shares.get(voter) or Share()
-            print_ = msgspec.structs.replace(
-                whole,
-                writes=b"".join(one.writes for one in share.prints),
-                shares=b"".join(one.shares for one in share.prints),
-                checks=b"".join(one.checks for one in share.prints),
-            )
-            self._packed.append((voter, pack(print_), share.bounds))
+            writes, shares, checks = share.hashes()
+            print_ = msgspec.structs.replace(whole, writes=writes, shares=shares, checks=checks)
+            self._packed.append((voter, pack(print_), share.all_bounds(), share.ahead))
         self._shares.clear()
         self._wholes.clear()
         return self if self.voters else None
 
     def asks(self, event: ev.Commit) -> Iterator[tuple[int, Ask]]:
         """What goes to each voter for this attempt."""
-        for voter, print_, bounds in self._packed:
+        for voter, print_, bounds, ahead in self._packed:
             yield (
                 voter,
                 Ask(
@@ -88,6 +128,7 @@ class Plan:
                     print_,
                     bounds,
                     self.everywhere,
+                    ahead,
                 ),
             )
 
@@ -127,14 +168,6 @@ def cut_chunk(chunk: bytes, map_: PartitionMap) -> Cut:
         raise MeridianError(Kind.BAD_WRITE_SET, why=str(error)) from None
 
 
-def plan(chunks: Sequence[bytes], map_: PartitionMap, leader: int) -> Plan | None:
-    """Who must vote on these chunks. Raises BAD_WRITE_SET, KEYS_ELSEWHERE."""
-    made = Plan(leader)
-    for chunk in chunks:
-        made.add(cut_chunk(chunk, map_))
-    return made.close(map_)
-
-
 def leader_of_small(found: Cut, map_: PartitionMap) -> int:
     """Who decides a transaction of one chunk: the lowest of its owners (5.3)."""
     return owners_of([found], map_)[0]
@@ -143,7 +176,7 @@ def leader_of_small(found: Cut, map_: PartitionMap) -> int:
 def leader_of_large(found: Cut, map_: PartitionMap) -> int:
     """Who decides a large transaction, by its first chunk: the owner of most of its keys.
 
-    Voters hold few keys (HOLD_KEYS), and the following chunks are probably like the first.
+    What voters must hold is sent to them; the following chunks are probably like the first.
     """
     if not found.parts:
         return owners_of([found], map_)[0]

@@ -204,17 +204,19 @@ class LargeCommits:
             self.path.asker.step(event, large.leader)
 
     def _cut(self, txid: bytes, large: _Large, chunk: bytes) -> None:
-        """Who must take part, chunk by chunk. Raises BAD_WRITE_SET, KEYS_ELSEWHERE."""
+        """Who must take part, piece by piece. Raises BAD_WRITE_SET, KEYS_ELSEWHERE."""
         if len(self.node.seats) == 1:
             large.leader = 0
             return
         found = cut_chunk(chunk, self.node.map)
         if large.plan is None:
             large.leader = leader_of_large(found, self.node.map)
-            large.plan = Plan(large.leader)
-            self._named[self._name(txid, large)] = txid
+            name = self._name(txid, large)
+            large.plan = Plan(large.leader, name, large.tau)
+            self._named[name] = txid
             self.node.gates.lead(txid, large.leader)
         large.plan.add(found)
+        self.path.send_ahead(large.plan)
 
     def _forget(self, txid: bytes) -> _Large | None:
         large = self._large.pop(txid, None)
@@ -222,11 +224,16 @@ class LargeCommits:
             self._named.pop(self._name(txid, large), None)
         return large
 
+    def _forget_ahead(self, large: _Large) -> None:
+        if large.plan is not None:
+            self.path.forget_ahead(large.plan)
+
     def _hand_on(self, txid: bytes, large: _Large) -> None:
         if not large.pieces:
             self._open_chunk(txid, large)
             return
         piece = large.pieces.popleft()
+        self._cut(txid, large, piece)
         if large.final is not None and not large.waiting:
             self._commit_large(txid, large, piece)
             return
@@ -255,7 +262,6 @@ class LargeCommits:
         if large.size_bytes > self.node.limits.txn_size_bytes:
             raise self.path.too_large(large.size_bytes)
         ops = self.path.check_chunk(chunk, large.created)
-        self._cut(txid, large, chunk)
         large.notes += notes_of(ops)
         large.pieces.extend(slices(ops, len(chunk)))
 
@@ -270,6 +276,7 @@ class LargeCommits:
             refusal = MeridianError(Kind.PROTOCOL_VIOLATION, why="tau differs from its chunks'")
         if refusal is not None:
             self._step(ev.Discard(self._name(txid, large)), large)
+            self._forget_ahead(large)
             self.path.decide(txid, final, large.tau, b"", refusal)
             return
         made = None if large.plan is None else large.plan.close(self.node.map)
@@ -297,6 +304,7 @@ class LargeCommits:
     def _drop(self, txid: bytes, large: _Large) -> None:
         """Nothing more of it is handed on; its COMMIT is answered."""
         self._taken(large)
+        self._forget_ahead(large)
         waiting, large.queue = large.queue, deque()
         for _, _, done in waiting:
             done(None)
@@ -316,8 +324,15 @@ class LargeCommits:
         self._step(ev.Discard(self._name(txid, large)), large)
 
     def fail(self, number: int | None = None) -> None:
-        """Large commits on their way to a journal (None: to any) end; their clients hear why."""
+        """Large commits on their way to a journal (None: to any) end; their clients hear why.
+
+        So do those whose keys its owner had been sent ahead: they are lost with it.
+        """
         for txid, large in list(self._large.items()):
-            if large.refused is None and number in (None, large.leader):
+            if large.refused is not None:
+                continue
+            if number in (None, large.leader):
                 error = self.node.unavailable(max(large.leader, 0))
                 self._refuse(txid, large, error)
+            elif large.plan is not None and number in large.plan.sent:
+                self._refuse(txid, large, abort_error(ev.Code.MOVED))

@@ -62,6 +62,8 @@ class Ask(msgspec.Struct, frozen=True, tag=1):
     footprint: bytes
     bounds: tuple[tuple[int, bytes, bytes], ...]
     everywhere: bool
+    ahead: int = 0
+    """So many Ahead messages brought further keys of this voter."""
 
 
 class Vote(msgspec.Struct, frozen=True, tag=2):
@@ -107,4 +109,27 @@ class Acquired(msgspec.Struct, frozen=True, tag=5):
     n: int
 
 
-Message = Ask | Vote | Verdict | Released | Acquired
+class Ahead(msgspec.Struct, frozen=True, tag=6):
+    """To a voter: keys of a large transaction that it will be asked to hold; `seq` from 0.
+
+    `writes`, `shares` (those checked too): hashes; `bounds` as in Ask.
+    """
+
+    txid: bytes
+    tau_start: int
+    seq: int
+    writes: bytes
+    shares: bytes
+    bounds: tuple[tuple[int, bytes, bytes], ...]
+
+
+class Forget(msgspec.Struct, frozen=True, tag=7):
+    """To a voter: whoever sent keys ahead will not ask for this transaction again.
+
+    A promise given for it stays.
+    """
+
+    txid: bytes
+
+
+Message = Ask | Vote | Verdict | Released | Acquired | Ahead | Forget
