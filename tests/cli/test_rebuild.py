@@ -332,7 +332,8 @@ def test_nothing_is_deleted_when_something_would_be_lost(
     data = embedded.directory / "data"
     point = next((data / "checkpoint").iterdir())
     last = sorted((data / "journal" / "0").glob("*.seg"))[-1]
-    image = next(point.glob("*.db"))
+    # With several storage files: the largest of them.
+    image = max(point.rglob("*.db"), key=lambda path: path.stat().st_size)
     spoils: dict[str, Callable[[], object]] = {
         "there is no checkpoint": lambda: shutil.rmtree(point),
         "is not whole": lambda: os.truncate(image, image.stat().st_size - 4096),

@@ -230,7 +230,7 @@ def test_large_transactions_over_two_owners(tmp_path: Path) -> None:
             tau = node.tau_start()
             await part(node, txid, 0, [put(SID, {n: n for n in range(1_000)})], tau)
             await part(node, txid, 1, [put(SID, {n: n for n in range(1_000, 2_000)})], tau)
-            rows = [put(SID, {n: n for n in range(2_000, 2_500)})]
+            rows: list[Op] = [put(SID, {n: n for n in range(2_000, 2_500)})]
             await commit(node, rows, tau=tau, txid=txid, flags=frames.COMMIT_HAS_PARTS)
             assert await value(node, SID, THERE) == THERE and await value(node, SID, 2_400) == 2_400
             assert node.counters.commits_voted == 3 and node.counters.commits_large == 1

@@ -51,6 +51,9 @@ class Committer:
         self._random = random
         self._map: PartitionMap | None = None
         self._epochs: dict[int, tuple[int, int]] = {}
+        self._ahead = client.world.random(f"ahead/{client.name}")
+        self._sent: dict[int, int] | None = None
+        """So many messages with keys went ahead to each voter; None: they go with the question."""
 
     def forget(self) -> None:
         """A new process."""
@@ -80,6 +83,9 @@ class Committer:
         txn.txid = votes.name_leader(txn.txid, leader)
         attempt, again, unsure, sent = 0, False, False, 0
         deadline = world.now + PATIENCE_NS
+        self._sent = None
+        if self._ahead.random() < world.swarm.ahead:
+            self._send_ahead(txn, chunks)
         while world.now < deadline and txn.unknown_answers < UNKNOWN_ANSWERS:
             sent += 1
             if unsure or (again and random.random() < 0.2):
@@ -104,18 +110,45 @@ class Committer:
                     self._epochs[leader] = answer.epoch
                 if answer.code is ev.Code.PLACE and random.random() < 0.8:
                     yield from self._fetch_map()
+                    # By another map others hold other keys: they go with the question.
+                    self._sent = None
+                if answer.code is ev.Code.PARTS and self._sent is not None:
+                    # Lost, late, or gone with a voter that knew them: what is there stays.
+                    self._send_ahead(txn, chunks)
                 yield random.randint(MS, 20 * MS), None
             else:
                 if txn.owners > 1:
                     world.count(f"cross {answer.outcome.name.lower()}")
                     world.counts["attempts"] = world.counts.get("attempts", 0) + attempt
+                self._forget_ahead(txn)
                 self.client.hear(txn, answer)
                 return
+        self._forget_ahead(txn)
 
-    def _tell(self, number: int, message: Any) -> None:
+    def _send_ahead(self, txn: Txn, chunks: list[bytes]) -> None:
+        """Their keys, to all voters; a message per chunk."""
+        assert self._map is not None
+        self._sent = {}
+        for chunk in chunks:
+            for owner, part in cut(chunk, self._map).parts.items():
+                if owner == txn.owner:
+                    continue
+                print_, seq = part.footprint, self._sent.get(owner, 0)
+                self._sent[owner] = seq + 1
+                shares = print_.shares + print_.checks
+                message = votes.Ahead(
+                    txn.txid, txn.tau_start, seq, print_.writes, shares, part.bounds
+                )
+                self._tell(owner, Peer(message), everybody=True)
+
+    def _forget_ahead(self, txn: Txn) -> None:
+        for owner in self._sent or ():
+            self._tell(owner, Peer(votes.Forget(txn.txid)))
+
+    def _tell(self, number: int, message: Any, *, everybody: bool = False) -> None:
         """To one or all of those who may be this adjudicator."""
         names = self.client.world.owner_names(number)
-        if self._random.random() < 0.5:
+        if not everybody and self._random.random() < 0.5:
             names = [self._random.choice(names)]
         for name in names:
             self.client.world.send(self.client.name, name, message)
@@ -135,9 +168,14 @@ class Committer:
                 yield self._random.randint(0, 2 * MS), None
             for voter in voters:
                 print_, bounds = joined(cuts, voter)
+                ahead = (self._sent or {}).get(voter, 0)
+                if ahead:
+                    self.client.world.count("asked by keys sent ahead")
+                    print_ = msgspec.structs.replace(print_, writes=b"", shares=b"", checks=b"")
+                    bounds = ()
                 ask = votes.Ask(
                     txn.txid, attempt, epoch, txn.tau_start, txn.catver,
-                    pack(print_), bounds, everywhere,
+                    pack(print_), bounds, everywhere, ahead,
                 )  # fmt: skip
                 self._tell(voter, Peer(ask))
         request = ev.Commit(

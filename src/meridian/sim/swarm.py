@@ -66,6 +66,8 @@ class Swarm(msgspec.Struct, frozen=True):
     """Chance that an adjudicator crashes right after a vote or a verdict of its own."""
     wide: float
     """Chance that a transaction takes keys of several relations."""
+    ahead: float
+    """Chance that a transaction sends its voters their keys before it asks them."""
     window_keys: int
     """Keys that the conflict window holds; few make the floor rise."""
     work_keys: int
@@ -132,6 +134,7 @@ def choose(seed: int) -> Swarm:
         moves_at_votes=votes.choice((0, 0, 0.02, 0.1)) if partitioned else 0,
         crash_at_vote=votes.choice((0.0, 0.0, 0.01, 0.05)) if partitioned else 0.0,
         wide=votes.choice((0.0, 0.3, 0.8)),
+        ahead=Random(f"{seed}/swarm/ahead").choice((0.0, 0.3, 1.0)) if partitioned else 0.0,
         coded=journals.random() < 0.5,
         lag_bytes=journals.choice((0, 300, 1 << 23)),
         dies_sealing=journals.choice((0.0, 0.3)),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from meridian.adjudicator import events as ev
+from meridian.adjudicator.ahead import SentAhead
 from meridian.adjudicator.ballots import Ballot
 from meridian.adjudicator.core import Adjudicator
 from meridian.adjudicator.cut import Cut
@@ -53,10 +54,12 @@ FOCUS: dict[str, object] = {
     "moves": 0,
     "moves_at_votes": 0.0,
     "wide": 0.8,
+    "ahead": 0.0,
     "weights": (0, 3, 2, 0, 0, 0, 1, 0, 0),
 }
 """Much contention among three owners, late and doubled messages, and nothing else."""
 MOVING = {**FOCUS, "moves_at_votes": 0.03, "late": 0.3, "late_delay": (5 * MS, 90 * MS)}
+AHEAD = {**FOCUS, "ahead": 1.0, "drop": 0.0}
 SCHEMA = {**FOCUS, "drop": 0.1, "weights": (0, 1, 1, 0, 0, 0, 0, 3, 0)}
 TAKEN = {**FOCUS, "crashes": 6, "weights": (0, 2, 1, 0, 0, 0, 0, 2, 0)}
 
@@ -261,9 +264,11 @@ class NoLeaseCheck(Adjudicator):
 class HoldsForeignKeys(Voter):
     """Votes for keys that it does not own."""
 
-    def _code(self, now: Interval, ask: Ask, print_: Footprint) -> Code | None:
+    def _code(
+        self, now: Interval, ask: Ask, print_: Footprint, sent: SentAhead | None
+    ) -> Code | None:
         owned = tuple(bound for bound in ask.bounds if self.ranges.floor([bound]) is not None)
-        return super()._code(now, msgspec.structs.replace(ask, bounds=owned), print_)
+        return super()._code(now, msgspec.structs.replace(ask, bounds=owned), print_, sent)
 
 
 class EndsAnyAttempt(Voter):
@@ -284,7 +289,9 @@ class VotesOverHolds(Voter):
     def _answer(self, now: Interval, ask: Ask, until: int) -> list[ev.Effect]:
         meet = self.holds.meet
 
-        def passing(age: Age, print_: Footprint, *, everywhere: bool) -> Meeting:
+        def passing(
+            age: Age, print_: Footprint, *, everywhere: bool, sent: SentAhead | None = None
+        ) -> Meeting:
             return Meeting.PASS
 
         self.holds.meet = passing  # type: ignore[method-assign]
@@ -296,17 +303,21 @@ class VotesOverHolds(Voter):
 class VotesWithoutLooking(Voter):
     """Votes yes whatever was written."""
 
-    def _code(self, now: Interval, ask: Ask, print_: Footprint) -> Code | None:
-        code = super()._code(now, ask, print_)
+    def _code(
+        self, now: Interval, ask: Ask, print_: Footprint, sent: SentAhead | None
+    ) -> Code | None:
+        code = super()._code(now, ask, print_, sent)
         return None if code is Code.CONFLICT else code
 
 
 class VotesBelowFloor(Voter):
     """Votes on transactions that began before what it knows."""
 
-    def _code(self, now: Interval, ask: Ask, print_: Footprint) -> Code | None:
+    def _code(
+        self, now: Interval, ask: Ask, print_: Footprint, sent: SentAhead | None
+    ) -> Code | None:
         floor, self.window.floor = self.window.floor, 0
-        code = super()._code(now, ask, print_)
+        code = super()._code(now, ask, print_, sent)
         self.window.floor = floor
         return None if code is Code.FLOOR else code
 
@@ -314,8 +325,10 @@ class VotesBelowFloor(Voter):
 class NoCatalogVote(Voter):
     """Votes without comparing catalog versions."""
 
-    def _code(self, now: Interval, ask: Ask, print_: Footprint) -> Code | None:
-        code = super()._code(now, ask, print_)
+    def _code(
+        self, now: Interval, ask: Ask, print_: Footprint, sent: SentAhead | None
+    ) -> Code | None:
+        code = super()._code(now, ask, print_, sent)
         return None if code is Code.CATALOG else code
 
 
@@ -395,6 +408,44 @@ class KeepsReleased(Adjudicator):
         return effects
 
 
+# Keys sent ahead
+
+
+class AheadUnchecked(Voter):
+    """Votes for keys that it was sent ahead without having compared them."""
+
+    def _code(
+        self, now: Interval, ask: Ask, print_: Footprint, sent: SentAhead | None
+    ) -> Code | None:
+        if sent is not None:
+            sent.draft.conflict = False
+        return super()._code(now, ask, print_, sent)
+
+
+class AheadForgotten(Voter):
+    """Keys that it was sent ahead do not count as written once the transaction has committed."""
+
+    def _record(self, hold: Hold, tau: int) -> None:
+        if hold.sent is not None:
+            self._drop_sent(hold.ask.txid)
+            hold.sent = None
+        super()._record(hold, tau)
+
+
+class AheadUnheld(Voter):
+    """Keys that it was sent ahead hold up nobody."""
+
+    def _hold(
+        self, ask: Ask, print_: Footprint, tau_max: int, sent: SentAhead | None
+    ) -> list[ev.Effect]:
+        effects = super()._hold(ask, print_, tau_max, sent)
+        hold = self.holds.get(ask.txid)
+        if hold is not None and hold.sent is not None:
+            # Bound to the draft, which is still recorded when the promise ends.
+            setattr(hold.sent.draft, "meets", lambda writes, shares: False)  # noqa: B010
+        return effects
+
+
 # Relations
 
 
@@ -443,6 +494,9 @@ MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
     ("votes without looking", "5.1", 60, parts(voter=VotesWithoutLooking, swarm=FOCUS)),
     ("votes below its floor", "5.7", 150, parts(voter=VotesBelowFloor)),
     ("votes without the catalog", "9", 60, parts(voter=NoCatalogVote, swarm=SCHEMA)),
+    ("does not compare keys sent ahead", "5.3", 60, parts(voter=AheadUnchecked, swarm=AHEAD)),
+    ("forgets keys sent ahead", "5.4", 60, parts(voter=AheadForgotten, swarm=AHEAD)),
+    ("does not hold keys sent ahead", "5.3", 60, parts(voter=AheadUnheld, swarm=AHEAD)),
     ("drops expired schema changes", "5.4, 9", 60, parts(voter=DropsSchemaHolds, swarm=SCHEMA)),
     ("takes over without a floor", "5.7", 150, parts(NoFloorAtTakeOver, swarm=TAKEN)),
     (
