@@ -179,6 +179,11 @@ CREATE FUNCTION meridian.advisory_locks(OUT key int8, OUT key1 int4, OUT key2 in
 	RETURNS SETOF record
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_advisory_locks';
 
+-- Take over what ANALYZE found at other instances and wrote after tau `since`, at most so many tables.
+CREATE FUNCTION meridian.import_statistics(since int8, most int4, OUT taken int4, OUT remaining int4, OUT tau int8)
+	RETURNS record
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_import_statistics';
+
 SELECT meridian.next_oid(15900);
 
 CREATE VIEW sys.statements AS

@@ -22,7 +22,7 @@
 
 #include "push.h"
 #include "coherence.h"
-#include "store.h"
+#include "statistics.h"
 
 /* Rows per unit of statistics target, as core counts. */
 #define ROWS_PER_TARGET 300
@@ -189,6 +189,7 @@ begin_sample(TableScanDesc scan, ReadStream *stream)
 	while (read_stream_next_block(stream, &strategy) != InvalidBlockNumber)
 		sample->blocks_read++;
 	live_columns(sample, mer_rel(rel));
+	mer_statistics_note_analysed(RelationGetRelid(rel));
 	if (mer_rel_written(mer_rel(rel)->sid) || mer_txn_created(mer_rel(rel)->sid))
 		scan_locally(sample, rel);
 	else

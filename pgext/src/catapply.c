@@ -19,8 +19,10 @@
 #include "access/xact.h"
 #include "catalog/catalog.h"
 #include "catalog/catversion.h"
+#include "catalog/heap.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_am.h"
+#include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_depend.h"
@@ -28,8 +30,10 @@
 #include "catalog/pg_publication.h"
 #include "catalog/pg_rewrite.h"
 #include "catalog/pg_shdepend.h"
+#include "catalog/pg_statistic_ext.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/storage.h"
+#include "commands/defrem.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/lmgr.h"
@@ -319,7 +323,24 @@ drop_relations(Apply *a)
 		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 			continue;
 		drop_storage(relid);
+		RemoveStatistics(relid, 0);
 		a->dropped = lappend_oid(a->dropped, relid);
+	}
+}
+
+/* What ANALYZE found for them is no part of a delta. */
+static void
+drop_extended_statistics(Apply *a)
+{
+	Catalog    *c = find_catalog(a, StatisticExtRelationId);
+	int			i;
+
+	for (i = 0; c != NULL && i < c->ngone; i++)
+	{
+		Oid			oid = DatumGetObjectId(c->gone[i].values[Anum_pg_statistic_ext_oid - 1]);
+
+		RemoveStatisticsDataById(oid, false);
+		RemoveStatisticsDataById(oid, true);
 	}
 }
 
@@ -395,6 +416,24 @@ localise_class(Apply *a, Catalog *c, Row *row)
 		give_file(a, c, row);
 }
 
+/*
+ * Statistics hold values of the column's type.  Where the column was changed or
+ * dropped they went with it; here they may be of an ANALYZE before that.
+ */
+static void
+forget_statistics(Catalog *c, const Row *row)
+{
+	Form_pg_attribute old;
+
+	if (row->old == NULL)
+		return;
+	old = (Form_pg_attribute) GETSTRUCT(row->old);
+	if (old->atttypid != DatumGetObjectId(COLUMN(row, Anum_pg_attribute_atttypid)) ||
+		old->atttypmod != DatumGetInt32(COLUMN(row, Anum_pg_attribute_atttypmod)) ||
+		old->attcollation != DatumGetObjectId(COLUMN(row, Anum_pg_attribute_attcollation)))
+		RemoveStatistics(old->attrelid, old->attnum);
+}
+
 static void
 note_owner(List **owners, const Row *row, AttrNumber att)
 {
@@ -413,6 +452,8 @@ localise(Apply *a, Catalog *c, Row *row)
 		localise_class(a, c, row);
 	else if (relid == DatabaseRelationId && row->old != NULL)
 		keep(c, row, database, lengthof(database));
+	else if (relid == AttributeRelationId)
+		forget_statistics(c, row);
 	else if (relid == IndexRelationId)
 		note_owner(&a->indexed, row, Anum_pg_index_indrelid);
 	else if (relid == TriggerRelationId)
@@ -520,6 +561,7 @@ apply_rows(void *arg)
 
 	a->dropped = a->sequences = a->indexed = a->triggered = a->ruled = NIL;
 	drop_relations(a);
+	drop_extended_statistics(a);
 	for (i = 0; i < a->ncatalogs; i++)
 		delete_rows(&a->catalogs[i]);
 	for (i = 0; i < a->ncatalogs; i++)

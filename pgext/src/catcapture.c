@@ -24,6 +24,7 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
+#include "catalog/pg_statistic_ext.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -33,6 +34,7 @@
 #include "utils/syscache.h"
 
 #include "reach.h"
+#include "store.h"
 
 /* Of oids.c; tests of deltas alone do without. */
 extern bool mer_oid_leased(Oid oid) __attribute__((weak));
@@ -89,6 +91,19 @@ schema_of_class_is_temporary(int cache, Oid oid, AttrNumber att)
 	return isAnyTempNamespace(schema);
 }
 
+static Oid
+relation_of_statistics(Oid oid)
+{
+	HeapTuple	tuple = SearchSysCache1(STATEXTOID, ObjectIdGetDatum(oid));
+	Oid			relid;
+
+	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	relid = ((Form_pg_statistic_ext) GETSTRUCT(tuple))->stxrelid;
+	ReleaseSysCache(tuple);
+	return relid;
+}
+
 static bool
 is_temporary(Capture *c, Oid classid, Oid oid)
 {
@@ -108,6 +123,8 @@ is_temporary(Capture *c, Oid classid, Oid oid)
 			return schema_of_class_is_temporary(TYPEOID, oid, Anum_pg_type_typnamespace);
 		case ProcedureRelationId:
 			return schema_of_class_is_temporary(PROCOID, oid, Anum_pg_proc_pronamespace);
+		case StatisticExtRelationId:
+			return schema_of_class_is_temporary(RELOID, relation_of_statistics(oid), Anum_pg_class_relnamespace);
 		default:
 			return false;
 	}
@@ -329,13 +346,12 @@ put_catalog(Capture *c, StringInfo out)
 		appendBinaryStringInfo(out, c->gone[i].row, (int) c->gone[i].row_len);
 }
 
-/* True if the catalog has anything to ship; it is appended then. */
-static bool
-capture_catalog(Capture *c, Oid relid, StringInfo out)
+/* Leaves it open. */
+static void
+read_changes(Capture *c, Oid relid)
 {
 	int			natts;
 	Oid			index;
-	bool		any;
 
 	c->rel = table_open(relid, AccessShareLock);
 	natts = RelationGetDescr(c->rel)->natts;
@@ -347,6 +363,15 @@ capture_catalog(Capture *c, Oid relid, StringInfo out)
 	c->born = c->gone = NULL;
 	read_catalog(c);
 	drop_replaced(c);
+}
+
+/* True if the catalog has anything to ship; it is appended then. */
+static bool
+capture_catalog(Capture *c, Oid relid, StringInfo out)
+{
+	bool		any;
+
+	read_changes(c, relid);
 	refuse_unshippable(c);
 	note_reach(c);
 	any = c->nborn + c->ngone > 0;
@@ -360,8 +385,8 @@ capture_catalog(Capture *c, Oid relid, StringInfo out)
  * Could this session have written the relation since its counters were last
  * reported (which happens between transactions only)?
  */
-static bool
-maybe_written(Oid relid)
+bool
+mer_catalog_maybe_written(Oid relid)
 {
 	PgStat_TableStatus *status;
 	bool		written;
@@ -377,10 +402,39 @@ maybe_written(Oid relid)
 	return written;
 }
 
+static void
+begin_capture(Capture *c)
+{
+	HASHCTL		ctl = {.keysize = sizeof(Object),.entrysize = sizeof(Object)};
+
+	ctl.hcxt = CurrentMemoryContext;
+	c->temporary = hash_create("temporary objects", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+void
+mer_catalog_changes(Oid relid, MerCatalogChange callback, void *arg)
+{
+	Capture		c = {.rule = mer_catalog_rule(relid)};
+	int			i;
+
+	begin_capture(&c);
+	read_changes(&c, relid);
+	for (i = 0; i < c.ngone; i++)
+	{
+		MerBytes	none = {NULL, 0};
+
+		callback(arg, c.rel, c.gone[i].tuple, &(MerBytes) {c.gone[i].key, c.gone[i].key_len}, &none);
+	}
+	for (i = 0; i < c.nborn; i++)
+		callback(arg, c.rel, c.born[i].tuple, &(MerBytes) {c.born[i].key, c.born[i].key_len},
+				 &(MerBytes) {c.born[i].row, c.born[i].row_len});
+	table_close(c.rel, AccessShareLock);
+	hash_destroy(c.temporary);
+}
+
 bool
 mer_catalog_capture(StringInfo out, MerReach *reach, bool *secret)
 {
-	HASHCTL		ctl = {.keysize = sizeof(Object),.entrysize = sizeof(Object)};
 	Capture		c = {0};
 	StringInfoData body;
 	uint32		n = 0;
@@ -391,15 +445,14 @@ mer_catalog_capture(StringInfo out, MerReach *reach, bool *secret)
 	c.reach = reach;
 	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
 		return false;
-	ctl.hcxt = CurrentMemoryContext;
-	c.temporary = hash_create("temporary objects", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	begin_capture(&c);
 	initStringInfo(&body);
 	for (i = 0; i < mer_catalog_nrules; i++)
 	{
 		Oid			relid = mer_catalog_relid(&mer_catalog_rules[i]);
 
 		c.rule = &mer_catalog_rules[i];
-		if (!OidIsValid(relid) || c.rule->mode == MERCAT_LOCAL || !maybe_written(relid))
+		if (!OidIsValid(relid) || c.rule->mode == MERCAT_LOCAL || !mer_catalog_maybe_written(relid))
 			continue;
 		if (!capture_catalog(&c, relid, &body))
 			continue;

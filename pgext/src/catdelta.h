@@ -24,6 +24,7 @@
 #define MER_CATALOG_REFS 2
 
 struct PlannedStmt;
+struct MerBytes;
 
 typedef enum MerCatalogMode
 {
@@ -75,6 +76,18 @@ extern int64 mer_template_fingerprint(void);
  */
 struct MerReach;
 extern bool mer_catalog_capture(StringInfo out, struct MerReach *reach, bool *secret);
+
+/* Could this session have written the catalog in the running transaction? */
+extern bool mer_catalog_maybe_written(Oid relid);
+
+/*
+ * Rows of one catalog that the running transaction has written (row: all its
+ * columns, encoded) or that are gone (row->data NULL), those of temporary
+ * objects left out.  key: the encoded primary key.
+ */
+typedef void (*MerCatalogChange) (void *arg, Relation catalog, HeapTuple tuple,
+								  const struct MerBytes *key, const struct MerBytes *row);
+extern void mer_catalog_changes(Oid relid, MerCatalogChange callback, void *arg);
 
 /*
  * Apply a delta in the running transaction.  kind: of its reach; what is merely

@@ -85,8 +85,8 @@ send_writers_away(void)
  * One attempt, in a subtransaction, in which no lock is waited for longer than
  * MER_CATALOG_LOCK_MS.  False: a lock was not to be had.
  */
-static bool
-attempt(void (*step) (void *arg), void *arg)
+bool
+mer_apply_attempt(void (*step) (void *arg), void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -177,7 +177,7 @@ mer_apply_lock(List *relids)
 		if (!announced && mer_apply_wants != NULL)
 			mer_apply_wants(relids);
 		announced = true;
-		while (!attempt(lock_one, &step))
+		while (!mer_apply_attempt(lock_one, &step))
 		{
 			if (++tries == ATTEMPTS)
 				give_up();
@@ -191,7 +191,7 @@ mer_apply_insist(void (*step) (void *arg), void *arg)
 {
 	int			tries = 0;
 
-	while (!attempt(step, arg))
+	while (!mer_apply_attempt(step, arg))
 	{
 		if (++tries == ATTEMPTS)
 			give_up();

@@ -169,8 +169,10 @@ const MerCatalogRule mer_catalog_rules[] = {
 	{SecLabelRelationId, MERCAT_SHIP, OF_OBJECT(Anum_pg_seclabel_classoid, Anum_pg_seclabel_objoid)},
 	{InitPrivsRelationId, MERCAT_SHIP, OF_OBJECT(Anum_pg_init_privs_classoid, Anum_pg_init_privs_objoid)},
 
-	{StatisticRelationId, MERCAT_LOCAL, {{0}}},
-	{StatisticExtDataRelationId, MERCAT_LOCAL, {{0}}},
+	/* shipped apart from the catalog (statistics.c) */
+	{StatisticRelationId, MERCAT_LOCAL, OF_RELATION(Anum_pg_statistic_starelid)},
+	{StatisticExtDataRelationId, MERCAT_LOCAL,
+		{{StatisticExtRelationId, 0, Anum_pg_statistic_ext_data_stxoid}}},
 
 	{LargeObjectRelationId, MERCAT_REFUSED, {{0}}},
 	{LargeObjectMetadataRelationId, MERCAT_REFUSED, {{0}}},

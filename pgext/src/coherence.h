@@ -62,6 +62,9 @@ extern void mer_apply_lock(List *relids);
 
 /* Run in a subtransaction, again and again while local transactions stand in its way. */
 extern void mer_apply_insist(void (*step) (void *arg), void *arg);
+
+/* Once only; false: a lock was not to be had within MER_CATALOG_LOCK_MS. */
+extern bool mer_apply_attempt(void (*step) (void *arg), void *arg);
 extern void mer_catlock_init(void);
 
 /* ---------- OIDs (oids.c) ---------- */

@@ -20,6 +20,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_namespace.h"
+#include "catalog/pg_statistic_ext.h"
 #include "commands/defrem.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -29,7 +30,7 @@
 #include "utils/relfilenumbermap.h"
 #include "utils/syscache.h"
 
-#include "store.h"
+#include "statistics.h"
 #include "utility.h"
 
 #define OP_ADD 7
@@ -219,6 +220,8 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 		prev_object_access(access, class_id, object_id, sub_id, arg);
 	if (class_id == ConstraintRelationId && (access == OAT_POST_CREATE || access == OAT_POST_ALTER))
 		mer_check_note_constraint(object_id, access == OAT_POST_ALTER);
+	if (class_id == StatisticExtRelationId && access == OAT_DROP)
+		mer_statistics_note_drop(class_id, object_id);
 	if (class_id != RelationRelationId)
 		return;
 	switch (access)
@@ -240,6 +243,7 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 			if (sub_id != 0)
 				break;
 			mer_check_note_drop(object_id);
+			mer_statistics_note_drop(class_id, object_id);
 			if (mer_relmap_sid(object_id, true) != 0)
 				mer_relmap_drop(object_id);
 			break;

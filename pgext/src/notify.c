@@ -23,7 +23,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-#include "store.h"
+#include "statistics.h"
 #include "utility.h"
 
 /* As in PostgreSQL, whose queue the payload must fit in the end. */
@@ -145,6 +145,14 @@ mer_notify(NotifyStmt *stmt)
 	check_note(stmt->conditionname, payload);
 	add_note(stmt->conditionname, payload);
 	return true;
+}
+
+/* The managers of all instances learn that statistics have changed. */
+void
+mer_statistics_tell(void)
+{
+	if (mer_several_instances())
+		add_note(MER_STATISTICS_CHANNEL, "");
 }
 
 PG_FUNCTION_INFO_V1(mer_pg_notify);

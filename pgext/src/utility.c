@@ -15,6 +15,7 @@
 
 #include "jobs.h"
 #include "meridian.h"
+#include "statistics.h"
 #include "utility.h"
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
@@ -211,4 +212,5 @@ mer_utility_init(void)
 	mer_advisory_init();
 	mer_jobs_init();
 	mer_notify_init();
+	mer_statistics_init();
 }

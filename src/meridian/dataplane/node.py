@@ -64,6 +64,9 @@ from meridian.wire.ops import (
     SID_CATALOG_AUDIT,
     SID_CATALOG_IMAGE,
     SID_JOBS,
+    SID_STATISTICS,
+    SID_STATISTICS_HEADS,
+    STATISTICS_HEAD_COLUMNS,
     Add,
     Create,
     Op,
@@ -325,12 +328,15 @@ class Node:
         integers = [(COLUMN_LAST, CLASS_INTEGER), (COLUMN_IS_CALLED, CLASS_INTEGER)]
         catalog = [(1, CLASS_OPAQUE), (2, CLASS_BYTES), (COLUMN_REACH, CLASS_OPAQUE)]
         jobs = [(attnum, CLASS_BYTES) for attnum in range(1, JOB_COLUMNS + 1)]
+        heads = [(attnum, CLASS_INTEGER) for attnum in range(1, STATISTICS_HEAD_COLUMNS + 1)]
         wanted: list[Create] = [
             Create(SID_CATALOG, KIND_TABLE, catalog, 0),
             Create(SID_SEQUENCES, KIND_TABLE, integers, 0),
             Create(SID_JOBS, KIND_TABLE, jobs, 0),
             Create(SID_CATALOG_IMAGE, KIND_TABLE, [(1, CLASS_OPAQUE)], 0),
             Create(SID_CATALOG_AUDIT, KIND_TABLE, [(1, CLASS_BYTES)], 0),
+            Create(SID_STATISTICS_HEADS, KIND_TABLE, heads, 0),
+            Create(SID_STATISTICS, KIND_TABLE, [(1, CLASS_OPAQUE)], 0),
         ]
         known = self.engine.known_columns
         ops: list[Op] = [op for op in wanted if known(op.sid) is None]

@@ -16,6 +16,7 @@ from meridian.catalog import compaction
 from meridian.instance.errors import SetupError
 from meridian.instance.root import Connection
 from meridian.jobs import runner as jobs
+from meridian.statistics import runner as statistics
 
 PAUSE_FIRST_S = 0.2
 PAUSE_LAST_S = 5.0
@@ -55,7 +56,11 @@ async def _compact(cluster: Cluster) -> None:
     await compaction.run(cluster.gateway, cluster.report)
 
 
-ROUTINES: list[tuple[str, Routine]] = [("job runner", jobs.run), ("catalog images", _compact)]
+ROUTINES: list[tuple[str, Routine]] = [
+    ("job runner", jobs.run),
+    ("catalog images", _compact),
+    ("analysing", statistics.run),
+]
 """(name, routine) of every cluster."""
 
 

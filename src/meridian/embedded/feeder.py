@@ -19,6 +19,7 @@ from meridian.catalog import compaction
 from meridian.gateway.aio import AsyncClient
 from meridian.gateway.client import GatewayError
 from meridian.instance.root import Connection
+from meridian.statistics.follower import CHANNEL, Follower
 from meridian.wire import frames
 
 VERSIONS_AT_ONCE = 100
@@ -59,6 +60,7 @@ class Feeder:
         self.report = report
         self.version = 0
         """What the instance has applied, as it last said."""
+        self.statistics = Follower(connect)
         self._failures = 0
         """In a row."""
         self._heard = asyncio.Event()
@@ -66,6 +68,13 @@ class Feeder:
 
     async def run(self) -> None:
         """Until cancelled. Raises CannotApplyError."""
+        follower = asyncio.create_task(self.statistics.run())
+        try:
+            await self._run()
+        finally:
+            follower.cancel()
+
+    async def _run(self) -> None:
         self._heard.clear()
         while True:
             try:
@@ -119,6 +128,8 @@ class Feeder:
         for row in rows:
             if row[0] == frames.FEED_LOST:
                 await session.execute("SELECT meridian.end_listeners()")
+            elif row[0] == frames.FEED_NOTIFICATION and row[1] == CHANNEL:
+                self.statistics.wake()
             elif row[0] == frames.FEED_NOTIFICATION:
                 # A transaction each: PostgreSQL tells twice the same in one transaction once.
                 await session.execute("SELECT meridian.notify_here(%s, %s)", _texts(row[1:]))

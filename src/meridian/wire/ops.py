@@ -32,6 +32,11 @@ SID_CATALOG_IMAGE = 4
 """Deltas merged into one: the pieces of one image (`meridian.catalog.compaction`)."""
 SID_CATALOG_AUDIT = 5
 """Texts of statements whose deltas an image replaced: one row per catalog version."""
+SID_STATISTICS_HEADS = 6
+"""What was analysed: one row per relation or statistics object (docs/formats.md, "Statistics")."""
+STATISTICS_HEAD_COLUMNS = 4
+SID_STATISTICS = 7
+"""What ANALYZE found: rows of PostgreSQL's catalogs of statistics."""
 
 Rows = list[tuple[Any, ...]]
 
