@@ -117,7 +117,7 @@ static const MerUtilityRow utility_rows[] = {
 	ROW(ListenStmt, "LISTEN", MER_LOCAL, NULL, "hears the sessions of all instances"),
 	ROW(UnlistenStmt, "UNLISTEN", MER_LOCAL, NULL, "session state only"),
 	ROW(VacuumStmt, "VACUUM, ANALYZE", MER_NOOP, mer_guard_vacuum,
-		"old row versions go by time alone; ANALYZE, also as VACUUM ANALYZE, runs"),
+		"old row versions go by time alone; ANALYZE, also as VACUUM ANALYZE, runs, for all instances"),
 	ROW(ReindexStmt, "REINDEX", MER_REFUSED, NULL,
 		"Index entries are part of each commit and need no rebuild; meridian verify checks them."),
 	ROW(ClusterStmt, "CLUSTER", MER_REFUSED, NULL, "Rows are always kept in the order of the primary key."),

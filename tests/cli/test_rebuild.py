@@ -52,7 +52,7 @@ LOCAL = {
 The first password of admin lies in DIR; every instance salts it for itself.
 """
 STATISTICS = {"pg_statistic", "pg_statistic_ext_data"}
-"""What ANALYZE found: each instance samples for itself."""
+"""What ANALYZE found comes by itself, a moment later (tests/statistics)."""
 ROLES = """
 CREATE ROLE keeper LOGIN PASSWORD 'secret' CONNECTION LIMIT 7;
 CREATE ROLE readers;

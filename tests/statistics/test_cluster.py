@@ -128,6 +128,37 @@ def test_statistics_of_all_kinds_are_everywhere(
     until(lambda: found(cluster, 1) == theirs, "statistics went the other way")
 
 
+def test_both_choose_the_same_plans(cluster: Embedded, pair: tuple[Connection, Connection]) -> None:
+    """Values that are rare and values that are not: nobody can tell without statistics."""
+    here, there = pair
+    make(
+        here,
+        """CREATE TABLE t (id int PRIMARY KEY, state text, k int);
+        CREATE INDEX ON t (state);
+        CREATE INDEX ON t (k);
+        INSERT INTO t SELECT i, CASE WHEN i % 100 = 0 THEN 'rare' ELSE 'usual' END, i % 3
+            FROM generate_series(1, 6000) i""",
+    )
+    queries = [
+        "SELECT * FROM t WHERE state = 'rare'",
+        "SELECT * FROM t WHERE state = 'usual'",
+        "SELECT * FROM t WHERE k = 5 AND state = 'rare'",
+        "SELECT * FROM t a JOIN t b ON a.k = b.id WHERE a.state = 'rare'",
+        "SELECT count(*) FROM t GROUP BY k",
+    ]
+
+    def plans(session: Connection) -> list[Any]:
+        session.execute("SET meridian.statistics_ttl = 0")
+        return [session.execute(f"EXPLAIN {query}".encode()).fetchall() for query in queries]
+
+    before = plans(here)
+    there.execute("ANALYZE t")
+    theirs = plans(there)
+    assert theirs != before
+    until(lambda: plans(here) == theirs)
+    assert "Index" in str(theirs[0]) and "Index" not in str(theirs[1])
+
+
 def test_what_analyze_and_ddl_take_away_is_gone_everywhere(
     cluster: Embedded, pair: tuple[Connection, Connection]
 ) -> None:
