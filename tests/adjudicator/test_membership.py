@@ -52,6 +52,14 @@ def test_add_is_told_once_durable_and_only_once_recorded(zero: Driver) -> None:
     assert added(zero, 7) == Added(7, records[0].tau)
 
 
+def test_an_add_is_told_before_serving(zero: Driver) -> None:
+    """No read passes the ADD until its journal is opened; a new owner may wait for a read."""
+    tau = added(zero, 7).tau
+    zero.core.serving = False
+    assert zero.step(AddJournal(7)) == [Added(7, tau)]
+    assert zero.step(AddJournal(8)) == []
+
+
 def test_no_heartbeat_reaches_an_add_that_is_not_durable(zero: Driver) -> None:
     zero.step(AddJournal(7))
     tau = zero.records[-1].tau

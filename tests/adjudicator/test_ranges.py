@@ -9,13 +9,18 @@ import pytest
 from meridian.adjudicator.cut import cut, owners_of
 from meridian.adjudicator.events import (
     CatalogKnown,
+    Closed,
+    CloseJournal,
     Code,
     Commit,
+    Effect,
     Heard,
     Move,
     Moved,
     Outcome,
     Part,
+    StillOwner,
+    Unmoved,
 )
 from meridian.adjudicator.footprint import BadWriteSet
 from meridian.adjudicator.ranges import Ranges
@@ -30,7 +35,7 @@ from meridian.wire.partition import (
     covers,
     whole_map,
 )
-from meridian.wire.votes import Acquired, Ask, Released
+from meridian.wire.votes import Acquired, Ask, Declined, Released
 
 from .cluster import SID, Cluster, place
 from .driver import MS, hashes, put, share
@@ -281,3 +286,73 @@ def test_coverage() -> None:
     assert covers([Span((5, b""), LAST), Span(FIRST, (5, b""))])
     assert not covers([Span((5, b"a"), LAST), Span(FIRST, (5, b""))])
     assert not covers([])
+
+
+def closing(cluster: Cluster, number: int) -> list[Effect]:
+    """CloseJournal, asked again after everything is durable."""
+    node = cluster.nodes[number]
+    first = node.step(CloseJournal())
+    cluster.settle(3)
+    return [*first, *node.step(CloseJournal())]
+
+
+def test_an_owner_of_ranges_does_not_close() -> None:
+    two = Cluster("m")
+    assert {type(effect) for effect in closing(two, 1)} == {StillOwner}
+    two.move(1, 0, place("m"), LAST)
+    assert isinstance(closing(two, 1)[0], StillOwner), "nobody has acquired it yet"
+    two.settle()
+    assert isinstance(closing(two, 1)[-1], Closed)
+    assert two.nodes[1].core.membership.closed_tau
+
+
+def test_who_waits_for_the_catalog_of_a_range_does_not_close() -> None:
+    two = Cluster("m")
+    moved(two, 1, 0, place("m"), LAST)
+    two.move(0, 1, place("q"), LAST)
+    two.nodes[0].sync()
+    two.deliver()
+    assert two.nodes[1].wanted, "it reads the catalog before it acquires"
+    assert {type(effect) for effect in closing(two, 1)} == {StillOwner}
+
+
+def test_a_range_for_a_journal_that_ended_comes_back() -> None:
+    two = Cluster("m")
+    moved(two, 1, 0, place("m"), LAST)
+    assert isinstance(closing(two, 1)[-1], Closed)
+    two.move(0, 1, place("q"), LAST)
+    zero = two.nodes[0]
+    zero.sync()
+    (released,) = [one.handover for _, one in two.sent if isinstance(one, Released)]
+    two.deliver()
+    assert zero.core.ranges.covers(place("q"), LAST) and not zero.core.ranges.pending
+    zero.sync()
+    version = two.map.version + 1
+    assert zero.step(Move(place("q"), LAST, 1, version)) == [Unmoved(version)]
+    assert zero.core.ranges.floor_max == released.tau_m
+    assert two.commit(8, put("z")).outcome is Outcome.COMMITTED
+    two.restart(0)
+    assert zero.core.ranges.covers(place("q"), LAST), "its journal says so"
+
+
+def test_only_the_end_of_the_journal_declines_a_range() -> None:
+    """A CLOSE that is not durable may never have been: the range could be acquired after all."""
+    two = Cluster("m")
+    moved(two, 1, 0, place("m"), LAST)
+    two.nodes[1].step(CloseJournal())
+    two.move(0, 1, place("q"), LAST)
+    two.nodes[0].sync()
+    two.deliver()
+    assert two.nodes[0].core.ranges.pending
+    stale = Declined(1, 1)
+    assert two.nodes[0].step(Heard(stale)) == [] and two.nodes[0].core.ranges.pending
+
+
+def test_a_voter_that_ends_says_that_the_map_is_old() -> None:
+    two = Cluster("m")
+    old = two.map
+    moved(two, 1, 0, place("m"), LAST)
+    assert isinstance(closing(two, 1)[-1], Closed)
+    two.map, version = old, two.map.version
+    answer = two.commit(9, put("a", "z"))
+    assert (answer.code, answer.version) == (Code.PLACE, version)

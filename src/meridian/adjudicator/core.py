@@ -40,6 +40,7 @@ from meridian.adjudicator.events import (
     Serving,
     SetTimer,
     Status,
+    StillOwner,
     TimerFired,
     WantHeartbeat,
 )
@@ -647,11 +648,13 @@ class Adjudicator(Partitioned):
 
     def _add_journal(self, now: Interval, number: int) -> list[Effect]:
         assert self.number == 0, "journal 0 says which journals exist"
-        if not self.serving:
-            return []
         tau = self.membership.members.get(number)
         if tau is not None:
+            # Before serving too: no read passes the ADD until the journal is opened, and serving
+            # may wait for a read (5.7).
             return [Added(number, tau)]
+        if not self.serving:
+            return []
         return self._change(now) if self.membership.ask(number) else []
 
     def _close_journal(self, now: Interval) -> list[Effect]:
@@ -661,6 +664,9 @@ class Adjudicator(Partitioned):
         if self.membership.closing:
             tau = self.membership.closed_tau
             return [Closed(tau)] if tau else []
+        if self._owns():
+            # Nobody could own them after it: the new owner reads RELEASE, and CLOSE comes last.
+            return [StillOwner(self.ranges.spans)]
         effects: list[Effect] = []
         for txid, large in list(self._large.items()):
             effects += self._abort_large(now, txid, large, Code.CLOSED)
@@ -685,7 +691,9 @@ class Adjudicator(Partitioned):
             tau = self.ledger.tau_for(now, 0)
             if tau > self.ledger.lease_durable:
                 return effects + self.ledger.renew(now, tau)
-            effects.append(self.ledger.change(now, Change(waiting.pop(0), tau)))
+            change = Change(waiting.pop(0), tau)
+            assert isinstance(change.payload, journal.Add) or not self._owns(), "CLOSE of an owner"
+            effects.append(self.ledger.change(now, change))
         return effects
 
     def _changed(self, change: Change) -> Effect:

@@ -12,7 +12,7 @@ import msgspec
 
 from meridian.journal.core import Payload, Position
 from meridian.journal.record import Record
-from meridian.wire.partition import Handover, Place
+from meridian.wire.partition import Handover, Place, Span
 from meridian.wire.votes import Message
 
 
@@ -150,7 +150,10 @@ class AddJournal(msgspec.Struct, frozen=True):
 
 
 class CloseJournal(msgspec.Struct, frozen=True):
-    """The own journal shall end (4.7).  Ask until Closed comes."""
+    """The own journal shall end (4.7).  Ask until Closed comes.
+
+    StillOwner: not before its ranges went to others.
+    """
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -186,7 +189,10 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 class Move(msgspec.Struct, frozen=True):
-    """Give [lo, hi) to `target` (5.8); a map of this `version` says so.  Ask until Moved comes."""
+    """Give [lo, hi) to `target` (5.8); a map of this `version` says so.
+
+    Ask until Moved comes, or Unmoved: then the next version says that nothing changed.
+    """
 
     lo: Place
     hi: Place
@@ -324,6 +330,18 @@ class Moved(msgspec.Struct, frozen=True):
     handover: Handover
 
 
+class Unmoved(msgspec.Struct, frozen=True):
+    """The move of this map version did not happen and never will: its target's journal ended."""
+
+    version: int
+
+
+class StillOwner(msgspec.Struct, frozen=True):
+    """CloseJournal is refused: these ranges, or one on its way, must go to others first (4.7)."""
+
+    spans: tuple[Span, ...]
+
+
 class Refused(msgspec.Struct, frozen=True):
     """A large transaction cannot commit any more: tell the client early, drop further parts."""
 
@@ -366,6 +384,8 @@ Effect = (
     | WantCatalog
     | Expired
     | Moved
+    | Unmoved
+    | StillOwner
     | Refused
     | Heartbeat
     | SetTimer

@@ -27,6 +27,7 @@ from meridian.adjudicator.events import (
     Send,
     Serving,
     SetTimer,
+    Unmoved,
     WantCatalog,
 )
 from meridian.adjudicator.footprint import BadWriteSet, Footprint
@@ -47,6 +48,7 @@ from meridian.wire.votes import (
     Acquired,
     Ahead,
     Ask,
+    Declined,
     Forget,
     Message,
     Released,
@@ -200,7 +202,8 @@ class Partitioned(ABC):
                     # It may be a standby: a no of its would end attempts that the owner supports.
                     return []
                 if self.membership.closing:
-                    return self.voter.refuse(message)
+                    # It owns nothing any more: whoever asks it has an old map.
+                    return self.voter.refuse(message, Code.PLACE)
                 return [*self.voter.ask(now, message), *self.hold_timer()]
             case Vote():
                 return [*self._vote(now, message), *self.hold_timer()] if self.serving else []
@@ -218,6 +221,8 @@ class Partitioned(ABC):
                 return self._released(now, message.handover)
             case Acquired():
                 return self._acquired(message)
+            case Declined():
+                return self._declined(now, message) if self.serving else []
 
     # Leading
 
@@ -256,6 +261,8 @@ class Partitioned(ABC):
             return self._correct(vote) if vote.epoch < self.ledger.epoch else []
         if vote.txid in self._live:
             return []
+        if self.membership.closing:
+            return self._correct(vote)
         ballot = self.ballots.get(vote.txid)
         known = self.outcomes.find(vote.txid, vote.tau_start) is not None
         if known or vote.attempt <= self.ballots.spent(vote.txid):
@@ -450,7 +457,8 @@ class Partitioned(ABC):
             if until < now.earliest:
                 del self._blocked[txid]
                 effects += self._retry(waiting, txid, Code.HELD)
-        while (old := self.ballots.overflow()) is not None:
+        # What a journal that ends does not hold is an abort, without a record of it.
+        while not self.membership.closing and (old := self.ballots.overflow()) is not None:
             self.ballots.end(old[0])
             effects += self._abort(now, old[0], old[1], Code.RESOLVED, [])
         return [*effects, *(self._unblock(now) if ended else []), *self.hold_timer()]
@@ -464,8 +472,9 @@ class Partitioned(ABC):
         if event.version <= ranges.version:
             # Heard before; a command that comes late must not move a range that came back.
             done = ranges.released
-            known = done is not None and done.version == event.version and not ranges.pending
-            return [Moved(done)] if done is not None and known else []
+            if done is None or done.version != event.version:
+                return [Unmoved(event.version)]
+            return [] if ranges.pending else [Moved(done)]
         if ranges.pending or not ranges.covers(event.lo, event.hi):
             return []
         ledger = self.ledger
@@ -512,6 +521,8 @@ class Partitioned(ABC):
                 for one in effects
             )
             return [] if pending else [Send(handover.source, Acquired(self.number, handover.n))]
+        if self.membership.closed_tau:
+            return [Send(handover.source, Declined(self.number, handover.n))]
         if self.membership.closing or self._incoming is not None:
             return []
         if not self.ranges.spans:
@@ -536,6 +547,28 @@ class Partitioned(ABC):
             return []
         was, self.ranges.pending = self.ranges.pending, False
         return [Moved(released)] if was else []
+
+    def _declined(self, now: Interval, message: Declined) -> list[Effect]:
+        """The target's journal ended before it read the RELEASE: nobody else can own the range."""
+        ranges, released = self.ranges, self.ranges.released
+        if released is None or not ranges.pending:
+            return []
+        if (released.target, released.n) != (message.target, message.n):
+            return []
+        assert not self.membership.closing, "CLOSE waits for what was released"
+        ranges.acquire(released.lo, released.hi, released.tau_m)
+        ranges.released, ranges.pending = None, False
+        append = self.ledger.ranges(now, journal.Acquire, ranges.holding())
+        self._durable.append((self.ledger.n, [Unmoved(released.version)]))
+        return [append]
+
+    def _owns(self) -> bool:
+        """Whether ranges are its own, or may be if a message comes."""
+        ranges = self.ranges
+        if ranges.alone:
+            # Relations of its own: nobody else could take them.
+            return False
+        return bool(ranges.spans or ranges.pending or self._incoming is not None)
 
     # End
 

@@ -228,9 +228,9 @@ class Voter:
             )
         )
 
-    def refuse(self, ask: Ask) -> list[Effect]:
+    def refuse(self, ask: Ask, code: Code) -> list[Effect]:
         """This owner does not serve."""
-        return [self._refuse(ask, Code.STARTING)]
+        return [self._refuse(ask, code)]
 
     def again(self, now: Interval) -> list[Effect]:
         """A hold ended or a lease became durable: asks that waited are looked at again."""

@@ -48,7 +48,12 @@ class Mapper(Node):
     """
 
     def __init__(
-        self, world: World, map_: PartitionMap, owners: Callable[[int], list[str]], sids: int
+        self,
+        world: World,
+        map_: PartitionMap,
+        owners: Callable[[int], list[str]],
+        sids: int,
+        routes: list[int],
     ) -> None:
         super().__init__(world, "d")
         self.map = map_
@@ -61,11 +66,22 @@ class Mapper(Node):
         self._random = world.random("moves")
         self._plan: tuple[int, ev.Move, PartitionMap] | None = None
         self._wanted = 0
+        self._routes = routes
+        """Journals that take commits, as far as is known; shared with the run."""
+        self._draining: list[int] = []
 
     @property
     def idle(self) -> bool:
-        """Nothing moves."""
-        return self._plan is None and self._wanted == 0
+        """Nothing moves, and whoever shall own nothing does not."""
+        return self._plan is None and self._wanted == 0 and not self._owed()
+
+    def drain(self, number: int) -> None:
+        """Everything that `number` owns goes to others: its journal shall end."""
+        self._draining.append(number)
+
+    def _owed(self) -> list[int]:
+        """Ranges of the map whose owners shall own nothing."""
+        return [at for at, owner in enumerate(self._true.owners) if owner in self._draining]
 
     def move(self) -> None:
         """Some range shall move, once the last one has."""
@@ -93,7 +109,14 @@ class Mapper(Node):
         inside = [one for one in borders(random, self.world.seed, self._sids) if lo < one < hi]
         if inside and place is None and random.random() < 0.7:
             lo, hi = random.choice(((lo, inside[0]), (inside[0], hi)))
-        others = [number for number in range(self.world.swarm.owners) if number != source]
+        others = [number for number in self._routes if number != source]
+        if not others:
+            self._wanted -= 1
+            return
+        lasting = [number for number in others if number not in self._draining]
+        if lasting != others and lasting and self.world.random("moves/ending").random() < 0.8:
+            # Else it may be one that is about to end: what it cannot take comes back.
+            others = lasting
         target = random.choice(others)
         assert FIRST <= lo < hi <= LAST
         moved = map_.moved(lo, hi, target)
@@ -104,10 +127,14 @@ class Mapper(Node):
             self.map = moved
 
     def _ask(self) -> None:
-        if self._plan is None and self._wanted and not self.world.healed:
-            self._choose()
-        elif self.world.healed:
+        if self.world.healed:
             self._wanted = 0
+        owed = self._owed()
+        if self._plan is None and owed:
+            self._wanted += 1
+            self._choose(self._true.starts[owed[0]])
+        elif self._plan is None and self._wanted:
+            self._choose()
         self._command()
         self.after(ASK_NS, self._ask)
 
@@ -124,6 +151,8 @@ class Mapper(Node):
             return
         assert isinstance(message, Changed)
         moved = message.effect
+        if isinstance(moved, ev.Unmoved):
+            self._take_back(moved.version)
         if self._plan is None or not isinstance(moved, ev.Moved):
             return
         _, event, map_ = self._plan
@@ -136,6 +165,15 @@ class Mapper(Node):
         self.world.trace("moved", self.name, event.target)
         late = self._random.choice((0, 0, self._random.randint(0, 500 * MS)))
         self.world.at(self.world.now + late, lambda: self._publish(map_))
+
+    def _take_back(self, version: int) -> None:
+        """The move of this version never happens; a map that said so is replaced."""
+        if self._plan is None or self._plan[1].version != version:
+            return
+        self._plan = None
+        self._true = PartitionMap(version + 1, self._true.starts, self._true.owners)
+        self.world.trace("unmoved", self.name, version)
+        self._publish(self._true)
 
     def _publish(self, map_: PartitionMap) -> None:
         if map_.version > self.map.version:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meridian.adjudicator import events as ev
+from meridian.sim.mapper import Mapper
 from meridian.sim.messages import Change, Changed
 from meridian.sim.world import MS, Node, World
 
@@ -23,10 +24,12 @@ class Registrar(Node):
         world: World,
         owners: Callable[[int], list[str]],
         opened: Callable[[int, int], None],
+        mapper: Mapper | None,
     ) -> None:
         super().__init__(world, "m")
         self._owners = owners
         self._opened = opened
+        self._mapper = mapper
         self._plan: list[tuple[int, ev.AddJournal | ev.CloseJournal]] = []
         """(journal whose owner is asked, what)"""
 
@@ -40,7 +43,9 @@ class Registrar(Node):
         self._plan.append((0, ev.AddJournal(number)))
 
     def close(self, number: int) -> None:
-        """Journal `number` shall end."""
+        """Journal `number` shall end; what it owns goes to others first."""
+        if self._mapper is not None:
+            self._mapper.drain(number)
         self._plan.append((number, ev.CloseJournal()))
 
     def on_start(self) -> None:

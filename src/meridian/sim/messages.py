@@ -19,6 +19,7 @@ from meridian.adjudicator.events import (
     Moved,
     Part,
     Status,
+    Unmoved,
 )
 from meridian.control.views import Action, Report
 from meridian.crossbar.core import Crossbar
@@ -55,7 +56,7 @@ class Changed(msgspec.Struct, frozen=True):
     """The owner of `journal` to whoever wanted it."""
 
     journal: int
-    effect: Added | Closed | Moved
+    effect: Added | Closed | Moved | Unmoved
 
 
 class Peer(msgspec.Struct, frozen=True):

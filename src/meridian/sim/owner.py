@@ -172,8 +172,10 @@ class Owner(Node):
             case ev.Expired():
                 world.trace("expired", self.name, effect.txid.hex(), effect.tau)
                 world.expired.setdefault(effect.txid, []).append(effect.tau)
-            case ev.Moved():
+            case ev.Moved() | ev.Unmoved():
                 world.send(self.name, "d", Changed(self.number, effect))
+            case ev.StillOwner():
+                world.trace("still owner", self.name, len(effect.spans))
             case ev.Refused() | ev.Gated():
                 pass
 

@@ -66,7 +66,7 @@ class Run:
         if swarm_.partitioned:
             borders = world.random("borders")
             map_ = first_map(borders, seed, swarm_.owners, SIDS)
-            self.mapper = Mapper(world, map_, world.owner_names, SIDS)
+            self.mapper = Mapper(world, map_, world.owner_names, SIDS, self.routes)
             world.mapper = self.mapper.move_at
         for number in range(swarm_.owners):
             self._build_owner(number, Position())
@@ -79,7 +79,7 @@ class Run:
             Client(world, number, self.routes, swarm_.replicas, parts)
             for number in range(swarm_.clients)
         ]
-        self.registrar = Registrar(world, self._owner_names, self._opened)
+        self.registrar = Registrar(world, self._owner_names, self._opened, self.mapper)
         self.faults = Faults(self)
 
     def _build_owner(self, number: int, born: Position) -> None:

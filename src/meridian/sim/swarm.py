@@ -90,9 +90,13 @@ def choose(seed: int) -> Swarm:
     rot = Random(f"{seed}/swarm/rot")
     rots = rot.choice((1, 3, 8)) if rot.random() < 0.2 else 0
     votes = Random(f"{seed}/swarm/votes")
-    partitioned = not changing and votes.random() < 0.6
+    mixed = Random(f"{seed}/swarm/mixed")
+    both = changing and mixed.random() < 0.5
+    partitioned = both or (not changing and votes.random() < 0.6)
     owners = random.choice((1, 1, 1, 2, 3))
-    if partitioned:
+    if both:
+        owners = mixed.choice((1, 2, 2, 3))
+    elif partitioned:
         owners = votes.choice((2, 2, 3, 4))
     colocated = random.random() < 0.4
     clock_error = 0 if colocated else random.choice((0, 20_000, MS, 8 * MS, 50 * MS, 50 * MS))

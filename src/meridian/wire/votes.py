@@ -132,4 +132,14 @@ class Forget(msgspec.Struct, frozen=True, tag=7):
     txid: bytes
 
 
-Message = Ask | Vote | Verdict | Released | Acquired | Ahead | Forget
+class Declined(msgspec.Struct, frozen=True, tag=8):
+    """To the old owner: the journal of `target` has ended, so its record `n` is never acquired.
+
+    The old owner takes the range back.
+    """
+
+    target: int
+    n: int
+
+
+Message = Ask | Vote | Verdict | Released | Acquired | Ahead | Forget | Declined
