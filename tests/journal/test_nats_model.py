@@ -150,6 +150,22 @@ def test_a_stream_that_comes_back_shorter_ends_the_chain() -> None:
     assert chain.broken
 
 
+def test_a_stream_that_was_filled_up_again_by_others_ends_the_chain() -> None:
+    """Places match again; only that it is another stream by now tells (simulation, seed 2407)."""
+    chain = Chain(1, message_bytes=1, generation=4)
+    for n in (2, 3):
+        chain.append(lease(n))
+    first, second = chain.publish()
+    assert (first.generation, second.generation) == (4, 4), "another one must refuse them"
+    assert chain.stored(first.number, 2, 4) == [[lease(2)]]
+    assert chain.stored(second.number, 3, 5) == [] and chain.broken
+    refused = Chain(1, generation=4)
+    refused.append(lease(2))
+    (message,) = refused.publish()
+    refused.rejected(message.number, 0, 5)
+    assert refused.broken and refused.unanswered() == [message]
+
+
 def test_ids_answer_with_the_first_place_whatever_the_body() -> None:
     stream = JetStream(Random(1), duplicates_ns=100)
     stream.publish(0, "a", None, [lease(1)])

@@ -15,6 +15,8 @@ SEEDS = {
     344: "clocks stayed outside of their bounds after the healing",
     346: "a confirmed checkpoint carried rot of versions replaced before its tau",
     992: "a clock that stood still made a timer fire without end",
+    2407: "an owner wrote on in a stream that lost its tail and was filled up by others",
+    2529: "a commit whose tau lies seconds ahead was not waited for in the end",
 }
 
 

@@ -2,12 +2,14 @@
 
 Each message names how many must lie before it.  That alone does not fence: once an interloper's
 message has filled the place of a rejected one, later messages of a deposed owner match again and
-are stored.  Three rules make it safe, together with the readers' epochs:
+are stored.  Four rules make it safe, together with the readers' epochs:
 
 - answers count strictly in the order of the chain, the oldest first;
 - the oldest being rejected ends the chain for good, and later answers are discarded;
 - an answer counts only with the very place that was expected: a server that takes a message for a
-  repetition answers with the place of another one.
+  repetition answers with the place of another one;
+- answers of another generation of the stream end the chain: once it has come back with less than
+  it had and others have filled it up again, places match as if nothing had happened.
 
 Pure: the shell sends `Publish`, repeats what is not answered, and reports answers.
 """
@@ -39,14 +41,23 @@ class Publish(msgspec.Struct, frozen=True):
     number: int
     expected: int | None
     records: list[Record]
+    generation: int | None = None
+    """Of the stream that is meant; another one must refuse it (JetStream: the expected stream)."""
 
 
 class Chain:
     """One owner's messages to one stream, from the place `tail` on."""
 
     def __init__(
-        self, tail: int, first: int = 0, window: int = WINDOW, message_bytes: int = MESSAGE_BYTES
+        self,
+        tail: int,
+        first: int = 0,
+        window: int = WINDOW,
+        message_bytes: int = MESSAGE_BYTES,
+        generation: int | None = 0,
     ) -> None:
+        self.generation = generation
+        """Of the stream, which gets another one (another name) when it is made from a copy."""
         self.tail = tail
         """Messages in the stream once all on their way are stored."""
         self.broken = False
@@ -80,7 +91,7 @@ class Chain:
         """New messages, as many as the window lets through; what waits meanwhile is grouped."""
         out: list[Publish] = []
         while self._waiting and len(self._flying) < self._window and not self.broken:
-            message = Publish(self._number, self.tail, self._batch())
+            message = Publish(self._number, self.tail, self._batch(), self.generation)
             self._number += 1
             self.tail += 1
             self._flying.append(message)
@@ -101,8 +112,9 @@ class Chain:
         """To be sent again after a while, oldest first."""
         return [one for one in self._flying if one.number not in self._answers]
 
-    def stored(self, number: int, place: int) -> list[list[Record]]:
+    def stored(self, number: int, place: int, generation: int = 0) -> list[list[Record]]:
         """The message is in the stream as its `place`-th.  Returns batches that count now."""
+        self._compare(generation)
         if self.broken or not self._flying or number < self._flying[0].number:
             return []
         self._answers[number] = place
@@ -119,13 +131,17 @@ class Chain:
             done.append(message.records)
         return done
 
-    def rejected(self, number: int, place: int) -> None:
+    def _compare(self, generation: int) -> None:
+        self.broken = self.broken or generation != self.generation
+
+    def rejected(self, number: int, place: int, generation: int = 0) -> None:
         """The message did not find its place: `place` messages were in the stream.
 
         Behind one that is not answered that proves nothing: the older one may have been lost on the
         way, and both are sent again.
         """
-        if not self._flying or number != self._flying[0].number:
+        self._compare(generation)
+        if self.broken or not self._flying or number != self._flying[0].number:
             return
         expected = self._flying[0].expected
         assert expected is not None

@@ -238,8 +238,11 @@ class CodedOwner(Owner):
 
     def _broken(self, index: int) -> None:
         """Fenced, or the stream lost something: its marker tells."""
-        assert self._writer is not None
-        self._writer.closed(index)
+        if self._writer is not None:
+            if self._writer.lanes[index].fenced:
+                # Given up, even if the higher marker is gone with a lost tail.
+                return
+            self._writer.closed(index)
         self._judged.discard(index)
         if index in self._fenced:
             self._fenced.remove(index)
@@ -265,10 +268,9 @@ class CodedOwner(Owner):
         publisher = self._publishers[index]
         if not self.alive or self._epoch == (0, 0):
             return
-        if index not in self._judged and publisher.claimed:
+        if publisher.chain is not None and publisher.chain.broken:
+            self._broken(index)
+        elif index not in self._judged and publisher.claimed:
             self._judge(index)
         if self.alive and self._writer is None and len(self._fenced) >= self.parts.coded_fences:
             self._begin()
-        chain = publisher.chain
-        if self.alive and self._writer is not None and chain is not None and chain.broken:
-            self._broken(index)

@@ -106,6 +106,8 @@ class StreamPut(msgspec.Struct, frozen=True):
     number: int
     expected: int | None
     records: list[Record]
+    generation: int | None = None
+    """Of the stream that is meant; another one refuses it (JetStream: the expected stream)."""
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -117,6 +119,7 @@ class Stored(msgspec.Struct, frozen=True):
     messages: int
     records: int
     stream: int = 0
+    generation: int = 0
 
 
 class Trimmed(msgspec.Struct, frozen=True):

@@ -387,12 +387,12 @@ class _NoFence(Reader):
 class _ZombieChain(Chain):
     """Takes the answers of its chain one by one, whatever became of the others."""
 
-    def stored(self, number: int, place: int) -> list[list[Record]]:
+    def stored(self, number: int, place: int, generation: int = 0) -> list[list[Record]]:
         done = [one.records for one in self._flying if one.number == number]
         self._flying = deque(one for one in self._flying if one.number != number)
         return done
 
-    def rejected(self, number: int, place: int) -> None:
+    def rejected(self, number: int, place: int, generation: int = 0) -> None:
         if any(one.number == number and place > (one.expected or 0) for one in self._flying):
             self._flying = deque(one for one in self._flying if one.number != number)
 
@@ -400,11 +400,11 @@ class _ZombieChain(Chain):
 class _TrustingChain(Chain):
     """Does not compare the place at which a message was stored."""
 
-    def stored(self, number: int, place: int) -> list[list[Record]]:
+    def stored(self, number: int, place: int, generation: int = 0) -> list[list[Record]]:
         for one in self._flying:
             if one.number == number and one.expected is not None:
                 place = one.expected + 1
-        return super().stored(number, place)
+        return super().stored(number, place, generation)
 
 
 def _one_id(name: str, incarnation: int) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from meridian.adjudicator import events as ev
 from meridian.adjudicator.core import Adjudicator
 from meridian.clock.tau import Interval
+from meridian.journal.chain import Chain
 from meridian.journal.coded import SHARD, STREAMS, Segment, StreamPosition, body_of, shard_of
 from meridian.journal.coded_reader import Adoption, CodedReader
 from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.record import Record
 from meridian.sim.messages import Parts
 from meridian.sim.plans import KINDS
+from meridian.sim.world import MS
 
 CODED: dict[str, object] = {"streams": True, "coded": True, "colocated": False}
 """Swarm of these mutants' seeds."""
@@ -120,6 +123,17 @@ class TrustsOldAnswers(CodedWriter):
         return open_
 
 
+class AnyGeneration(Chain):
+    """Goes on in a stream that came back with less and was filled up again by others."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.generation = None
+
+    def _compare(self, generation: int) -> None:
+        pass
+
+
 class CoversUndurable(Adjudicator):
     """Heartbeats name a record that is not durable."""
 
@@ -142,6 +156,18 @@ def _large(**parts: object) -> Parts:
     return Parts(swarm={**CODED, "weights": weights}, **parts)  # type: ignore[arg-type]
 
 
+def _shrinking(**parts: object) -> Parts:
+    """With streams that lose their tails, and many take-overs."""
+    lost = {
+        "lost_tails": 12,
+        "takeovers": 30,
+        "elections": 0,
+        "dies_sealing": 0.3,
+        "delay": (MS, MS),
+    }
+    return Parts(swarm={**CODED, **lost}, **parts)  # type: ignore[arg-type]
+
+
 CODED_MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
     ("coded: delivers one copy", "6.5", 100, _parts(coded_reader=OneCopy)),
     ("coded: believes one SEAL", "6.5", 100, _parts(coded_reader=OneSeal)),
@@ -153,5 +179,6 @@ CODED_MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
     ("coded: skips what one other holds", "6.2", 100, _parts(coded_writer=SkipsFreely)),
     ("coded: seals what it has not copied", "6.5", 200, _parts(coded_writer=NoAdoption)),
     ("coded: trusts a stream that lost", "6.4", 400, _parts(coded_writer=TrustsOldAnswers)),
+    ("coded: trusts a stream filled up again", "6.4", 400, _shrinking(chain=AnyGeneration)),
     ("coded: heartbeat names what is not durable", "4.6", 400, _parts(adjudicator=CoversUndurable)),
 )

@@ -10,6 +10,8 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from meridian.adjudicator import events as ev
 from meridian.journal.chain import Chain, Publish
 from meridian.journal.core import EpochId, Marker, Position, make
@@ -121,6 +123,10 @@ class Stream(Node):
         self._next[put.writer] = number
 
     def _store(self, source: str, put: StreamPut) -> bool:
+        if put.generation not in (None, self.generation):
+            if self.model.up(self.world.now):
+                self._answer(source, put, Ack(False, len(self.model.messages)))
+            return False
         before = len(self.model.messages)
         key = f"{put.writer}/{put.number}"
         ack = self.model.publish(self.world.now, key, put.expected, put.records)
@@ -138,7 +144,9 @@ class Stream(Node):
         if not ack.stored:
             self.world.trace("rejected", put.writer, put.number)
         through = self._ends[ack.place - 1] if ack.place else 0
-        told = Stored(put.writer, put.number, ack.stored, ack.place, through, self.index)
+        told = Stored(
+            put.writer, put.number, ack.stored, ack.place, through, self.index, self.generation
+        )
         self.world.send(self.name, source, told)
 
 
@@ -157,6 +165,8 @@ class Publisher:
         self._writer = owner.parts.writer_id(owner.name, owner.incarnation)
         self._numbers = 0
         self._marker: Publish | None = None
+        self._generation = 0
+        """Of the stream as it was read, or as it took the marker."""
 
     @property
     def claimed(self) -> bool:
@@ -186,6 +196,8 @@ class Publisher:
 
     def learn(self, message: Records) -> bool:
         """Records of the stream; whether they end there, as far as the server knows."""
+        if message.generation != self._generation and not self._another(message.generation):
+            return False
         for index, record in enumerate(message.records, message.first):
             if index == len(self.read) + 1:
                 self.read.append(record)
@@ -193,6 +205,17 @@ class Publisher:
             self.poll()
             return False
         return message.first + len(message.records) == len(self.read) + 1
+
+    def _another(self, generation: int) -> bool:
+        """The stream came back with less; whether its records may be taken from the beginning."""
+        if generation < self._generation:
+            return False
+        if self.chain is not None:
+            # The marker may be gone with the tail: it must be claimed again.
+            self.chain.broken = True
+            return False
+        self._generation, self.read = generation, []
+        return True
 
     def append(self, records: list[Record]) -> None:
         """Behind everything appended before."""
@@ -214,15 +237,19 @@ class Publisher:
         if self._marker is not None and message.number == self._marker.number:
             if self.through is None and message.accepted:
                 self.through = message.records
-                self.chain = self._owner.parts.chain(message.messages, self._numbers, WINDOW, 2_000)
+                if message.generation != self._generation:
+                    self._generation, self.read = message.generation, []
+                self.chain = self._owner.parts.chain(
+                    message.messages, self._numbers, WINDOW, 2_000, message.generation
+                )
                 self.poll_claimed()
             return
         if self.chain is None or message.number <= (self._marker.number if self._marker else -1):
             return
         if not message.accepted:
-            self.chain.rejected(message.number, message.messages)
+            self.chain.rejected(message.number, message.messages, message.generation)
             return
-        for batch in self.chain.stored(message.number, message.messages):
+        for batch in self.chain.stored(message.number, message.messages, message.generation):
             self._stored(batch)
             if not self._owner.alive or self.chain is None:
                 return
@@ -234,7 +261,8 @@ class Publisher:
         self._send(Fetch(len(self.read)))
 
     def _put(self, message: Publish) -> None:
-        self._send(StreamPut(self._writer, message.number, message.expected, message.records))
+        put = StreamPut(self._writer, *msgspec.structs.astuple(message))
+        self._send(put)
 
     def _send(self, message: Fetch | StreamPut) -> None:
         self._owner.world.send(self._owner.name, self._target, message)
