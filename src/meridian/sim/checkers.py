@@ -93,6 +93,7 @@ def check_all(
         _leaders(truth)
     _conflicts(truth, log, expired)
     _catalog(truth, log)
+    _rewrites(truth, log)
     _foreign_keys(truth)
     if real_time:
         _real_time(truth, log)
@@ -250,6 +251,15 @@ def _catalog(truth: Truth, log: list[Txn]) -> None:
             for changed, version in changes.get(sid, []):
                 if changed < tau and (changed > txn.tau_start or version > txn.catver):
                     raise SimulationError(f"catalog: {txn.name!r} wrote under an old schema")
+
+
+def _rewrites(truth: Truth, log: list[Txn]) -> None:
+    """What moved to a new storage id is what the old one held at the commit."""
+    for txn in log:
+        tau = truth.taus.get(txn.txid)
+        for key, value in txn.seen.items() if tau is not None else ():
+            if key[0] == txn.writes.rewritten and truth.store.get(key, tau or 0)[0] != value:
+                raise SimulationError(f"rewrite: {txn.name!r} lost a write of {key}")
 
 
 def _foreign_keys(truth: Truth) -> None:

@@ -8,7 +8,8 @@ from zlib import crc32
 
 from meridian.adjudicator import events as ev
 from meridian.sim.committer import PATIENCE_NS, UNKNOWN_ANSWERS, Committer
-from meridian.sim.messages import Ask, Get, Got, Key, Parts, ThisMap, Told
+from meridian.sim.gating import Gate
+from meridian.sim.messages import Ask, GateTold, Get, Got, Key, Parts, ThisMap, Told
 from meridian.sim.plans import CATALOG, KINDS, SID_FIRST, SIDS, Plan, WriteSet, version_of
 from meridian.sim.statements import perform, send, told
 from meridian.sim.world import MS, Node, World
@@ -110,6 +111,8 @@ class Client(Node):
             expect = ThisMap
         elif isinstance(message, Told):
             expect = message.answer.txid
+        elif isinstance(message, GateTold):
+            expect = "gate", message.effect.txid
         if self._life is not None and expect is not None and expect == self._expect:
             self._resume(message)
 
@@ -132,6 +135,9 @@ class Client(Node):
             seed, epoch = self.world.seed, self.world.now // EPOCH_NS
             salts = b"%d" % seed, b"%d.%d" % (seed, epoch)
             wide = swarm.partitioned and random.random() < swarm.wide
+            gates = self.world.random(f"rewrites/{self._number}")
+            if swarm.gates and self._changes_schema and gates.random() < swarm.gates:
+                kind = "rewrite"
             plan = Plan(random, kind, SID_FIRST + owner, sids, swarm.keys, salts, wide=wide)
             yield from self._transaction(plan, owner)
 
@@ -139,19 +145,38 @@ class Client(Node):
         # A schema change is a matter of all owners: one owner only, or owners that vote.
         weights = [weight + 0.1 for weight in self.world.swarm.weights]
         weights += [0.1] * (len(KINDS) - len(weights))
-        alone = self.world.swarm.owners == 1 and not self.world.swarm.adds
-        alone = alone or self.world.swarm.partitioned
         schema = KINDS.index("schema")
-        weights[schema] = weights[schema] / 4 if alone else 0
+        weights[schema] = weights[schema] / 4 if self._changes_schema else 0
         weights[KINDS.index("table")] /= 4
         return weights
+
+    @property
+    def _changes_schema(self) -> bool:
+        swarm = self.world.swarm
+        return swarm.partitioned or (swarm.owners == 1 and not swarm.adds)
 
     def _transaction(self, plan: Plan, owner: int) -> Wait:
         world, random = self.world, self._random
         self._count += 1
         name = b"%s.%d.%d" % (self.name.encode(), self.incarnation, self._count)
         txn = Txn(name, random.randbytes(16), owner, world.now)
+        gate: Gate | None = None
+        if plan.kind == "rewrite":
+            if world.swarm.partitioned:
+                yield from self.committer.lead_everywhere(txn)
+            gate = Gate(self, txn.txid, (plan.sid,))
+            if not (yield from gate.close()):
+                world.count("gates refused")
+                return
+        yield from self._statements(txn, plan)
+        if gate is not None:
+            world.count(f"rewrite {txn.status}")
+            gate.end()
+
+    def _statements(self, txn: Txn, plan: Plan) -> Wait:
+        world, random, name = self.world, self._random, txn.name
         self.log.append(txn)
+        txn.begin = world.now
         now = self.clock.now()
         txn.tau_start = now.latest if self._parts.tau_start_latest else now.earliest
         if not (yield from self._read(txn, plan)):
@@ -170,6 +195,7 @@ class Client(Node):
         stale = random.random() < 0.2
         txn.catver = random.randint(1, version) if stale else version
         chunks, flags = send(buffer, txn.txid, txn.tau_start, txn.catver, plan.chunk_bytes)
+        world.using[txn.txid] = tuple(txn.writes.sids())
         world.trace("sends", self.name, len(chunks), [crc32(chunk) for chunk in chunks])
         if self.world.swarm.partitioned:
             yield from self.committer.commit(txn, chunks, flags)

@@ -72,6 +72,14 @@ class Committer:
             if self._map is not None:
                 return
 
+    def lead_everywhere(self, txn: Txn) -> Wait:
+        """A schema change is led by the first of all owners; its id says so from the start."""
+        if self._map is None:
+            yield from self._fetch_map()
+        assert self._map is not None
+        txn.owner = self._map.everybody()[0]
+        txn.txid = votes.name_leader(txn.txid, txn.owner)
+
     def commit(self, txn: Txn, chunks: list[bytes], flags: int) -> Wait:
         """Until the outcome is known, or patience ends."""
         world, random = self.client.world, self._random
@@ -81,6 +89,7 @@ class Committer:
         leader = owners_of([cut(chunk, self._map) for chunk in chunks], self._map)[0]
         txn.owner = leader
         txn.txid = votes.name_leader(txn.txid, leader)
+        world.using[txn.txid] = tuple(txn.writes.sids())
         attempt, again, unsure, sent = 0, False, False, 0
         deadline = world.now + PATIENCE_NS
         self._sent = None

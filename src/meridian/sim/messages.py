@@ -15,6 +15,8 @@ from meridian.adjudicator.events import (
     CloseJournal,
     Commit,
     Discard,
+    Gate,
+    Gated,
     Move,
     Moved,
     Part,
@@ -37,13 +39,20 @@ from meridian.wire.votes import Message
 class Ask(msgspec.Struct, frozen=True):
     """A query processor to an owner."""
 
-    event: Commit | Part | Status | Discard
+    event: Commit | Part | Status | Discard | Gate
 
 
 class Told(msgspec.Struct, frozen=True):
     """An owner to a query processor."""
 
     answer: Answer
+
+
+class GateTold(msgspec.Struct, frozen=True):
+    """Owner `number` to a query processor that asked for a gate."""
+
+    number: int
+    effect: Gated
 
 
 class Change(msgspec.Struct, frozen=True):

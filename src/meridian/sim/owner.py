@@ -12,12 +12,14 @@ from meridian.adjudicator.events import Code
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.disk import Disk
+from meridian.sim.gating import Watch
 from meridian.sim.messages import (
     Ask,
     Beat,
     Change,
     Changed,
     Fetch,
+    GateTold,
     Get,
     Got,
     Parts,
@@ -58,6 +60,8 @@ class Owner(Node):
         """What its adjudicator was made to own."""
         self._catalog_reads: dict[int, int] = {}
         self._timers: dict[str, int] = {}
+        self._watch = Watch(world, self.name)
+        self._gates: dict[int, ev.Gate] = {}
 
     def on_start(self) -> None:
         """Reads the journal, replays it, opens a new epoch."""
@@ -72,6 +76,8 @@ class Owner(Node):
 
     def _replay(self, start: Position, records: list[Record]) -> Reader:
         keys = self.world.swarm.window_keys
+        # Gates are volatile.
+        self._watch = Watch(self.world, self.name)
         self._core = self.parts.adjudicator(self.number, start, keys, self.spans)
         self._catalog_reads = {}
         self._core.window.work_keys = self.world.swarm.work_keys
@@ -140,6 +146,7 @@ class Owner(Node):
             case ev.Append():
                 record = effect.record
                 self._waiting.append(record)
+                self._watch.decided(self.clock.now().earliest, record)
                 world.trace("append", self.name, record.n, record.kind, record.tau)
                 self._sync()
             case ev.Answer():
@@ -176,7 +183,14 @@ class Owner(Node):
                 world.send(self.name, "d", Changed(self.number, effect))
             case ev.StillOwner():
                 world.trace("still owner", self.name, len(effect.spans))
-            case ev.Refused() | ev.Gated():
+            case ev.Gated():
+                source, _ = self._asked.pop(effect.to, ("", b""))
+                asked = self._gates.pop(effect.to)
+                world.trace("gated", self.name, effect.code, effect.tau)
+                self._watch.answered(self.clock.now().earliest, asked, effect.code)
+                if source and asked.hold_ns:
+                    world.send(self.name, source, GateTold(self.number, effect))
+            case ev.Refused():
                 pass
 
     def _send(self, effect: ev.Send) -> None:
@@ -305,8 +319,15 @@ class Owner(Node):
             case Want():
                 self._step(ev.WantHeartbeat(message.tau))
 
-    def _ask(self, source: str, event: ev.Commit | ev.Part | ev.Status | ev.Discard) -> None:
-        if isinstance(event, ev.Commit):
+    def _ask(
+        self, source: str, event: ev.Commit | ev.Part | ev.Status | ev.Discard | ev.Gate
+    ) -> None:
+        if isinstance(event, ev.Gate):
+            self._next_to += 1
+            self._asked[self._next_to] = (source, event.txid)
+            event = msgspec.structs.replace(event, to=self._next_to)
+            self._gates[self._next_to] = event
+        elif isinstance(event, ev.Commit):
             self._next_to += 1
             self._asked[self._next_to] = (source, event.txid)
             event = msgspec.structs.replace(event, to=self._next_to)

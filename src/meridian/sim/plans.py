@@ -20,6 +20,8 @@ SIDS = 2
 SID_VERSION = 2
 CATALOG: Key = (SID_VERSION, b"v")
 """The row that holds the catalog version; the catalog log is sid 1."""
+REWRITTEN = 20_000
+"""Storage ids of rewritten relations, by catalog version; nobody writes them again."""
 PARENTS = 2
 CHILDREN = 2
 HOT_CHANCE = 0.45
@@ -42,6 +44,8 @@ class WriteSet:
         self.schema: list[wire.Add | wire.Create] = []
         self.reach: Reach | None = None
         """Whom a new catalog version concerns."""
+        self.rewritten: int | None = None
+        """The relation whose rows moved to a new storage id."""
         self.tables: dict[int, bool] = {}
         """Relations locked as a whole: exclusively, or only against writes."""
 
@@ -129,6 +133,8 @@ class Plan:
             self._targets = own[: random.randint(2, 8)]
         elif kind == "table":
             self._targets = own[: random.randint(0, 1)]
+        elif kind == "rewrite":
+            self.reads = [(sid, name) for name in names]
         elif kind in ("child", "parent"):
             self.reads = [self._parent, *self._children]
         if self._targets and kind != "large" and random.random() < HOT_CHANCE:
@@ -153,13 +159,33 @@ class Plan:
         elif self.kind == "parent":
             self._write_parent(out, name, seen)
         elif self.kind == "schema":
-            version = version_of(seen[CATALOG]) + 1
-            out.rows[CATALOG] = b"%d/" % version + name
-            out.rows[wire.SID_CATALOG, version.to_bytes(8, "big")] = name
+            version = self._new_version(out, name, seen)
             self._change_schema(out, version)
+        elif self.kind == "rewrite":
+            self._rewrite(out, name, seen)
         elif self.kind == "table":
             out.tables[self.sid] = self._random.random() < 0.5
         return out
+
+    def _rewrite(self, out: WriteSet, name: bytes, seen: dict[Key, bytes | None]) -> None:
+        """A new storage id takes over the rows; nobody may write the old one meanwhile."""
+        version = self._new_version(out, name, seen)
+        made = REWRITTEN + version
+        out.reach = Reach(RELATIONS, (self.sid,))
+        out.schema.append(wire.Create(made, wire.KIND_TABLE, [(1, 2)], 0))
+        out.rows |= {
+            (made, key): value
+            for (sid, key), value in seen.items()
+            if sid == self.sid and value is not None
+        }
+        out.tables[self.sid] = True
+        out.rewritten = self.sid
+
+    def _new_version(self, out: WriteSet, name: bytes, seen: dict[Key, bytes | None]) -> int:
+        version = version_of(seen[CATALOG]) + 1
+        out.rows[CATALOG] = b"%d/" % version + name
+        out.rows[wire.SID_CATALOG, version.to_bytes(8, "big")] = name
+        return version
 
     def _change_schema(self, out: WriteSet, version: int) -> None:
         """A new table, a new column, or what concerns everybody (a function)."""

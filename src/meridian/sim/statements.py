@@ -20,7 +20,7 @@ from meridian.adjudicator import events as ev
 from meridian.dataplane.asker import abort_error
 from meridian.sim import writes as wb
 from meridian.sim.messages import Key
-from meridian.sim.plans import SID_FIRST, Plan, WriteSet
+from meridian.sim.plans import REWRITTEN, SID_FIRST, Plan, WriteSet
 from meridian.sim.world import SimulationError
 from meridian.sim.writes import Writes
 from meridian.wire import frames
@@ -57,7 +57,7 @@ class Session:
         """Writes what is wanted; returns it with the keys that this conflicts with (5.1, 5.2)."""
         out = self._out
         out.rows, out.tables, out.reach = wanted.rows, wanted.tables, wanted.reach
-        out.schema, out.shares = wanted.schema, wanted.shares
+        out.schema, out.shares, out.rewritten = wanted.schema, wanted.shares, wanted.rewritten
         if wanted.rows and self._random.random() < 0.3:
             self._detour(wanted)
         for op in wanted.schema:
@@ -124,7 +124,9 @@ class Session:
 
     def _base(self, row: Key) -> bool:
         """Has storage a row?  Rows that were not read are written as if they were there."""
-        return self._seen.get(row, b"") is not None and row[0] != wire.SID_CATALOG
+        if row[0] == wire.SID_CATALOG or row[0] >= REWRITTEN:
+            return False
+        return self._seen.get(row, b"") is not None
 
     def _present(self, row: Key) -> bool:
         return (self._own[row] is not None) if row in self._own else self._base(row)

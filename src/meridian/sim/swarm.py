@@ -73,6 +73,8 @@ class Swarm(msgspec.Struct, frozen=True):
     work_keys: int
     """Keys compared in one go; few make large transactions take many steps."""
     keys: int
+    gates: float
+    """Chance that a transaction rewrites a relation behind a gate, where schemas change."""
     weights: tuple[int, ...]
     """Kinds of transactions, in the order of client.KINDS."""
 
@@ -146,5 +148,6 @@ def choose(seed: int) -> Swarm:
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
         work_keys=random.choice((1 << 16, 1)),
         keys=random.choice((3, 6, 20)),
+        gates=Random(f"{seed}/swarm/gates").choice((0.0, 0.0, 0.02, 0.08)),
         weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(9)),
     )

@@ -143,6 +143,8 @@ class World:
         self.healed = False
         self.story: list[str] | None = [] if keep_trace else None
         self.counts: dict[str, int] = {}
+        self.using: dict[bytes, tuple[int, ...]] = {}
+        """Relations that a transaction writes or locks, once it commits."""
         self.expired: dict[bytes, list[int]] = {}
         """Promises that ended without a verdict: the taus by transaction id."""
         self.owners: dict[int, list[str]] = {}
