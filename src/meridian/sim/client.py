@@ -162,9 +162,10 @@ class Client(Node):
         txn = Txn(name, random.randbytes(16), owner, world.now)
         gate: Gate | None = None
         if plan.kind == "rewrite":
+            owners = [0]
             if world.swarm.partitioned:
-                yield from self.committer.lead_everywhere(txn)
-            gate = Gate(self, txn.txid, (plan.sid,))
+                owners = yield from self.committer.lead_everywhere(txn)
+            gate = Gate(self, txn.txid, (plan.sid,), owners)
             if not (yield from gate.close()):
                 world.count("gates refused")
                 return

@@ -73,12 +73,16 @@ class Committer:
                 return
 
     def lead_everywhere(self, txn: Txn) -> Wait:
-        """A schema change is led by the first of all owners; its id says so from the start."""
+        """A schema change is led by the first of all owners; its id says so from the start.
+
+        Returns all of them, as far as is known.
+        """
         if self._map is None:
             yield from self._fetch_map()
         assert self._map is not None
         txn.owner = self._map.everybody()[0]
         txn.txid = votes.name_leader(txn.txid, txn.owner)
+        return self._map.everybody()
 
     def commit(self, txn: Txn, chunks: list[bytes], flags: int) -> Wait:
         """Until the outcome is known, or patience ends."""

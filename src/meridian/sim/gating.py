@@ -71,14 +71,15 @@ class Watch:
 class Gate:
     """The gate of one transaction, at all owners that may decide about its relations."""
 
-    def __init__(self, client: Client, txid: bytes, sids: tuple[int, ...]) -> None:
+    def __init__(
+        self, client: Client, txid: bytes, sids: tuple[int, ...], owners: list[int]
+    ) -> None:
         self.client = client
         self.txid = txid
         self.sids = sids
         self._random = client.world.random(f"gates/{client.name}")
         self._hold_ns = self._random.choice(HOLDS_NS)
-        swarm = client.world.swarm
-        self._owners = list(range(swarm.owners)) if swarm.partitioned else [0]
+        self._owners = owners
 
     def _tell(self, hold_ns: int, owners: list[int]) -> None:
         world = self.client.world
