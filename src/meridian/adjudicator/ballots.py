@@ -69,6 +69,11 @@ class Ballots:
     def __len__(self) -> int:
         return len(self._ballots)
 
+    @property
+    def idle(self) -> bool:
+        """No attempt is known, live or given up."""
+        return not self._ballots and not self._spent
+
     def __iter__(self) -> Iterator[Ballot]:
         return iter(list(self._ballots.values()))
 

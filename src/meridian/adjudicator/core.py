@@ -48,7 +48,7 @@ from meridian.adjudicator.footprint import BadWriteSet, Footprint, footprint
 from meridian.adjudicator.gates import GATE_TIMER
 from meridian.adjudicator.holds import Meeting
 from meridian.adjudicator.large import Large, without_keys
-from meridian.adjudicator.ledger import ACK_TIMER, Change, Decision
+from meridian.adjudicator.ledger import ACK_TIMER, Change, Decision, change_of
 from meridian.adjudicator.partitioned import HANDOVER_TIMER, HOLD_TIMER, WORK_TIMER, Partitioned
 from meridian.adjudicator.window import keys_of
 from meridian.clock.tau import Interval
@@ -226,7 +226,7 @@ class Adjudicator(Partitioned):
             return [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING)]
         if tau_start > now.latest + TAU_FUTURE_NS:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.CLOCK)]
-        if len(self.ledger) + len(self._stalled) + len(self.gates.held) >= IN_FLIGHT:
+        if self.ledger.under_way + len(self._stalled) + len(self.gates.held) >= IN_FLIGHT:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.BUSY)]
         return None
 
@@ -256,6 +256,8 @@ class Adjudicator(Partitioned):
         return large.waiting if large is not None and large.final is not None else None
 
     def _commit(self, now: Interval, event: Commit) -> list[Effect]:
+        if self._is_plain(now, event):
+            return self._decide(now, event, [event.to])
         effects: list[Effect] = []
         ballot = self.ballots.get(event.txid)
         if ballot is not None and event.attempt > ballot.attempt and self.serving:
@@ -270,6 +272,25 @@ class Adjudicator(Partitioned):
             return self._commit_large(now, event, waiting)
         return self._decide(now, event, waiting)
 
+    def _is_plain(self, now: Interval, event: Commit) -> bool:
+        """Whether `_known` has nothing to say, told at once: true of nearly all commits."""
+        return not (
+            not self.serving
+            or not self.ranges.alone
+            or self.membership.closing
+            or event.voters
+            or event.parts
+            or self._stalled
+            or self._blocked
+            or self._large
+            or self.gates.held
+            or not self.ballots.idle
+            or event.txid in self._live
+            or not self.outcomes.floor <= event.tau_start <= now.latest + TAU_FUTURE_NS
+            or self.ledger.under_way >= IN_FLIGHT
+            or self.outcomes.find(event.txid, event.tau_start) is not None
+        )
+
     def _decide(self, now: Interval, event: Commit, waiting: list[int]) -> list[Effect]:
         """Decides a transaction of one chunk."""
         try:
@@ -279,6 +300,7 @@ class Adjudicator(Partitioned):
         if _is_large(print_):
             return self._commit_large(now, event, waiting)
         schema = False
+        code = None
         if not self.ranges.alone:
             placed = self._place(event, waiting)
             if isinstance(placed, list):
@@ -286,12 +308,18 @@ class Adjudicator(Partitioned):
             schema = placed.everywhere
             print_ = placed.part(self.number).footprint
             code = self._own_refusal(event, placed, placed.part(self.number))
-        else:
-            code = self._alone_refusal(event, print_)
+        prints = (print_,)
+        writes = keys_of(print_.writes)
+        shares = keys_of(print_.shares) if print_.shares else ()
+        if self.ranges.alone:
+            code = self._refusal(event.tau_start, event.catver, prints)
+            unwritten = shares if not print_.checks else keys_of(print_.shares + print_.checks)
+            if code is None and self.window.conflicts(event.tau_start, writes, unwritten):
+                code = Code.CONFLICT
         if code is not None:
             return self._abort(now, event.txid, event.tau_start, code, waiting)
-        if self.gates.blocks(event.txid, (print_,)):
-            if self.gates.hold(now.earliest, event, waiting, (print_,)):
+        if self.gates.blocks(event.txid, prints):
+            if self.gates.hold(now.earliest, event, waiting, prints):
                 return []
             return self._abort(now, event.txid, event.tau_start, Code.GATED, waiting)
         if self.voter.holds:
@@ -302,15 +330,9 @@ class Adjudicator(Partitioned):
         if tau > self.ledger.lease_durable:
             self._stalled[event.txid] = (event, waiting)
             return self.ledger.renew(now, tau)
-        self.window.record(tau, keys_of(print_.writes), keys_of(print_.shares))
-        self.relations.record(tau, (print_,), self.window.floor)
-        return [self._append_commit(now, event, tau, waiting, (), 0, (print_,))]
-
-    def _alone_refusal(self, event: Commit, print_: Footprint) -> Code | None:
-        code = self._refusal(event.tau_start, event.catver, (print_,))
-        if code is not None:
-            return code
-        return Code.CONFLICT if self._conflicts(event.tau_start, print_) else None
+        self.window.record(tau, writes, shares)
+        self.relations.record(tau, prints, self.window.floor)
+        return [self._append_commit(now, event, tau, waiting, (), 0, prints)]
 
     def _refusal(self, tau_start: int, catver: int, prints: Sequence[Footprint]) -> Code | None:
         if tau_start < self.window.floor:
@@ -329,7 +351,9 @@ class Adjudicator(Partitioned):
         crc: int,
         prints: Sequence[Footprint],
     ) -> Append:
-        catalog = max(print_.catalog_version for print_ in prints)
+        catalog = prints[0].catalog_version
+        if len(prints) > 1:
+            catalog = max(print_.catalog_version for print_ in prints)
         decision = Decision(event.txid, event.tau_start, tau, 0, waiting)
         self._remember(decision, tau)
         self.commits_count += 1
@@ -350,7 +374,8 @@ class Adjudicator(Partitioned):
     def _remember(self, decision: Decision, decided: int) -> None:
         assert decision.txid not in self._live
         self._live[decision.txid] = decision
-        self._end_other_attempts(decision)
+        if not self.ballots.idle:
+            self._end_other_attempts(decision)
         value = decision.tau or -decision.code
         self.outcomes.add(decision.txid, decision.tau_start, value, decided)
         self.gates.end(decision.txid)
@@ -634,14 +659,15 @@ class Adjudicator(Partitioned):
 
     def _tell(self, decisions: list[Decision]) -> list[Effect]:
         effects: list[Effect] = []
+        live = self._live
         for decision in decisions:
             if isinstance(decision, Change):
                 effects.append(self._changed(decision))
                 continue
-            del self._live[decision.txid]
-            effects += [
-                _answer(to, decision.txid, decision.tau, decision.code) for to in decision.waiting
-            ]
+            txid, tau = decision.txid, decision.tau
+            del live[txid]
+            for to in decision.waiting:
+                effects.append(_answer(to, txid, tau, decision.code))
         return effects
 
     # Membership (4.7)
@@ -691,7 +717,7 @@ class Adjudicator(Partitioned):
             tau = self.ledger.tau_for(now, 0)
             if tau > self.ledger.lease_durable:
                 return effects + self.ledger.renew(now, tau)
-            change = Change(waiting.pop(0), tau)
+            change = change_of(waiting.pop(0), tau)
             assert isinstance(change.payload, journal.Add) or not self._owns(), "CLOSE of an owner"
             effects.append(self.ledger.change(now, change))
         return effects

@@ -144,6 +144,12 @@ def footprint(chunk: bytes) -> Footprint:
         ops = _decode(chunk)
     except msgspec.DecodeError as error:
         raise BadWriteSet(str(error)) from error
+    if len(ops) == 1:
+        # Nearly all transactions of one table without indexes; the rest below is the rule.
+        op = ops[0]
+        if isinstance(op, _Put) and op.sid != SID_CATALOG and not op.i and not len(op.w) % 8:
+            sids = (op.sid,)
+            return Footprint(op.w, b"", b"", sids, NO_SCHEMA, 0, sids)
     writes: list[bytes] = []
     shares: list[bytes] = []
     checks: list[bytes] = []
@@ -170,9 +176,9 @@ def footprint(chunk: bytes) -> Footprint:
             checks.append(op.r)
         elif isinstance(op, (_Create, _Add, _Drop)):
             schema_ops.append(op)
-    sids = written
+    used = written
     if locks:
-        sids = {**written, **{op.sid: None for op in locks if op.sid != SID_CATALOG}}
+        used = {**written, **{op.sid: None for op in locks if op.sid != SID_CATALOG}}
     write_bytes, share_bytes, check_bytes = map(b"".join, (writes, shares, checks))
     if len(write_bytes) % 8 or len(share_bytes) % 8 or len(check_bytes) % 8:
         raise BadWriteSet("a string of hashes is no multiple of 8 bytes long")
@@ -181,7 +187,7 @@ def footprint(chunk: bytes) -> Footprint:
         write_bytes,
         share_bytes,
         check_bytes,
-        tuple(sids),
+        tuple(used),
         schema,
         catalog_version,
         tuple(written),

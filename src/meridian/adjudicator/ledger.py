@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+import msgspec
+
 from meridian.adjudicator.events import Append, Effect, Heartbeat, SetTimer
 from meridian.clock.tau import Interval, next_tau
 from meridian.journal.core import (
@@ -38,46 +40,39 @@ from meridian.wire.partition import Holding
 ACK_TIMER: Final = "ack"
 
 
-class Decision:
+class Decision(msgspec.Struct, eq=False):
     """A final outcome on its way to the disk and then to whoever `waiting` lists.
 
     tau > 0: commits at tau; 0: aborts with `code`.
     """
 
-    __slots__ = ("code", "tau", "tau_start", "txid", "waiting")
-
-    def __init__(
-        self, txid: bytes, tau_start: int, tau: int, code: int, waiting: list[int]
-    ) -> None:
-        self.txid = txid
-        self.tau_start = tau_start
-        self.tau = tau
-        self.code = code
-        self.waiting = waiting
+    txid: bytes
+    tau_start: int
+    tau: int
+    code: int
+    waiting: list[int]
 
 
-class Change(Decision):
+class Change(Decision, eq=False):
     """A change of membership on its way to the disk: ordered by its tau as a commit is (4.7)."""
 
-    __slots__ = ("payload",)
+    payload: Add | Close
 
-    def __init__(self, payload: Add | Close, tau: int) -> None:
-        super().__init__(NO_TXID, 0, tau, 0, [])
-        self.payload = payload
+
+def change_of(payload: Add | Close, tau: int) -> Change:
+    """A change that is made at `tau`."""
+    return Change(NO_TXID, 0, tau, 0, [], payload)
 
 
 def _tau_of(decision: Decision) -> int:
     return decision.tau
 
 
-class _Pending:
-    __slots__ = ("appended", "decision", "lease", "n")
-
-    def __init__(self, n: int, lease: int, decision: Decision | None, appended: int) -> None:
-        self.n = n
-        self.lease = lease
-        self.decision = decision
-        self.appended = appended
+class _Pending(msgspec.Struct, eq=False):
+    n: int
+    lease: int
+    decision: Decision | None
+    appended: int
 
 
 class Ledger:
@@ -103,7 +98,9 @@ class Ledger:
         self._unacknowledged: deque[Decision] = deque()
         """Durable commits whose tau the clock has not reached."""
 
-    def __len__(self) -> int:
+    @property
+    def under_way(self) -> int:
+        """Records that are not durable, and commits that are not told."""
         return len(self._pending) + len(self._unacknowledged)
 
     # Records
@@ -150,12 +147,21 @@ class Ledger:
 
     def _lease(self, now: Interval) -> int:
         """The lease to write into the next record."""
-        self.lease_appended = max(self.lease_appended, now.latest + LEASE_NS)
+        lease = now.latest + LEASE_NS
+        if lease > self.lease_appended:
+            self.lease_appended = lease
         return self.lease_appended
 
     def tau_for(self, now: Interval, tau_start: int) -> int:
         """The tau a commit would get now (4.1).  Only one within `lease_durable` may be used."""
-        bound = max(self.last_tau, self.promised, tau_start, now.earliest + self.lead)
+        bound = now.earliest + self.lead
+        # As max() does, at a third of its cost: every commit comes through here.
+        if bound < self.last_tau:
+            bound = self.last_tau
+        if bound < self.promised:
+            bound = self.promised
+        if bound < tau_start:
+            bound = tau_start
         return next_tau(bound, self.number)
 
     def renew(self, now: Interval, beyond: int) -> list[Effect]:
@@ -178,16 +184,15 @@ class Ledger:
     ) -> Append:
         """Appends the commit record of a decision whose tau is tau_for's."""
         self._assign(decision)
-        tau, lease = decision.tau, self._lease(now)
-        start = decision.tau_start
+        lease, start = self._lease(now), decision.tau_start
         payload = Commit(lease, start, catver, flags, bodies, crc, chunk, catalog)
-        return self._append(now, payload, lease, decision, tau, decision.txid)
+        return self._append(now, payload, lease, decision, decision.tau, decision.txid)
 
     def _assign(self, decision: Decision) -> None:
         """Rule 4.4: above everything assigned and promised, within the durable lease."""
         tau = decision.tau
-        assert max(self.last_tau, self.promised, self.beat, decision.tau_start) < tau
-        assert tau <= self.lease_durable
+        assert self.last_tau < tau and self.promised < tau and self.beat < tau
+        assert decision.tau_start < tau <= self.lease_durable
         self.last_tau = tau
         self._commits.append(decision)
 
@@ -228,34 +233,35 @@ class Ledger:
     def appended(self, now: Interval, n: int) -> list[Decision]:
         """Records through `n` are durable.  Returns the decisions that may be answered now."""
         assert n <= self.n, (n, self.n)
+        pending, commits = self._pending, self._commits
         ready: list[Decision] = []
-        while self._pending and self._pending[0].n <= n:
-            entry = self._pending.popleft()
+        while pending and pending[0].n <= n:
+            entry = pending.popleft()
             self.n_durable = entry.n
-            self.lease_durable = max(self.lease_durable, entry.lease)
+            if entry.lease > self.lease_durable:
+                self.lease_durable = entry.lease
             decision = entry.decision
             if decision is None:
                 continue
             if decision.tau == 0:
                 ready.append(decision)
                 continue
-            first = self._commits.popleft()
+            first = commits.popleft()
             assert first is decision
             self._unacknowledged.append(decision)
-            self._adapt(now.earliest - entry.appended)
+            latency = now.earliest - entry.appended
+            # Three quarters of the average latency: most answers need not wait for the clock.
+            target = min(latency * 3 // 4, self._lead_max) if latency > 0 else 0
+            self.lead += (target - self.lead) // 8
         assert self.last_tau <= self.lease_durable <= self.lease_appended
         return ready + self.due(now)
 
-    def _adapt(self, latency: int) -> None:
-        # Three quarters of the average latency: most acknowledgements need not wait for the clock.
-        target = min(max(latency, 0) * 3 // 4, self._lead_max)
-        self.lead += (target - self.lead) // 8
-
     def due(self, now: Interval) -> list[Decision]:
         """Durable commits whose tau has certainly passed (4.4)."""
+        waiting, earliest = self._unacknowledged, now.earliest
         ready = []
-        while self._unacknowledged and self._unacknowledged[0].tau <= now.earliest:
-            ready.append(self._unacknowledged.popleft())
+        while waiting and waiting[0].tau <= earliest:
+            ready.append(waiting.popleft())
         return ready
 
     def delay(self, decision: Decision) -> list[Effect]:

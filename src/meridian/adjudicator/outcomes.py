@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections import deque
+from sys import byteorder
 
 from meridian.limits import CONFLICT_WINDOW_NS, OUTCOMES
 
@@ -23,13 +24,12 @@ class _Settled:
     __slots__ = ("_high", "_low", "_values", "newest", "tau_start_max")
 
     def __init__(self, entries: dict[bytes, int], newest: int, tau_start_max: int) -> None:
-        rows = sorted(
-            (int.from_bytes(txid[:8], "big"), int.from_bytes(txid[8:], "big"), value)
-            for txid, value in entries.items()
-        )
-        self._high = array("Q", [row[0] for row in rows])
-        self._low = array("Q", [row[1] for row in rows])
-        self._values = array("q", [row[2] for row in rows])
+        txids = sorted(entries)
+        halves = array("Q", b"".join(txids))
+        if byteorder == "little":
+            halves.byteswap()
+        self._high, self._low = halves[::2], halves[1::2]
+        self._values = array("q", map(entries.__getitem__, txids))
         self.newest = newest
         self.tau_start_max = tau_start_max
 
@@ -68,8 +68,11 @@ class Outcomes:
         """A decision made at about `decided` (any clock; only its order matters)."""
         assert len(txid) == 16 and value != 0 and txid not in self._recent
         self._recent[txid] = value
-        self._newest = max(self._newest, decided, value, tau_start)
-        self._tau_start_max = max(self._tau_start_max, tau_start)
+        newest = max(decided, value, tau_start)
+        if newest > self._newest:
+            self._newest = newest
+        if tau_start > self._tau_start_max:
+            self._tau_start_max = tau_start
         if len(self._recent) >= GENERATION:
             self._settle()
 

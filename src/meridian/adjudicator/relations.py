@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from meridian.adjudicator.footprint import Footprint
+from meridian.adjudicator.footprint import NO_SCHEMA, Footprint
 from meridian.wire.reach import GLOBAL
 
 PRUNE_AT = 65_536
@@ -101,16 +101,26 @@ class Relations:
         self._base = tau, catalog_version
         self._everybody = max(self._everybody, self._base)
 
-    def record(self, tau: int, prints: Iterable[Footprint], floor: int) -> None:
+    def record(self, tau: int, prints: Sequence[Footprint], floor: int) -> None:
         """A transaction commits at `tau`."""
+        schema = False
         for footprint in prints:
+            schema = schema or footprint.schema is not NO_SCHEMA or footprint.reach is not None
             if footprint.catalog_version:
                 self.catalog_version = max(self.catalog_version, footprint.catalog_version)
             # Another owner's commit may be told late, below what is known here.
             _raise(self._written, footprint.written, tau)
-            _raise(self._row_locked, footprint.row_locked, tau)
-            _raise(self._locked, footprint.locked, tau)
-            _raise(self._shared, footprint.shared, tau)
+            if footprint.row_locked or footprint.locked or footprint.shared:
+                _raise(self._row_locked, footprint.row_locked, tau)
+                _raise(self._locked, footprint.locked, tau)
+                _raise(self._shared, footprint.shared, tau)
+        if schema:
+            self._change(tau, prints)
+        most = self._prune_at
+        if len(self._written) > most or len(self._row_locked) > most or len(self._changed) > most:
+            self._prune(floor)
+
+    def _change(self, tau: int, prints: Sequence[Footprint]) -> None:
         change = tau, self.catalog_version
         for footprint in prints:
             reach = footprint.reach
@@ -118,8 +128,6 @@ class Relations:
                 self._changed[sid] = max(change, self._changed.get(sid, change))
             if reach is not None and reach.kind == GLOBAL:
                 self._everybody = max(change, self._everybody)
-        if max(len(self._written), len(self._row_locked), len(self._changed)) > self._prune_at:
-            self._prune(floor)
 
     def _tables(self) -> tuple[_Taus, ...]:
         return self._written, self._row_locked, self._locked, self._shared

@@ -84,13 +84,21 @@ class Shell:
             self._carry_out[type(effect)](effect)
 
     def steps(self, events: Iterable[ev.Event]) -> None:
-        """Events that came together, under one reading of the clock."""
+        """Events that came together, under one reading of the clock; their records go together."""
         now, step, carry_out = self.clock.now(), self.adjudicator.step, self._carry_out
-        for event in events:
-            if self.dead:
-                return
-            for effect in step(now, event):
-                carry_out[type(effect)](effect)
+        records: list[Record] = []
+        try:
+            for event in events:
+                if self.dead:
+                    break
+                for effect in step(now, event):
+                    if type(effect) is ev.Append:
+                        records.append(effect.record)
+                    else:
+                        carry_out[type(effect)](effect)
+        finally:
+            if records:
+                self._extend(records)
 
     def want(self, tau: int) -> None:
         """A reader waits for `tau`."""
@@ -119,8 +127,11 @@ class Shell:
     # Effects
 
     def _append(self, effect: ev.Append) -> None:
+        self._extend([effect.record])
+
+    def _extend(self, records: list[Record]) -> None:
         assert self.writer is not None
-        self.writer.append(effect.record)
+        self.writer.extend(records)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)

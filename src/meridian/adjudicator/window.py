@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import repeat
+from struct import Struct
 from sys import byteorder
 
 from meridian.limits import CONFLICT_KEYS, CONFLICT_WINDOW_NS
@@ -35,11 +36,16 @@ assert byteorder == "little", "hashes travel little-endian and are cast in place
 
 Keys = Sequence[int]
 
+_FEW = 64
+_UNPACK = [Struct(f"<{count}Q").unpack for count in range(_FEW + 1)]
+
 
 def keys_of(hashes: bytes) -> Keys:
-    """The keys in a string of little-endian 64-bit hashes, without copying them."""
-    assert len(hashes) % 8 == 0, len(hashes)
-    return memoryview(hashes).cast("Q")
+    """The keys in a string of little-endian 64-bit hashes; many are not copied."""
+    count, rest = divmod(len(hashes), 8)
+    assert not rest, len(hashes)
+    # A tuple is made once and walked several times; a view makes each number anew.
+    return _UNPACK[count](hashes) if count <= _FEW else memoryview(hashes).cast("Q")
 
 
 class Generation:
@@ -58,13 +64,13 @@ class Generation:
 
     def conflicts(self, tau_start: int, writes: Keys, shares: Keys) -> bool:
         """Rules 5.1 and 5.2: any tau above tau_start counts, however far ahead it lies."""
-        written = self.writes.get
-        if writes:
-            if max(map(written, writes, repeat(0))) > tau_start:
-                return True
-            if self.shares and max(map(self.shares.get, writes, repeat(0))) > tau_start:
-                return True
-        return bool(shares) and max(map(written, shares, repeat(0))) > tau_start
+        taus = self.writes
+        # Most keys are in no span at all, which is told fastest.
+        if not taus.keys().isdisjoint(writes) and _after(tau_start, taus, writes):
+            return True
+        if self.shares and _after(tau_start, self.shares, writes):
+            return True
+        return bool(shares) and _after(tau_start, taus, shares)
 
 
 class Layer:
@@ -92,6 +98,10 @@ class Layer:
 
 
 Span = Generation | Layer
+
+
+def _after(tau: int, taus: dict[int, int], keys: Keys) -> bool:
+    return bool(keys) and max(map(taus.get, keys, repeat(0))) > tau
 
 
 def _any_in(sets: list[set[int]], keys: Keys) -> bool:
@@ -210,7 +220,8 @@ class Window:
     def conflicts(self, tau_start: int, writes: Keys, shares: Keys) -> bool:
         """Whether a transaction of a few keys must be refused (5.1, 5.2).  tau_start >= floor."""
         assert tau_start >= self.floor, (tau_start, self.floor)
-        if self._open.newest > tau_start and self._open.conflicts(tau_start, writes, shares):
+        span: Span = self._open
+        if span.newest > tau_start and span.conflicts(tau_start, writes, shares):
             return True
         for span in reversed(self._closed):
             if span.newest <= tau_start:
@@ -223,17 +234,18 @@ class Window:
         """A small transaction commits at `tau`, above every tau recorded before."""
         span = self._open
         assert tau > span.newest, (tau, span.newest)
-        if len(span) >= GENERATION_KEYS or tau - span.oldest > GENERATION_NS:
+        count = len(span.writes) + len(span.shares)
+        if count >= GENERATION_KEYS or tau - span.oldest > GENERATION_NS:
             self._rotate(tau)
-            span = self._open
+            span, count = self._open, 0
         for draft in self._drafts:
             draft.observe(writes, shares)
         # Taus only grow here, so the newest entry of a key is its last: overwriting is right.
-        span.writes.update(zip(writes, repeat(tau)))
+        span.writes |= dict.fromkeys(writes, tau)
         if shares:
-            span.shares.update(zip(shares, repeat(tau)))
+            span.shares |= dict.fromkeys(shares, tau)
         span.newest = tau
-        if len(self) > self._keys_max:
+        if self._closed_count + count + len(writes) + len(shares) > self._keys_max:
             self._make_room()
 
     def record_late(self, tau: int, writes: Keys, shares: Keys) -> None:

@@ -160,7 +160,9 @@ _VERSION = bytes((PAYLOAD_VERSION,))
 
 def make(epoch: EpochId, n: int, payload: Payload, tau: int = 0, txid: bytes = NO_TXID) -> Record:
     """The record of a payload."""
-    return Record(_KINDS[type(payload)], epoch, n, tau, txid, _VERSION + _encode(payload))
+    fields = _KINDS[type(payload)], epoch, n, tau, txid, _VERSION + _encode(payload)
+    # What Record(*fields) does, without its interpreted constructor.
+    return tuple.__new__(Record, fields)
 
 
 def payload_of(record: Record) -> Payload:

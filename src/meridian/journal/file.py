@@ -17,7 +17,7 @@ from pathlib import Path
 
 from meridian.errors import Kind, MeridianError
 from meridian.journal.files import Files
-from meridian.journal.record import Record, encode, encode_header
+from meridian.journal.record import Record, encode_all, encode_header
 from meridian.journal.segments import SegmentReader, list_segments, segment_path
 from meridian.limits import JOURNAL_BATCH_BYTES, JOURNAL_SEGMENT_BYTES
 
@@ -64,7 +64,7 @@ class FileJournal:
         assert len(copies) == scanned.next_n - 1 - max(scanned.durable_n, scanned.first_n - 1)
         first_n = copies[0].n if copies else scanned.next_n
         durable_n = first_n - 1
-        data = b"".join(encode(record, durable_n) for record in copies)
+        data = encode_all(copies, durable_n)
         fd, size_bytes = create_segment(self, first_n, data)
         try:
             self._drop_later(first_n)
@@ -168,11 +168,18 @@ class FileWriter:
 
     def append(self, record: Record) -> None:
         """Queues a record for the next batch."""
-        assert record.n == self._next_n, (record.n, self._next_n)
-        self._next_n += 1
+        self.extend([record])
+
+    def extend(self, records: list[Record]) -> None:
+        """Queues records for the next batch."""
+        size_bytes = 0
+        for next_n, record in enumerate(records, self._next_n):
+            assert record.n == next_n, (record.n, next_n)
+            size_bytes += len(record.payload)
+        self._next_n += len(records)
         with self._lock:
-            self._waiting.append(record)
-            self._waiting_bytes += len(record.payload)
+            self._waiting += records
+            self._waiting_bytes += size_bytes
 
     def flush(self) -> None:
         """Starts a batch if none is under way; call it after a round of appends."""
@@ -208,7 +215,7 @@ class FileWriter:
                 self._durable(batch)
 
     def _write(self, batch: list[Record]) -> bool:
-        data = b"".join([encode(record, self._durable_n) for record in batch])
+        data = encode_all(batch, self._durable_n)
         synced = False
         try:
             if self._size_bytes + len(data) > JOURNAL_SEGMENT_BYTES and self._durable_n + 1 > (

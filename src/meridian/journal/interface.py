@@ -28,6 +28,10 @@ class Writer(Protocol):
         """Queues a record."""
         ...
 
+    def extend(self, records: list[Record]) -> None:
+        """Queues records that come together."""
+        ...
+
     def flush(self) -> None:
         """Starts a batch if none is under way."""
         ...

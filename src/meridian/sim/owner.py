@@ -98,7 +98,7 @@ class Owner(Node):
             "holding": len(core.voter.holds) > 0,
             "leading": len(core.ballots) > 0,
             "releasing": core.ranges.pending,
-            "appending": len(core.ledger) > 0,
+            "appending": core.ledger.under_way > 0,
         }
         return [state for state, is_so in found.items() if is_so] or ["serving"]
 

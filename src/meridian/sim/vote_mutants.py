@@ -459,7 +459,7 @@ class NoRelationLocks(Relations):
 class NoGlobalReach(Relations):
     """What concerns everybody concerns nobody."""
 
-    def record(self, tau: int, prints: Iterable[Footprint], floor: int) -> None:
+    def record(self, tau: int, prints: Sequence[Footprint], floor: int) -> None:
         super().record(tau, prints, floor)
         self._everybody = 0, 0
 
@@ -467,7 +467,7 @@ class NoGlobalReach(Relations):
 class NoReach(Relations):
     """A version concerns only what its ops name."""
 
-    def record(self, tau: int, prints: Iterable[Footprint], floor: int) -> None:
+    def record(self, tau: int, prints: Sequence[Footprint], floor: int) -> None:
         stripped = [
             msgspec.structs.replace(one, reach=None, schema=type(one.schema)((), ()))
             for one in prints
