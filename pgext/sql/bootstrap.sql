@@ -96,6 +96,9 @@ GRANT pg_read_all_stats, pg_signal_backend TO admin;
 
 ALTER DATABASE postgres OWNER TO admin;
 
+-- Of tables that are being rewritten (src/rewrite.h); pg_dump leaves such names out.
+CREATE SCHEMA pg_meridian;
+
 ALTER DATABASE postgres SET default_table_access_method = meridian;
 
 -- A cluster has one database, and each file fewer makes an instance start sooner.

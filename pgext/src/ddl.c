@@ -207,6 +207,7 @@ note_altered(Oid relid)
 		if (!OidIsValid(partner) || mer_relmap_sid(partner, true) == 0)
 			elog(ERROR, "no partner for the storage swap of relation %u", relid);
 		mer_relmap_swap(relid, partner);
+		mer_rewrite_swapped(relid);
 		mer_check_note_rewrite(relid);
 		swap_partner = partner;
 	}

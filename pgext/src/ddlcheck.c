@@ -359,7 +359,8 @@ check_key(const LostKey *lost)
 	Relation	rel;
 	bool		has_key;
 
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(lost->table)) ||
+	if (mer_rewrite_running() ||
+		!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(lost->table)) ||
 		!mer_relmap_organised(lost->table))
 		return;
 	rel = table_open(lost->table, NoLock);

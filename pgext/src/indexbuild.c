@@ -140,6 +140,8 @@ mer_index_build(Relation heap, Relation index, IndexInfo *info)
 	BuildState	b = {.heap = heap,.index = index,.info = info};
 
 	check_index(heap, index, info);
+	if (mer_rewrite_takes_index(heap, index))
+		return result;
 	if (can_organise(heap, index))
 		mer_relmap_organise(heap, index);
 	if (mer_rel(index)->primary_of_organised)

@@ -23,7 +23,7 @@
 typedef enum MerJobField
 {
 	JOB_STATUS = 0,				/* submitted, processing, completed, failed, cancelled */
-	JOB_TYPE,					/* INDEX_BUILD */
+	JOB_TYPE,					/* INDEX_BUILD, REWRITE */
 	JOB_DETAILS,				/* why it failed */
 	JOB_SQLSTATE,
 	JOB_ERROR_DETAIL,
@@ -39,9 +39,9 @@ typedef enum MerJobField
 	JOB_TARGETS,				/* OIDs of the indexes to be filled, comma-separated */
 	JOB_AT,						/* which of them */
 	JOB_POSITION,				/* last row key done there */
-	JOB_PHASE,					/* build, finish, fail */
-	JOB_SPARE1,
-	JOB_SPARE2,
+	JOB_PHASE,					/* build, finish, fail; of a rewrite: copy, catchup, switch, fail */
+	JOB_PLAN,					/* of a rewrite: what to do (rewrite_text.c) */
+	JOB_MARK,					/* last mark of writers worked off in this round */
 	JOB_FIELDS
 } MerJobField;
 
@@ -109,6 +109,9 @@ extern double mer_job_estimated_rows(Oid relid);
 
 /* The index being created leaves the rows that are there to a job. */
 extern bool mer_job_building;
+
+/* ALTER TABLE that rewrites a big table; true: it is done. */
+extern bool mer_job_rewrites(PlannedStmt *pstmt, const char *text, bool top_level);
 
 /* Wait until a job has ended; raises its error if it did not complete. */
 extern void mer_job_wait(const char *id, bool cancels);

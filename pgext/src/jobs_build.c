@@ -38,6 +38,7 @@
 #include "utils/syscache.h"
 
 #include "jobs.h"
+#include "rewrite.h"
 #include "utility.h"
 
 #define STEP_BYTES (512 * 1024)
@@ -483,7 +484,11 @@ bool
 mer_job_drop_indexes(MerJob *job)
 {
 	ObjectAddress object = {RelationRelationId, (Oid) mer_job_int(job, JOB_OBJECT_ID), 0};
-	Oid			table = IndexGetRelation(object.objectId, true);
+	Oid			table;
+
+	if (mer_job_is(job, JOB_TYPE, MER_REWRITE_TYPE))
+		return mer_rewrite_drop(job);
+	table = IndexGetRelation(object.objectId, true);
 
 	/* Tables before their indexes, as DROP INDEX does. */
 	if (!OidIsValid(table))
@@ -517,6 +522,8 @@ mer_job_build_step(const char *id, int budget, bool gate, int64 *rows)
 				 errmsg("the gateway is not reachable")));
 	if (!found || mer_job_finished(&seen))
 		return found ? pstrdup(seen.field[JOB_STATUS].data) : "gone";
+	if (mer_job_is(&seen, JOB_TYPE, MER_REWRITE_TYPE))
+		return mer_rewrite_step(&seen, budget, gate, rows);
 	targets = mer_job_targets(&seen);
 	if (mer_job_is(&seen, JOB_PHASE, "build"))
 	{

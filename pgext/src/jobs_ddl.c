@@ -38,6 +38,7 @@
 
 #include "catdelta.h"
 #include "jobs.h"
+#include "rewrite.h"
 #include "utility.h"
 #include "wire.h"
 
@@ -288,6 +289,11 @@ wait_for_catalog(MerJob *job)
 		bool		there;
 
 		AcceptInvalidationMessages();
+		if (mer_job_is(job, JOB_TYPE, MER_REWRITE_TYPE))
+		{
+			if (!OidIsValid(mer_rewrite_hidden("rows", (Oid) mer_job_int(job, JOB_TABLE_ID))))
+				return;
+		}
 		there = SearchSysCacheExists1(INDEXRELID, ObjectIdGetDatum(index));
 		if (completed ? there && get_index_isvalid(index) : !there)
 			return;
@@ -335,7 +341,7 @@ mer_job_wait(const char *id, bool cancels)
 				ereport(ERROR,
 						(errcode(ERRCODE_UNDEFINED_OBJECT),
 						 errmsg("job \"%s\" does not exist", id)));
-			if (cancels)
+			if (cancels && mer_job_is(&job, JOB_TYPE, "INDEX_BUILD"))
 				show_progress(&job);
 			if (mer_job_finished(&job))
 				wait_for_catalog(&job);
@@ -431,6 +437,23 @@ mer_job_after_index(PlannedStmt *pstmt, const char *text, DestReceiver *dest)
 	pgstat_progress_end_command();
 }
 
+bool
+mer_job_rewrites(PlannedStmt *pstmt, const char *text, bool top_level)
+{
+	MerJob		job;
+
+	if (!mer_rewrite_before((AlterTableStmt *) pstmt->utilityStmt, top_level, &job))
+		return false;
+	wake_runner();
+	mer_catalog_note_statement(pstmt, text);
+	if (ActiveSnapshotSet())
+		PopActiveSnapshot();
+	CommitTransactionCommand();
+	StartTransactionCommand();
+	mer_job_wait(job.id, true);
+	return true;
+}
+
 static void
 at_xact(XactEvent event, void *arg)
 {
@@ -448,6 +471,11 @@ mer_jobs_init(void)
 							"CREATE INDEX on a table of more rows runs as a background job.",
 							"Estimated; up to so many rows, one commit builds the index.",
 							&job_rows, 1000, 0, INT_MAX, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("meridian.rewrite_online_rows",
+							"ALTER TABLE that rewrites a table of more rows runs as a background job.",
+							"Estimated; up to so many rows, one commit rewrites it and keeps writers out.",
+							&mer_rewrite_online_rows, 10000, 0, INT_MAX, PGC_USERSET, 0, NULL, NULL,
+							NULL);
 	RegisterXactCallback(at_xact, NULL);
 	mer_validate_init();
 }

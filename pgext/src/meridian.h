@@ -128,6 +128,7 @@ typedef struct MerRel
 	MerColumn  *cols;			/* [natts], of the table or the index */
 	/* tables */
 	bool		organised;		/* rows keyed by the primary key, else by a hidden id */
+	int64		marks_sid;		/* writers leave marks there: a rewrite is under way; else 0 */
 	/* key: of an organised table's primary key, or of the index */
 	int			nkeys;
 	MerKeyColumn *keys;

@@ -198,7 +198,9 @@ load_rel(Relation rel)
 	if (!mer_relmap_get(RelationGetRelid(rel), &sid, &organised))
 		elog(ERROR, "meridian: table \"%s\" has no storage id",
 			 RelationGetRelationName(rel));
-	return mer_reldesc_build(rel, sid, organised);
+	mr = mer_reldesc_build(rel, sid, organised);
+	mr->marks_sid = mer_rewrite_marks_sid(RelationGetRelid(rel));
+	return mr;
 }
 
 static CurrentEntry *

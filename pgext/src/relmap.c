@@ -386,6 +386,34 @@ mer_relmap_unorganise(Relation table)
 	CacheInvalidateRelcache(table);
 }
 
+/*
+ * Users of the relation shall need a newer catalog, although it stays as it is:
+ * what its writers have to do has changed.
+ */
+void
+mer_relmap_touch(Oid relid)
+{
+	int64		sid;
+	bool		organised;
+
+	if (!mer_relmap_get(relid, &sid, &organised))
+		return;
+	change_push(relid, sid, organised);
+	CacheInvalidateRelcacheByRelid(relid);
+}
+
+/* A relation takes over what another one has stored; its own goes. */
+void
+mer_relmap_adopt(Oid relid, Oid from, bool organised)
+{
+	int64		sid = mer_relmap_sid(from, false);
+
+	mer_relmap_drop(relid);
+	change_push(relid, sid, organised);
+	change_push(from, 0, false);
+	CacheInvalidateRelcacheByRelid(relid);
+}
+
 /* A rewrite has filled one relation with the rows of the other. */
 void
 mer_relmap_swap(Oid a, Oid b)

@@ -143,6 +143,8 @@ mer_rewrite_before_alter(AlterTableStmt *stmt)
 {
 	Oid			parent;
 
+	if (mer_rewrite_running())
+		return;
 	mer_gate_before_alter(stmt);
 	if (XactReadOnly || !may_break_row_keys(stmt))
 		return;

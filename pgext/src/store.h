@@ -71,6 +71,7 @@ struct MerBuf
 	bool		is_index;
 	bool		hidden;			/* a table keyed by hidden ids */
 	bool		locked;			/* LOCK TABLE or an index build: conflicts with every writer */
+	int64		marks;			/* of a table that is being rewritten: where its writers leave marks */
 	RBTree	   *tree;
 	uint64		nentries;
 	MerShape   *shapes;
@@ -367,6 +368,23 @@ extern bool mer_relmap_get(Oid relid, int64 *sid, bool *organised);
 extern MerRel *mer_reldesc_build(Relation rel, int64 sid, bool organised);
 extern void mer_reldesc_invalidate(void);
 extern void mer_reldesc_end(void);
+
+extern void mer_relmap_touch(Oid relid);
+extern void mer_relmap_adopt(Oid relid, Oid from, bool organised);
+
+/* ---------- rewrite_marks.c ---------- */
+
+extern int64 mer_rewrite_marks_sid(Oid relid);
+extern void mer_rewrite_mark_writes(void);
+
+/* ---------- rewrite_alter.c ---------- */
+
+/* Rows and entries are those that a job has made: ALTER TABLE neither reads nor writes any. */
+extern bool mer_rewrite_running(void);
+extern bool mer_rewrite_hides_rows(Oid relid);
+extern bool mer_rewrite_new_table(Relation rel);
+extern void mer_rewrite_swapped(Oid relid);
+extern bool mer_rewrite_takes_index(Relation heap, Relation index);
 
 /* ---------- access methods ---------- */
 

@@ -105,6 +105,9 @@ am_scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot
 	{
 		MerScanSpec spec = {.table = sscan->rs_rd,.direction = direction};
 
+		if (mer_rewrite_hides_rows(RelationGetRelid(sscan->rs_rd)))
+			return false;
+
 		scan->scan = start_scan(scan, &spec);
 	}
 	return mer_scan_next(scan->scan, direction, slot);
@@ -316,7 +319,8 @@ am_set_new_filelocator(Relation rel, const RelFileLocator *newrlocator, char per
 	if (persistence != RELPERSISTENCE_PERMANENT)
 		not_supported(persistence == RELPERSISTENCE_TEMP ? "a temporary table" : "UNLOGGED",
 					  "Temporary tables use the heap access method.");
-	(void) mer_relmap_recreate(rel);
+	if (!mer_rewrite_new_table(rel))
+		(void) mer_relmap_recreate(rel);
 }
 
 /* Only of relations that this transaction has created. */

@@ -94,6 +94,7 @@ table_buf(MerRel *mr)
 	MerBuf	   *buf = mer_buf_get(mr->sid, mr->relid, false);
 
 	buf->hidden = !mr->organised;
+	buf->marks = mr->marks_sid;
 	return buf;
 }
 

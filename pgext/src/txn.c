@@ -174,6 +174,7 @@ pre_commit(void)
 	mer_checks_flush();
 	if (!has_something_to_ship() && callbacks == NULL)
 		return;
+	mer_rewrite_mark_writes();
 	mer_relmap_flush();
 	for (PrecommitCallback *c = callbacks; c; c = c->next)
 		c->callback();

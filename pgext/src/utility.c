@@ -15,6 +15,7 @@
 
 #include "jobs.h"
 #include "meridian.h"
+#include "rewrite.h"
 #include "statistics.h"
 #include "utility.h"
 
@@ -139,6 +140,20 @@ run_here(PlannedStmt *pstmt, const char *query_string, QueryEnvironment *env, Qu
 	}
 }
 
+/* A table's shape stays as it is while a job makes its next one. */
+static void
+refuse_while_rewritten(Node *stmt)
+{
+	if (IsA(stmt, AlterTableStmt))
+		mer_rewrite_refuse_ddl(((AlterTableStmt *) stmt)->relation);
+	else if (IsA(stmt, IndexStmt))
+		mer_rewrite_refuse_ddl(((IndexStmt *) stmt)->relation);
+	else if (IsA(stmt, RenameStmt))
+		mer_rewrite_refuse_ddl(((RenameStmt *) stmt)->relation);
+	else if (IsA(stmt, AlterObjectSchemaStmt))
+		mer_rewrite_refuse_ddl(((AlterObjectSchemaStmt *) stmt)->relation);
+}
+
 static void
 mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 					ProcessUtilityContext context, ParamListInfo params,
@@ -161,6 +176,10 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	if (!mer_maintenance() && !classify(pstmt->utilityStmt, &guard_context))
 		return;
 
+	refuse_while_rewritten(pstmt->utilityStmt);
+	if (IsA(pstmt->utilityStmt, AlterTableStmt) && !mer_maintenance() &&
+		mer_job_rewrites(pstmt, query_string, guard_context.top_level))
+		return;
 	if (IsA(pstmt->utilityStmt, AlterTableStmt) && !mer_maintenance())
 		mer_validate_before((AlterTableStmt *) pstmt->utilityStmt, guard_context.top_level);
 	truncated_mark = mer_ddl_truncated_mark();
