@@ -411,7 +411,6 @@ mer_relmap_adopt(Oid relid, Oid from, bool organised)
 	mer_relmap_drop(relid);
 	change_push(relid, sid, organised);
 	change_push(from, 0, false);
-	CacheInvalidateRelcacheByRelid(relid);
 }
 
 /* A rewrite has filled one relation with the rows of the other. */
