@@ -219,7 +219,7 @@ check_row(MerRewriteRows *r)
 					 errmsg("column \"%s\" of relation \"%s\" contains null values",
 							NameStr(TupleDescAttr(r->plan->desc, attnum - 1)->attname),
 							RelationGetRelationName(r->table)),
-					 errtablecol(r->table, attnum)));
+					 errtable(r->table)));
 	}
 	econtext->ecxt_scantuple = r->new;
 	foreach_ptr(MerRewriteCheck, check, r->plan->checks)
