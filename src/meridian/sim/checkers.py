@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections.abc import Sequence
 
 from meridian.adjudicator.events import Code
 from meridian.check import history
@@ -15,6 +16,9 @@ from meridian.sim.disk import Disk
 from meridian.sim.messages import Key
 from meridian.sim.plans import CATALOG, SID_FIRST, ConflictKey, version_of, writer_of
 from meridian.sim.replica import Replica
+from meridian.sim.routed import Scanned
+from meridian.sim.shard_checks import check_replicas, check_scan, check_scans
+from meridian.sim.shard_replica import RangeReplica
 from meridian.sim.store import Store
 from meridian.sim.stream import Stream
 from meridian.sim.world import SimulationError
@@ -84,6 +88,8 @@ def check_all(
     real_time: bool,
     expired: dict[bytes, list[int]],
     leaders: bool,
+    ranged: Sequence[RangeReplica] = (),
+    probes: Sequence[Scanned] = (),
 ) -> dict[str, int]:
     """Raises SimulationError, or returns counts (commits, false aborts, ...)."""
     truth = Truth(journals)
@@ -100,8 +106,12 @@ def check_all(
     for replica in replicas:
         if replica.store.versions != truth.store.versions:
             raise SimulationError(f"{replica.name} does not hold what the journals hold")
+    check_replicas(truth.store, ranged)
+    scans = check_scans(truth.store, log)
+    for probe in probes:
+        check_scan(truth.store, b"probe", probe)
     _history(truth, log, real_time=real_time)
-    return _count(truth, log)
+    return {**_count(truth, log), "scans": scans}
 
 
 def _durability(truth: Truth, log: list[Txn]) -> None:

@@ -9,10 +9,24 @@ from zlib import crc32
 from meridian.adjudicator import events as ev
 from meridian.sim.committer import PATIENCE_NS, UNKNOWN_ANSWERS, Committer
 from meridian.sim.gating import Gate
-from meridian.sim.messages import Ask, GateTold, Get, Got, Key, Parts, ThisMap, Told
+from meridian.sim.messages import (
+    Ask,
+    GateTold,
+    Get,
+    Got,
+    Key,
+    Page,
+    Parts,
+    TheseShards,
+    ThisMap,
+    Told,
+    Unread,
+)
 from meridian.sim.plans import CATALOG, KINDS, SID_FIRST, SIDS, Plan, WriteSet, version_of
+from meridian.sim.routed import ROUTED, RoutedReads, Scanned
 from meridian.sim.statements import perform, send, told
 from meridian.sim.world import MS, Node, World
+from meridian.wire.ranges import EVERYTHING, Range, place, span
 
 EPOCH_NS = 60 * MS
 
@@ -29,6 +43,7 @@ class Txn:
         self.tau_start = 0
         self.catver = 0
         self.seen: dict[Key, bytes | None] = {}
+        self.scans: list[Scanned] = []
         self.writes = WriteSet()
         self.status = "unknown"
         self.read_at = 0
@@ -59,6 +74,7 @@ class Client(Node):
         """Journals whose owners take commits; a hint, shared with the run."""
         self._replicas = replicas
         self._random = world.random(f"client/{number}")
+        self._scanning = world.random(f"scans/{number}")
         self._number = number
         self._count = 0
         self._request = 0
@@ -67,6 +83,7 @@ class Client(Node):
         self._expect: object = None
         self._ticket = 0
         self.committer = Committer(self, world.random(f"committer/{number}"))
+        self.routed = RoutedReads(self, parts, world.random(f"routed/{number}"))
 
     @property
     def idle(self) -> bool:
@@ -82,6 +99,7 @@ class Client(Node):
     def on_start(self) -> None:
         """A new process: it remembers nothing."""
         self.committer.forget()
+        self.routed.forget()
         self._life = self._work()
         self._resume(None)
 
@@ -105,7 +123,9 @@ class Client(Node):
     def receive(self, source: str, message: Any) -> None:
         """An answer; one that nobody waits for is dropped."""
         expect: object = None
-        if isinstance(message, Got):
+        if isinstance(message, Got | Page | Unread | TheseShards) and self._expect == ROUTED:
+            expect = ROUTED
+        elif isinstance(message, Got):
             expect = message.request
         elif isinstance(message, ThisMap):
             expect = ThisMap
@@ -208,6 +228,8 @@ class Client(Node):
         self.world.trace(status, self.name, txn.name, tau)
 
     def _read(self, txn: Txn, plan: Plan) -> Wait:
+        if self.world.swarm.sharded:
+            return (yield from self._read_routed(txn, plan))
         deadline = self.world.now + PATIENCE_NS
         while self.world.now < deadline:
             replica = f"r{self._random.randrange(self._replicas)}"
@@ -220,6 +242,39 @@ class Client(Node):
                 txn.seen = dict(zip(plan.reads, got.values, strict=True))
                 return True
         return False
+
+    def _read_routed(self, txn: Txn, plan: Plan) -> Wait:
+        """Keys, and sometimes a range, from whoever holds them."""
+        found = yield from self.routed.get(txn.tau_start, plan.reads, PATIENCE_NS)
+        if not isinstance(found, dict):
+            self.world.count("reads given up")
+            return False
+        txn.read_at = self.world.now
+        txn.seen = {key: found[key] for key in plan.reads}
+        random = self._scanning
+        if random.random() < self.world.swarm.scans:
+            limit = random.choice((0, 0, 1, 3))
+            wanted = self._some_range(plan)
+            told = yield from self.routed.scan(txn.tau_start, wanted, PATIENCE_NS, limit=limit)
+            if not isinstance(told, Scanned):
+                return False
+            txn.scans.append(told)
+            txn.read_at = self.world.now
+        return True
+
+    def _some_range(self, plan: Plan) -> Range:
+        """A relation, a part of it, or everything there is."""
+        random = self._scanning
+        whole = span(plan.sid)
+        kind = random.randrange(4)
+        if kind == 0:
+            return EVERYTHING
+        ends = sorted(place(*key) for key in plan.reads if key[0] == plan.sid)
+        if kind == 1 and len(ends) > 1:
+            return Range(ends[0], ends[-1])
+        if kind == 2 and ends:
+            return random.choice((Range(whole.lo, ends[0] + b"\0"), Range(ends[0], whole.hi)))
+        return whole
 
     def _commit(self, txn: Txn, chunks: list[bytes], flags: int) -> Wait:
         random = self._random

@@ -9,6 +9,7 @@ from meridian.sim.coded import CodedJournal
 from meridian.sim.world import MS, START, Node, S
 
 if TYPE_CHECKING:
+    from meridian.sim.fleet import Fleet
     from meridian.sim.run import Run
 
 SAFETY_NS = 5 * S
@@ -28,6 +29,9 @@ class Faults:
         world, swarm = self.world, self.swarm
         random = world.random("faults")
         nodes: list[Node] = [*self._run.everyone, *self._run.replicas, *self._run.clients]
+        if self._run.fleet is not None:
+            nodes += [*self._run.fleet.nodes(), *self._run.fleet.living(), *self._run.disturbers]
+            self._plan_ranges(self._run.fleet)
         if swarm.adds:
             self._plan_changes()
             nodes.append(self._run.registrar)
@@ -66,11 +70,32 @@ class Faults:
                 world.at(at, lambda kind=kind: faults.choice(self._run.streams()).fail(kind))  # type: ignore[misc]
         for _ in range(swarm.checkpoints):
             world.at(moment(), random.choice(self._run.replicas).checkpoint)
-        for _ in range(swarm.rots):
+        for _ in range(swarm.rots if self._run.fleet is None else 0):
             world.at(moment(), random.choice(self._run.replicas).rot)
         for _ in range(swarm.clock_steps):
             node = random.choice(nodes)
             world.at(moment(), lambda node=node: self._step_clock(node))  # type: ignore[misc]
+
+    def _plan_ranges(self, fleet: Fleet) -> None:
+        """What befalls hosts, zones and replicas of ranges."""
+        world, swarm = self.world, self.swarm
+        random = world.random("faults/ranges")
+
+        def moment() -> int:
+            return START + random.randrange(SAFETY_NS)
+
+        for _ in range(swarm.snapshots):
+            world.at(moment(), lambda: random.choice(fleet.living()).snapshot())
+        for _ in range(swarm.rots):
+            world.at(moment(), lambda: random.choice(fleet.living()).rot())
+        for _ in range(swarm.host_crashes):
+            host, down = random.choice(fleet.hosts), random.randint(MS, 2000 * MS)
+            world.at(moment(), lambda host=host, down=down: self._crash(host, down))  # type: ignore[misc]
+        for _ in range(swarm.zone_cuts):
+            ends = [*world.hosts, *(f"zone{zone}" for zone in range(swarm.zones))]
+            a, b, end = random.choice(ends), random.choice(ends), moment()
+            begin = max(START, end - random.randint(100 * MS, 1500 * MS))
+            world.at(begin, lambda a=a, b=b, end=end: world.cut(a, b, end))  # type: ignore[misc]
 
     def _plan_changes(self) -> None:
         random = self.world.random("changes")

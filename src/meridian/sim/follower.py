@@ -75,8 +75,9 @@ class Follower(Node):
         """The highest tau that a reader waits for."""
         raise NotImplementedError
 
-    def polled(self) -> None:
-        """Something to do every now and then."""
+    def polled(self) -> bool:
+        """Something to do every now and then. True: it has begun to read anew."""
+        return False
 
     # Journals
 
@@ -142,8 +143,8 @@ class Follower(Node):
             for source, fetch in feed.fetches():
                 self.world.send(self.name, source, fetch)
         self.want(self.waiting_tau())
-        self.polled()
-        self.after(self.poll_ns, self._poll)
+        if not self.polled():
+            self.after(self.poll_ns, self._poll)
 
     def want(self, tau: int) -> None:
         """Heartbeats through `tau`."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from meridian.control import performer as perform
 from meridian.control.views import HostReport, Report
-from meridian.sim.messages import Order, Ordered, Said, TheseShards
+from meridian.sim.messages import AskShards, Order, Ordered, Parts, Said, TheseShards
 from meridian.sim.world import MS, Node, World
+from meridian.wire.ranges import Range
+
+if TYPE_CHECKING:
+    from meridian.sim.fleet import Fleet
 
 REPORT_NS = 300 * MS
 
@@ -14,19 +19,42 @@ REPORT_NS = 300 * MS
 class Host(Node):
     """Node `h<number>` in a zone; its crash takes what runs on it."""
 
-    def __init__(self, world: World, number: int, zone: int) -> None:
+    def __init__(self, world: World, number: int, zone: int, fleet: Fleet, parts: Parts) -> None:
         super().__init__(world, f"h{number}")
         self.number = number
         self.zone = zone
+        self.fleet = fleet
+        self.disk: dict[int, Range] = {}
+        """The replicas that it has, with the range that each owns."""
+        self.ended: dict[int, None] = {}
+        self._parts = parts
+        self._performer = parts.performer(number, self.disk, self.ended)
         world.hosts.append(self.name)
+        world.located[self.name] = (f"zone{zone}",)
 
     def on_start(self) -> None:
         """What its disk holds comes up with it."""
+        self._performer = self._parts.performer(self.number, self.disk, self.ended)
+        for number in self.disk:
+            self.fleet.replicas[number].start()
         self._report()
 
+    def on_crash(self) -> None:
+        """With everything that runs here."""
+        for number in self.disk:
+            self.fleet.replicas[number].crash()
+
+    def states(self) -> list[str]:
+        """Whether it has replicas."""
+        return ["host with replicas" if self.disk else "host idle"]
+
     def _report(self) -> None:
-        at = self.clock.now().earliest
-        self._say(HostReport(self.number, at, self.zone))
+        now = self.clock.now()
+        self._say(HostReport(self.number, now.earliest, self.zone))
+        for number in self.disk:
+            replica = self.fleet.replicas[number]
+            if replica.alive:
+                self._say(replica.report(now.earliest))
         self.after(REPORT_NS, self._report)
 
     def _say(self, report: Report) -> None:
@@ -37,6 +65,24 @@ class Host(Node):
         """Orders, and the map in force that some of them need."""
         match message:
             case Order():
-                self.world.send(self.name, source, Ordered(message.action.action, False))
+                self._step(perform.Do(source, message.action))
             case TheseShards():
-                pass
+                self._step(perform.InForce(message.request, message.map.version))
+
+    def _step(self, event: perform.Event) -> None:
+        for effect in self._performer.step(self.clock.now(), event):
+            match effect:
+                case perform.AskMap():
+                    self.world.send(self.name, "p", AskShards(effect.request, in_force=True))
+                case perform.Build():
+                    self.world.trace("build", self.name, effect.replica, *effect.part)
+                    self.fleet.build(self, effect.replica, effect.part)
+                case perform.Keep():
+                    self.world.trace("shrink", self.name, effect.replica, *effect.part)
+                    self.fleet.replicas[effect.replica].shrink(effect.part)
+                case perform.End():
+                    self.world.trace("remove", self.name, effect.replica)
+                    self.fleet.end(effect.replica)
+                case perform.Answer():
+                    self.world.send(self.name, effect.to, Ordered(effect.action, effect.ok))
+        self._performer.check()

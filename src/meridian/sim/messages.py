@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -23,6 +23,7 @@ from meridian.adjudicator.events import (
     Status,
     Unmoved,
 )
+from meridian.control.performer import Performer
 from meridian.control.views import Action, Report
 from meridian.crossbar.core import Crossbar
 from meridian.journal.chain import Chain
@@ -30,9 +31,13 @@ from meridian.journal.coded_reader import CodedReader
 from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
+from meridian.routing.core import Router
 from meridian.routing.map import ShardMap
+from meridian.snapshots.manifest import Manifest
+from meridian.snapshots.retention import trim_positions
 from meridian.storage.core import Core
 from meridian.wire.partition import PartitionMap
+from meridian.wire.ranges import Owned, Range, Ranges
 from meridian.wire.votes import Message
 
 
@@ -153,10 +158,15 @@ class Want(msgspec.Struct, frozen=True):
 
 
 class CountAsked(msgspec.Struct, frozen=True):
-    """A replica asks another one for the digest of what it holds as of tau (check `number`)."""
+    """A replica asks another one for the digest of what it holds as of tau (check `number`).
+
+    Of the places of [lo, hi), where replicas hold ranges.
+    """
 
     number: int
     tau: int
+    lo: bytes = b""
+    hi: bytes = b""
 
 
 class CountTold(msgspec.Struct, frozen=True):
@@ -185,6 +195,37 @@ class Got(msgspec.Struct, frozen=True):
 
     request: int
     values: tuple[bytes | None, ...]
+
+
+class Scan(msgspec.Struct, frozen=True):
+    """A query processor reads the rows of [lo, hi) as of tau, in the order of places or against it.
+
+    `limit` rows and `page_bytes` end a page; 0: none.
+    """
+
+    request: int
+    tau: int
+    lo: bytes
+    hi: bytes
+    descending: bool
+    limit: int
+    page_bytes: int
+
+
+class Page(msgspec.Struct, frozen=True):
+    """The rows of `scanned`, a part of what was asked; `more`: the page ends before its end."""
+
+    request: int
+    rows: tuple[tuple[Key, bytes], ...]
+    scanned: Range
+    more: bool
+
+
+class Unread(msgspec.Struct, frozen=True):
+    """A replica of a range refuses a read: a reason of the router's."""
+
+    request: int
+    reason: int
 
 
 # Between hosts, the metadata store and whoever controls them
@@ -240,6 +281,15 @@ class Parts(msgspec.Struct, frozen=True):
     """Streams that a new owner reads through its own marker before it begins."""
     swarm: dict[str, object] = {}
     """What of the seed's mix of faults is fixed."""
+    router: Callable[..., Router] = Router
+    performer: Callable[[int, dict[int, Range], dict[int, None]], Performer] = Performer
+    ranges: Callable[[Sequence[Owned]], Ranges] = Ranges
+    """By which a replica decides what it may answer."""
+    lanes_apart: bool = True
+    """A range that came later is not served before it is complete itself."""
+    manifest_last: bool = True
+    """A snapshot's manifest comes after its parts."""
+    trim: Callable[[Sequence[Sequence[Manifest]]], dict[int, Position]] = trim_positions
     chain: Callable[..., Chain] = Chain
     writer_id: Callable[[str, int], str] = "{}.{}".format
     """Names an incarnation of an owner: the first part of its message ids."""

@@ -27,6 +27,7 @@ from meridian.sim.messages import (
     Records,
     Told,
     Trimmed,
+    Unread,
     Want,
 )
 from meridian.sim.plans import CATALOG, version_of
@@ -223,6 +224,13 @@ class Owner(Node):
 
         self.after(CATALOG_AGAIN_NS, again)
 
+    def _catalog_unread(self, request: int) -> None:
+        """Another replica may hold it."""
+        if request in self._catalog_reads:
+            replica = self._random.choice(self.replicas)
+            get = Get(request, self._catalog_reads[request], (CATALOG,))
+            self.world.send(self.name, replica, get)
+
     def _catalog_read(self, got: Got) -> None:
         tau = self._catalog_reads.pop(got.request, None)
         if tau is not None:
@@ -316,6 +324,8 @@ class Owner(Node):
                 self._heard(message.message)
             case Got():
                 self._catalog_read(message)
+            case Unread():
+                self.after(MS, lambda: self._catalog_unread(message.request))
             case Want():
                 self._step(ev.WantHeartbeat(message.tau))
 

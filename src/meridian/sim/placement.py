@@ -38,7 +38,11 @@ class Placement(Node):
 
     def _told(self, asked: AskShards) -> ShardMap:
         """A cache in between may answer those who did not ask for the map in force."""
-        if asked.in_force or self.world.healed or self._random.random() < 0.7:
+        return self.map if asked.in_force else self.some()
+
+    def some(self) -> ShardMap:
+        """The map in force or, until all is healed, one before it."""
+        if self.world.healed or self._random.random() < 0.7:
             return self.map
         return self._random.choice(self._maps)
 

@@ -84,15 +84,8 @@ class Replica(Follower):
             return False
         if self.world.swarm.rots and self._agreed < tau - S:
             return False
-        self._forget_old_rot()
+        self.store.forget_old_rot()
         return True
-
-    def _forget_old_rot(self) -> None:
-        """What a newer version replaced is no part of a digest: it goes with the horizon."""
-        for (key, tau), value in self.store.rotten.items():
-            taus, values = self.store.versions.get(key, ([], []))
-            if tau in taus and tau != taus[-1]:
-                values[taus.index(tau)] = value
 
     def _check_others(self) -> None:
         peers = tuple(n for n in range(self.world.swarm.replicas) if f"r{n}" != self.name)

@@ -10,11 +10,14 @@ from meridian.sim.client import Client
 from meridian.sim.coded import CodedJournal, CodedOwner
 from meridian.sim.disk import Disk
 from meridian.sim.faults import SAFETY_NS, Faults
+from meridian.sim.fleet import Fleet
 from meridian.sim.mapper import Mapper, first_map, spans_of
 from meridian.sim.membership import Registrar
 from meridian.sim.messages import Parts
+from meridian.sim.orders import Disturber
 from meridian.sim.owner import Owner
 from meridian.sim.plans import SIDS
+from meridian.sim.prober import Prober
 from meridian.sim.replica import Replica
 from meridian.sim.store import Store
 from meridian.sim.stream import Stream, StreamOwner
@@ -68,17 +71,27 @@ class Run:
             map_ = first_map(borders, seed, swarm_.owners, SIDS)
             self.mapper = Mapper(world, map_, world.owner_names, SIDS, self.routes)
             world.mapper = self.mapper.move_at
+        self.fleet: Fleet | None = None
+        """Storage in ranges, if this run has it."""
+        self.disturbers: list[Disturber] = []
+        if swarm_.sharded:
+            self.fleet = Fleet(world, self.journals, self.everyone, parts)
+            self.disturbers = [
+                Disturber(world, number, self.fleet) for number in range(swarm_.disturbers)
+            ]
         for number in range(swarm_.owners):
             self._build_owner(number, Position())
         object_store: list[Store] = []
+        whole = 0 if swarm_.sharded else swarm_.replicas
         self.replicas = [
             Replica(world, number, self.journals, self.everyone, object_store, parts)
-            for number in range(swarm_.replicas)
+            for number in range(whole)
         ]
         self.clients = [
             Client(world, number, self.routes, swarm_.replicas, parts)
             for number in range(swarm_.clients)
         ]
+        self.prober: Prober | None = None
         self.registrar = Registrar(world, self._owner_names, self._opened, self.mapper)
         self.faults = Faults(self)
 
@@ -113,6 +126,8 @@ class Run:
                 one.spans = spans_of(self.mapper.map, number)
 
     def _replica_names(self) -> list[str]:
+        if self.fleet is not None:
+            return self.fleet.names
         return [f"r{number}" for number in range(self.swarm.replicas)]
 
     def _owner_names(self, number: int) -> list[str]:
@@ -139,6 +154,8 @@ class Run:
             nodes.append(self.registrar)
             if self.mapper is not None:
                 nodes.append(self.mapper)
+            if self.fleet is not None:
+                nodes = [*self.fleet.nodes(), *self.disturbers, *nodes]
             for node in (*self.streams(), *nodes):
                 node.start()
             self.faults.plan()
@@ -169,6 +186,8 @@ class Run:
         nodes: list[Node] = [*self.owners, *self.replicas, self.registrar]
         if self.mapper is not None:
             nodes.append(self.mapper)
+        if self.fleet is not None:
+            nodes += [*self.fleet.nodes(), *self.disturbers, *self.fleet.living()]
         for node in nodes:
             if not node.alive:
                 node.start()
@@ -179,6 +198,7 @@ class Run:
 
     def _idle(self) -> bool:
         moving = self.mapper is not None and not self.mapper.idle
+        moving = moving or not all(one.idle for one in self.disturbers)
         return not moving and self.registrar.idle and all(client.idle for client in self.clients)
 
     def _settle(self, limit: int) -> None:
@@ -188,6 +208,9 @@ class Run:
         """
         world = self.world
         tau = world.now + S
+        if self.fleet is not None:
+            self._settle_ranges(self.fleet, tau, limit)
+            return
 
         def complete() -> bool:
             nonlocal tau
@@ -202,6 +225,25 @@ class Run:
 
         if not world.run(limit, complete):
             raise SimulationError("liveness: a replica does not become complete")
+
+    def _settle_ranges(self, fleet: Fleet, tau: int, limit: int) -> None:
+        """Every replica becomes complete, somebody serves every place, and all can be read."""
+        world = self.world
+        prober = self.prober = Prober(world, self._parts)
+
+        def complete() -> bool:
+            behind = [replica for replica in fleet.living() if not replica.settled(tau)]
+            for replica in behind:
+                replica.demand(tau)
+            return not behind and self._everybody_serves()
+
+        if not world.run(limit, complete):
+            raise SimulationError("liveness: a replica does not become complete")
+        if fleet.uncovered(tau):
+            raise SimulationError(f"liveness: nobody serves {fleet.uncovered(tau)}")
+        prober.start()
+        if not world.run(limit + LIVENESS_NS, lambda: prober.scan is not None):
+            raise SimulationError("liveness: not everything can be read")
 
     def _everybody_serves(self) -> bool:
         """Late messages of deposed owners may fence others after the healing too."""
@@ -222,16 +264,21 @@ class Run:
         log = [txn for client in self.clients for txn in client.log]
         for txn in log:
             # Unknown for good only where outcomes were trimmed with the journal (5.6).
-            trimmed = txn.unknown_answers and self.swarm.checkpoints > 0
+            trims = self.swarm.checkpoints + self.swarm.snapshots > 0
+            trimmed = txn.unknown_answers and trims
             if txn.status == "unknown" and not txn.abandoned and not trimmed:
                 raise SimulationError(f"liveness: {txn.name!r} never got an outcome")
         partitioned = self.swarm.partitioned
         if self.mapper is not None:
             check_ranges(self._ranges())
+        ranged = () if self.fleet is None else self.fleet.living()
+        probe = () if self.prober is None else (self.prober.scan,)
         return check_all(
             self.journals,
             self.replicas,
             log,
+            ranged=ranged,
+            probes=[scan for scan in probe if scan is not None],
             real_time=not self.swarm.false_bounds,
             expired=self.world.expired,
             leaders=partitioned,

@@ -128,6 +128,13 @@ class Store:
         found = ((key, *self.get(key, tau)) for key in keys)
         return [(key, value, at) for key, value, at in found if value is not None]
 
+    def forget_old_rot(self) -> None:
+        """What a newer version replaced is no part of a digest: it goes with the horizon."""
+        for (key, tau), value in self.rotten.items():
+            taus, values = self.versions.get(key, ([], []))
+            if tau in taus and tau != taus[-1]:
+                values[taus.index(tau)] = value
+
     # Ranges
 
     def own(self, owned: Sequence[Owned]) -> None:

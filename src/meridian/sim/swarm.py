@@ -75,6 +75,25 @@ class Swarm(msgspec.Struct, frozen=True):
     keys: int
     gates: float
     """Chance that a transaction rewrites a relation behind a gate, where schemas change."""
+    sharded: bool
+    """Storage is ranges on hosts, found by a shard map; else every replica holds everything."""
+    hosts: int
+    zones: int
+    shards: int
+    copies: int
+    """Replicas of a shard in the beginning."""
+    disturbers: int
+    """Who reshape the shards at random."""
+    hasty: float
+    """Chance that a change goes on before its step is done."""
+    snapshots: int
+    """Times that a replica sends a snapshot of its range."""
+    keeps: int
+    """Snapshots of a shard that are kept."""
+    scans: float
+    """Chance that a transaction reads a range."""
+    host_crashes: int
+    zone_cuts: int
     weights: tuple[int, ...]
     """Kinds of transactions, in the order of client.KINDS."""
 
@@ -102,7 +121,7 @@ def choose(seed: int) -> Swarm:
         owners = votes.choice((2, 2, 3, 4))
     colocated = random.random() < 0.4
     clock_error = 0 if colocated else random.choice((0, 20_000, MS, 8 * MS, 50 * MS, 50 * MS))
-    return Swarm(
+    mix = Swarm(
         owners=owners,
         replicas=max(random.choice((1, 2)), rot.choice((2, 3)) if rots else 0),
         clients=random.randint(2, 6),
@@ -149,5 +168,47 @@ def choose(seed: int) -> Swarm:
         work_keys=random.choice((1 << 16, 1)),
         keys=random.choice((3, 6, 20)),
         gates=Random(f"{seed}/swarm/gates").choice((0.0, 0.0, 0.02, 0.08)),
+        sharded=False,
+        hosts=0,
+        zones=0,
+        shards=0,
+        copies=0,
+        disturbers=0,
+        hasty=0.0,
+        snapshots=0,
+        keeps=0,
+        scans=0.0,
+        host_crashes=0,
+        zone_cuts=0,
         weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(9)),
+    )
+    shards = Random(f"{seed}/swarm/shards")
+    if changing or shards.random() >= 0.5:
+        return mix
+    return _sharded(mix, shards)
+
+
+def _sharded(mix: Swarm, random: Random) -> Swarm:
+    """Ranges on hosts: nothing shares a process, so that clocks are several."""
+    clock_error = random.choice((0, 20_000, MS, 8 * MS, 50 * MS))
+    hosts = random.choice((2, 3, 4))
+    rots = mix.rots if random.random() < 0.5 else 0
+    return msgspec.structs.replace(
+        mix,
+        sharded=True,
+        colocated=False,
+        clock_error=clock_error if mix.colocated else mix.clock_error,
+        checkpoints=0,
+        rots=rots,
+        hosts=hosts,
+        zones=random.choice((1, 2, 3)),
+        shards=random.choice((1, 2, 3, 4)),
+        copies=random.choice((2, 3)) if rots else random.choice((1, 2)),
+        disturbers=random.choice((0, 1, 1, 2)),
+        hasty=random.choice((0.0, 0.0, 0.3)),
+        snapshots=random.choice((0, 6, 20, 40)),
+        keeps=random.choice((1, 2)),
+        scans=random.choice((0.1, 0.5)),
+        host_crashes=random.choice((0, 0, 1, 3)),
+        zone_cuts=random.choice((0, 0, 2)),
     )

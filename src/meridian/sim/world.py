@@ -153,6 +153,8 @@ class World:
         """Nodes that hosts report to."""
         self.hosts: list[str] = []
         """Nodes that take replicas; none: replicas stand alone and hold everything."""
+        self.located: dict[str, tuple[str, ...]] = {}
+        """Where a node is: its host and zone, which may be cut off as a whole."""
         self.mapper: Callable[[tuple[int, bytes]], None] | None = None
         """Moves the range around a key."""
         self._seq = 0
@@ -217,8 +219,14 @@ class World:
     # Network
 
     def cut(self, source: str, target: str, until: int) -> None:
-        """Nothing gets from source to target until then (one way)."""
+        """Nothing gets from source to target until then (one way); hosts and zones too."""
         self._cuts[source, target] = until
+
+    def _is_cut(self, source: str, target: str) -> bool:
+        if not self._cuts:
+            return False
+        ends = [(one, *self.located.get(one, ())) for one in (source, target)]
+        return any(self._cuts.get((a, b), 0) > self.now for a in ends[0] for b in ends[1])
 
     def send(self, source: str, target: str, message: Any) -> None:
         """May be lost, doubled, late, and overtaken by others."""
@@ -226,7 +234,7 @@ class World:
         copies = 1
         local = swarm.colocated and not (source[0] == "q" or target[0] == "q")
         if not self.healed and not local:
-            if self._cuts.get((source, target), 0) > self.now or random.random() < swarm.drop:
+            if self._is_cut(source, target) or random.random() < swarm.drop:
                 self.counts["dropped"] = self.counts.get("dropped", 0) + 1
                 return
             copies += random.random() < swarm.double
