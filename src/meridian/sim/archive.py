@@ -15,7 +15,7 @@ import google_crc32c
 from meridian.journal.core import Position
 from meridian.sim.messages import Parts
 from meridian.sim.store import Store
-from meridian.sim.world import MS, START, Node, SimulationError
+from meridian.sim.world import MS, Node, SimulationError
 from meridian.snapshots import manifest as manifests
 from meridian.snapshots import retention
 from meridian.snapshots.errors import SnapshotUnusable
@@ -98,7 +98,7 @@ class Archive:
 
         def put() -> None:
             name, data = order[0]
-            self.objects.put(name, data, node.world.now - START)
+            self.objects.put(name, data, node.world.now)
             if name.endswith(MANIFEST_NAME):
                 node.world.trace("snapshot", node.name, name)
                 self._tidy(shard)

@@ -26,7 +26,7 @@ from meridian.wire.ranges import Range, subtract
 if TYPE_CHECKING:
     from meridian.sim.fleet import Fleet
 
-TICK_NS = 60 * MS
+TICK_NS = 100 * MS
 ORDER_NS = 1 * S
 """How long an order to give something up holds."""
 MARGIN_NS = 2 * S

@@ -60,6 +60,7 @@ class Owner(Node):
         self.spans: tuple[Span, ...] = (EVERYTHING,)
         """What its adjudicator was made to own."""
         self._catalog_reads: dict[int, int] = {}
+        self._catalog_asked: dict[int, str] = {}
         self._timers: dict[str, int] = {}
         self._watch = Watch(world, self.name)
         self._gates: dict[int, ev.Gate] = {}
@@ -80,7 +81,7 @@ class Owner(Node):
         # Gates are volatile.
         self._watch = Watch(self.world, self.name)
         self._core = self.parts.adjudicator(self.number, start, keys, self.spans)
-        self._catalog_reads = {}
+        self._catalog_reads, self._catalog_asked = {}, {}
         self._core.window.work_keys = self.world.swarm.work_keys
         reader = self.parts.reader(start)
         for record in records:
@@ -215,8 +216,7 @@ class Owner(Node):
     def _read_catalog(self, request: int, tau: int) -> None:
         """Asks replicas until one is complete through `tau`."""
         self._catalog_reads[request] = tau
-        replica = self._random.choice(self.replicas)
-        self.world.send(self.name, replica, Get(request, tau, (CATALOG,)))
+        self._ask_catalog(request)
 
         def again() -> None:
             if request in self._catalog_reads:
@@ -224,12 +224,16 @@ class Owner(Node):
 
         self.after(CATALOG_AGAIN_NS, again)
 
-    def _catalog_unread(self, request: int) -> None:
-        """Another replica may hold it."""
-        if request in self._catalog_reads:
-            replica = self._random.choice(self.replicas)
-            get = Get(request, self._catalog_reads[request], (CATALOG,))
-            self.world.send(self.name, replica, get)
+    def _ask_catalog(self, request: int) -> None:
+        replica = self._random.choice(self.replicas)
+        self._catalog_asked[request] = replica
+        get = Get(request, self._catalog_reads[request], (CATALOG,))
+        self.world.send(self.name, replica, get)
+
+    def _catalog_unread(self, source: str, request: int) -> None:
+        """Another replica may hold it; only the one asked last has a say."""
+        if request in self._catalog_reads and self._catalog_asked[request] == source:
+            self._ask_catalog(request)
 
     def _catalog_read(self, got: Got) -> None:
         tau = self._catalog_reads.pop(got.request, None)
@@ -325,7 +329,7 @@ class Owner(Node):
             case Got():
                 self._catalog_read(message)
             case Unread():
-                self.after(MS, lambda: self._catalog_unread(message.request))
+                self.after(2 * MS, lambda: self._catalog_unread(source, message.request))
             case Want():
                 self._step(ev.WantHeartbeat(message.tau))
 

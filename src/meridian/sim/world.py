@@ -163,6 +163,7 @@ class World:
         self._randoms: dict[str, Random] = {}
         self._network = self.random("network")
         self._cuts: dict[tuple[str, str], int] = {}
+        self._cut_until = 0
 
     def random(self, concern: str) -> Random:
         """The generator of a concern; the same one for the same name."""
@@ -221,9 +222,10 @@ class World:
     def cut(self, source: str, target: str, until: int) -> None:
         """Nothing gets from source to target until then (one way); hosts and zones too."""
         self._cuts[source, target] = until
+        self._cut_until = max(self._cut_until, until)
 
     def _is_cut(self, source: str, target: str) -> bool:
-        if not self._cuts:
+        if self._cut_until <= self.now:
             return False
         ends = [(one, *self.located.get(one, ())) for one in (source, target)]
         return any(self._cuts.get((a, b), 0) > self.now for a in ends[0] for b in ends[1])
@@ -257,6 +259,7 @@ class World:
         """From here on nothing fails."""
         self.healed = True
         self._cuts.clear()
+        self._cut_until = 0
         for node in self.nodes.values():
             node.paused_until = 0
             # Owners whose clocks differ by more than a promise lasts never agree on a tau (5.3).

@@ -1,0 +1,164 @@
+"""Broken rules of storage in ranges: owning, completeness, orders, routing, cuts, snapshots."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import msgspec
+
+from meridian.clock.tau import Interval
+from meridian.control import performer as perform
+from meridian.control.performer import Performer
+from meridian.control.views import Remove, Shrink
+from meridian.crossbar import core as xb
+from meridian.journal.core import Position
+from meridian.routing import core as routing
+from meridian.sim.messages import Parts
+from meridian.snapshots.manifest import Manifest
+from meridian.snapshots.retention import trim_positions
+from meridian.wire.ops import Big, Delete, Op, Put, decode_chunk, encode_chunk
+from meridian.wire.ranges import END, START, Owned, Range, Ranges, place
+
+
+class _OwnsEverything(Ranges):
+    """Answers for places that lie elsewhere: nothing is there, it believes."""
+
+    def at(self, where: bytes) -> Owned | None:
+        return super().at(where) or Owned(START, END)
+
+    def clip(self, wanted: Range, *, descending: bool) -> tuple[Range, int] | None:
+        return wanted, 0
+
+
+class _NoBase(Ranges):
+    """Answers from versions that were collected."""
+
+    def at(self, where: bytes) -> Owned | None:
+        found = super().at(where)
+        return None if found is None else Owned(found.lo, found.hi)
+
+    def clip(self, wanted: Range, *, descending: bool) -> tuple[Range, int] | None:
+        found = super().clip(wanted, descending=descending)
+        return None if found is None else (found[0], 0)
+
+
+class _TrustsOrders(Performer):
+    """Never asks for the map in force."""
+
+    def _reduce(
+        self, now: Interval, do: perform.Do, action: Shrink | Remove
+    ) -> list[perform.Effect]:
+        if self._done(action) is not None:
+            return super()._reduce(now, do, action)
+        return [*self._perform(action), perform.Answer(do.source, action.action, True)]
+
+
+class _NoExpiry(Performer):
+    """Performs what should be void by now."""
+
+    def _reduce(
+        self, now: Interval, do: perform.Do, action: Shrink | Remove
+    ) -> list[perform.Effect]:
+        late = msgspec.structs.replace(action, expires=1 << 62)
+        return super()._reduce(now, perform.Do(do.source, late), late)
+
+
+class _Revives(Performer):
+    """A late copy of an old order builds what was removed."""
+
+    def _perform(self, action: Shrink | Remove) -> list[perform.Effect]:
+        effects = super()._perform(action)
+        self.ended.clear()
+        return effects
+
+
+class _WholePart(routing.Router):
+    """Takes what a replica answered for as all that it was asked for."""
+
+    def _answered(
+        self, now: Interval, event: routing.Answered, effects: list[routing.Effect]
+    ) -> None:
+        found = self._attempts.get(event.attempt)
+        if found is not None:
+            event = msgspec.structs.replace(event, scanned=found[1].range)
+        super()._answered(now, event, effects)
+
+
+class _PagesOutOfOrder(routing.Router):
+    """Joins pages in the order in which they came."""
+
+    def _finish(
+        self,
+        read: routing._Read,
+        pages: Sequence[int],
+        more: bool,
+        effects: list[routing.Effect],
+    ) -> None:
+        super()._finish(read, sorted(pages), more, effects)
+
+
+class _DropsBorder(xb.Crossbar):
+    """A range does not hold its lower end."""
+
+    def _cut(
+        self, number: int, item: xb.Transaction | xb.Body, ranges: Ranges
+    ) -> xb.Transaction | xb.Body | None:
+        cut = super()._cut(number, item, ranges)
+        if cut is None:
+            return None
+        los = [one.lo for one in ranges.owned]
+        ops = [_without(op, los) for op in decode_chunk(cut.chunk)]
+        return msgspec.structs.replace(cut, chunk=encode_chunk(ops))
+
+
+def _without(op: Op, places: list[bytes]) -> Op:
+    if not isinstance(op, Put | Delete) or isinstance(op, Big):
+        return op
+    names = [place(op.sid, key) for key in op.keys]
+    for border in places:
+        at = bisect_left(names, border)
+        if at < len(names) and names[at] == border:
+            keys = [*op.keys[:at], *op.keys[at + 1 :]]
+            w, i = op.w[: 8 * at] + op.w[8 * at + 8 :], op.i[: 8 * at] + op.i[8 * at + 8 :]
+            if isinstance(op, Delete):
+                return Delete(op.sid, op.flags, keys, w, i)
+            rows = [*op.rows[:at], *op.rows[at + 1 :]]
+            return Put(op.sid, op.flags, op.attnums, keys, w, i, rows)
+    return op
+
+
+def _some_shards(kept: Sequence[Sequence[Manifest]]) -> dict[int, Position]:
+    return trim_positions([shard for shard in kept if shard])
+
+
+def _newest_only(kept: Sequence[Sequence[Manifest]]) -> dict[int, Position]:
+    """As if the newest snapshot of all were that of every shard."""
+    every = [manifest for shard in kept for manifest in shard]
+    return trim_positions([[max(every, key=lambda one: one.tau)]]) if every else {}
+
+
+MUTANTS = (
+    ("answers for places it does not own", "8", 20, Parts(ranges=_OwnsEverything)),
+    ("reads below the base of a range", "8", 200, Parts(ranges=_NoBase)),
+    ("serves an added range before it is complete", "8", 200, Parts(lanes_apart=False)),
+    (
+        "gives up ranges without asking for the map",
+        "8",
+        50,
+        Parts(performer=_TrustsOrders),
+    ),
+    ("performs orders after their time", "8", 50, Parts(performer=_NoExpiry)),
+    ("router: a part's answer is the whole answer", "8", 50, Parts(router=_WholePart)),
+    ("router: pages in the order they came", "8", 50, Parts(router=_PagesOutOfOrder)),
+    ("crossbar: a range without its lower end", "7", 50, Parts(crossbar=_DropsBorder)),
+    ("snapshot: the manifest before the parts", "6.7", 100, Parts(manifest_last=False)),
+    ("trim: a shard without a snapshot", "6.7", 100, Parts(trim=_some_shards)),
+    (
+        "trim: behind the newest snapshot of any shard",
+        "6.7",
+        100,
+        Parts(trim=_newest_only),
+    ),
+    ("removed replicas come back", "8", 200, Parts(performer=_Revives)),
+)
