@@ -208,13 +208,11 @@ class Run:
         """
         world = self.world
         tau = world.now + S
-        if self.fleet is not None:
-            self._settle_ranges(self.fleet, tau, limit)
-            return
 
         def complete() -> bool:
             nonlocal tau
-            behind = [replica for replica in self.replicas if not replica.settled(tau)]
+            replicas = self.replicas if self.fleet is None else self.fleet.living()
+            behind = [replica for replica in replicas if not replica.settled(tau)]
             for replica in behind:
                 replica.demand(tau)
             if behind or not self._everybody_serves():
@@ -225,24 +223,16 @@ class Run:
 
         if not world.run(limit, complete):
             raise SimulationError("liveness: a replica does not become complete")
+        if self.fleet is not None:
+            self._probe(self.fleet, tau, limit)
 
-    def _settle_ranges(self, fleet: Fleet, tau: int, limit: int) -> None:
-        """Every replica becomes complete, somebody serves every place, and all can be read."""
-        world = self.world
-        prober = self.prober = Prober(world, self._parts)
-
-        def complete() -> bool:
-            behind = [replica for replica in fleet.living() if not replica.settled(tau)]
-            for replica in behind:
-                replica.demand(tau)
-            return not behind and self._everybody_serves()
-
-        if not world.run(limit, complete):
-            raise SimulationError("liveness: a replica does not become complete")
+    def _probe(self, fleet: Fleet, tau: int, limit: int) -> None:
+        """Somebody serves every place, and who asks for everything gets it."""
         if fleet.uncovered(tau):
             raise SimulationError(f"liveness: nobody serves {fleet.uncovered(tau)}")
+        prober = self.prober = Prober(self.world, self._parts)
         prober.start()
-        if not world.run(limit + LIVENESS_NS, lambda: prober.scan is not None):
+        if not self.world.run(limit + LIVENESS_NS, lambda: prober.scan is not None):
             raise SimulationError("liveness: not everything can be read")
 
     def _everybody_serves(self) -> bool:
