@@ -139,4 +139,4 @@ def test_reading_it_twice_changes_nothing(cluster: Cluster) -> None:
     for _ in range(2):
         absorb(cluster.nodes[0], 1, records)
     assert ask(cluster.nodes[0], 100, cluster.txid(1, 1), began).tau == committed.tau
-    assert cluster.nodes[0].core.ranges.covers(place("m"), LAST)
+    assert cluster.nodes[0].core.ranges.covers([(place("m"), LAST)])

@@ -153,8 +153,8 @@ def test_a_move_survives_take_overs_of_either_side(who: int) -> None:
     two.sent.clear()
     two.restart(who)
     two.settle(250)
-    assert two.nodes[0].core.ranges.covers(place("y"), LAST)
-    assert not two.nodes[1].core.ranges.covers(place("y"), LAST)
+    assert two.nodes[0].core.ranges.covers([(place("y"), LAST)])
+    assert not two.nodes[1].core.ranges.covers([(place("y"), LAST)])
     two.map = two.map.moved(place("y"), LAST, 0)
     assert two.commit(2, put("z")).tau & 0xFF == 0
 
@@ -163,7 +163,7 @@ def test_one_move_at_a_time_and_asked_again_it_tells() -> None:
     two = Cluster("m")
     two.move(1, 0, place("y"), LAST)
     two.move(1, 0, place("t"), place("u"))
-    assert two.nodes[1].core.ranges.covers(place("t"), place("u"))
+    assert two.nodes[1].core.ranges.covers([(place("t"), place("u"))])
     two.settle(5)
     (told,) = two.nodes[1].step(Move(place("y"), LAST, 0, two.map.version + 1))
     assert isinstance(told, Moved) and told.handover.target == 0
@@ -265,13 +265,17 @@ def test_ranges_against_a_model() -> None:
         ranges = Ranges(1, (Span((0, b""), (50, b"")),))
         owned = dict.fromkeys(range(50), 0)
         for step in range(1, 20):
-            lo, hi = sorted(rng.sample(range(60), 2))
-            if all(at not in owned for at in range(lo, hi)):
-                ranges.acquire((lo, b""), (hi, b""), step)
-                owned.update(dict.fromkeys(range(lo, hi), step))
+            borders = sorted(rng.sample(range(60), 2 * rng.choice((1, 1, 2, 5))))
+            pairs = list(zip(borders[::2], borders[1::2], strict=True))
+            parts = [((lo, b""), (hi, b"")) for lo, hi in pairs]
+            places = [at for lo, hi in pairs for at in range(lo, hi)]
+            assert ranges.covers(parts) == all(at in owned for at in places)
+            if all(at not in owned for at in places):
+                ranges.acquire(parts, step)
+                owned.update(dict.fromkeys(places, step))
             else:
-                ranges.release((lo, b""), (hi, b""))
-                for at in range(lo, hi):
+                ranges.release(parts)
+                for at in places:
                     owned.pop(at, None)
         for _ in range(100):
             first, last = sorted((rng.randrange(60), rng.randrange(60)))

@@ -14,7 +14,7 @@ import pytest
 from meridian.adjudicator.cut import cut
 from meridian.dataplane import topology
 from meridian.dataplane.node import Node
-from meridian.dataplane.topology import Topology
+from meridian.dataplane.topology import Settled, Topology
 from meridian.errors import Kind, MeridianError
 from meridian.journal.core import Commit, Reader
 from meridian.journal.file import AppendError
@@ -25,7 +25,7 @@ from meridian.wire.ops import Lock, Notify, Op, encode_chunk
 from meridian.wire.partition import FIRST, NOBODY, covers
 from meridian.wire.votes import Ask, Vote
 
-from .plane import Plane, commit, contents, create, hashes, key, new_table, put, running, value
+from .plane import commit, create, hashes, key, put, running, value
 
 SID = 1000
 HERE, THERE = 1, 5
@@ -102,42 +102,28 @@ def test_a_table_and_its_indexes_are_loaded_into_one_owner_s_ranges() -> None:
 # What a directory was made with
 
 
-def test_a_directory_keeps_its_topology(tmp_path: Path) -> None:
+def test_a_directory_remembers_what_it_was_made_with_and_what_is_wanted(tmp_path: Path) -> None:
     store = MetadataStore(tmp_path / "metadata.db")
-    assert topology.settle(store, 3, 2, used=False) == Topology(3, 2)
-    assert topology.settle(store, None, None, used=True) == Topology(3, 2)
-    assert topology.settle(store, 3, None, used=True) == Topology(3, 2)
-    for wanted in ((2, None), (None, 1), (4, 2), (3, 3)):
-        with pytest.raises(MeridianError, match="--adjudicators 3 --journals 2") as refusal:
-            topology.settle(store, *wanted, used=True)
-        assert refusal.value.kind is Kind.BAD_TOPOLOGY
+    made = Topology(3, 2)
+    assert topology.settle(store, 3, 2, used=False) == Settled(made, made, True)
+    assert topology.settle(store, None, None, used=True) == Settled(made, made, True)
+    assert topology.settle(store, 3, None, used=True) == Settled(made, made, True)
+    wanted = Topology(3, 5)
+    assert topology.settle(store, None, 5, used=True) == Settled(made, wanted, False)
+    assert topology.settle(store, None, None, used=True) == Settled(made, wanted, False)
+    topology.want(store, wanted, done=True)
+    assert topology.settle(store, None, 5, used=True) == Settled(made, wanted, True)
+    # On the way back it has not arrived either.
+    assert topology.settle(store, 3, 2, used=True) == Settled(made, made, False)
 
 
 def test_a_directory_of_before_has_one_of_each(tmp_path: Path) -> None:
     store = MetadataStore(tmp_path / "metadata.db")
-    with pytest.raises(MeridianError, match="--adjudicators 1 --journals 1"):
-        topology.settle(store, 3, 2, used=True)
+    found = topology.settle(store, 3, 2, used=True)
+    assert found == Settled(Topology(1, 1), Topology(3, 2), False)
     for wanted in ((65, 1), (1, 65), (-1, 1)):
         with pytest.raises(MeridianError, match="must be 1 to 64"):
             topology.settle(MetadataStore(tmp_path / f"{wanted}.db"), *wanted, used=False)
-
-
-def test_the_process_refuses_another_topology(tmp_path: Path) -> None:
-    with Plane(tmp_path, "--adjudicators", "3", "--journals", "2") as plane:
-        with plane.client() as client:
-            sid = new_table(client)
-            client.commit([put(sid, {1: 1, 5: 5})])
-        plane.stop()
-        plane.options = ("--journals", "1")
-        assert "made with --adjudicators 3 --journals 2" in plane.refuses()
-        plane.options = ()
-        plane.start()
-        with plane.client() as client:
-            assert contents(client, sid) == {1: 1, 5: 5}
-            status = client.admin("status")
-            assert status["adjudicators"] == 3
-            assert [one["serving"] for one in status["journals"]] == [True, True]
-            assert client.admin("verify")["damage"] == []
 
 
 # Commits

@@ -192,12 +192,18 @@ class Move(msgspec.Struct, frozen=True):
     """Give [lo, hi) to `target` (5.8); a map of this `version` says so.
 
     Ask until Moved comes, or Unmoved: then the next version says that nothing changed.
+    `more`: further ranges that go with it in the same record, above the first one, ascending.
     """
 
     lo: Place
     hi: Place
     target: int
     version: int
+    more: tuple[tuple[Place, Place], ...] = ()
+
+    def parts(self) -> tuple[tuple[Place, Place], ...]:
+        """All ranges, ascending."""
+        return ((self.lo, self.hi), *self.more)
 
 
 class CatalogKnown(msgspec.Struct, frozen=True):

@@ -475,7 +475,7 @@ class Partitioned(ABC):
             if done is None or done.version != event.version:
                 return [Unmoved(event.version)]
             return [] if ranges.pending else [Moved(done)]
-        if ranges.pending or not ranges.covers(event.lo, event.hi):
+        if ranges.pending or not ranges.covers(event.parts()):
             return []
         ledger = self.ledger
         # Above every commit and promise, those included whose outcome is not known here.
@@ -489,9 +489,16 @@ class Partitioned(ABC):
             ranges.floor_max,
         )
         ranges.hear(event.version)
-        ranges.release(event.lo, event.hi)
+        ranges.release(event.parts())
         ranges.released = Handover(
-            self.number, ledger.n + 1, event.lo, event.hi, event.target, tau_m, ranges.version
+            self.number,
+            ledger.n + 1,
+            event.lo,
+            event.hi,
+            event.target,
+            tau_m,
+            ranges.version,
+            event.more,
         )
         ranges.pending = True
         append = ledger.ranges(now, journal.Release, ranges.holding())
@@ -533,7 +540,7 @@ class Partitioned(ABC):
 
     def _acquire(self, now: Interval, handover: Handover) -> list[Effect]:
         ranges = self.ranges
-        ranges.acquire(handover.lo, handover.hi, handover.tau_m)
+        ranges.acquire(handover.parts(), handover.tau_m)
         ranges.seen[handover.source] = handover.n
         ranges.hear(handover.version)
         append = self.ledger.ranges(now, journal.Acquire, ranges.holding())
@@ -556,7 +563,7 @@ class Partitioned(ABC):
         if (released.target, released.n) != (message.target, message.n):
             return []
         assert not self.membership.closing, "CLOSE waits for what was released"
-        ranges.acquire(released.lo, released.hi, released.tau_m)
+        ranges.acquire(released.parts(), released.tau_m)
         ranges.released, ranges.pending = None, False
         append = self.ledger.ranges(now, journal.Acquire, ranges.holding())
         self._durable.append((self.ledger.n, [Unmoved(released.version)]))

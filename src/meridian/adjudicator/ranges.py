@@ -7,7 +7,7 @@ is what the adjudicator was made with.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from meridian.wire.partition import (
@@ -20,6 +20,9 @@ from meridian.wire.partition import (
     Span,
     map_of,
 )
+
+Part = tuple[Place, Place]
+"""[lo, hi)."""
 
 
 class Ranges:
@@ -80,33 +83,49 @@ class Ranges:
         """What concerns whole relations may not have begun below it."""
         return max((span.floor for span in self.spans), default=0)
 
-    def release(self, lo: Place, hi: Place) -> None:
-        """[lo, hi) is not owned any more."""
-        kept = []
+    def release(self, parts: Sequence[Part]) -> None:
+        """These ranges, ascending, are not owned any more."""
+        kept: list[Span] = []
+        at = 0
         for span in self.spans:
-            if span.lo < lo:
-                kept.append(Span(span.lo, min(span.hi, lo), span.floor))
-            if span.hi > hi:
-                kept.append(Span(max(span.lo, hi), span.hi, span.floor))
+            lo = span.lo
+            while at < len(parts) and parts[at][1] <= lo:
+                at += 1
+            inside = at
+            while inside < len(parts) and parts[inside][0] < span.hi:
+                if lo < parts[inside][0]:
+                    kept.append(Span(lo, parts[inside][0], span.floor))
+                lo = max(lo, min(parts[inside][1], span.hi))
+                inside += 1
+            if lo < span.hi:
+                kept.append(Span(lo, span.hi, span.floor))
         self.alone = False
         self._set(tuple(kept), self.version)
 
-    def acquire(self, lo: Place, hi: Place, floor: int) -> None:
-        """[lo, hi) is owned from here on."""
-        assert hi <= LAST
-        assert all(span.hi <= lo or span.lo >= hi for span in self.spans), "two owners of a range"
+    def acquire(self, parts: Sequence[Part], floor: int) -> None:
+        """These ranges are owned from here on."""
+        assert all(lo < hi <= LAST for lo, hi in parts)
         self.alone = False
-        added = Span(lo, hi, floor)
-        self._set(tuple(sorted((*self.spans, added), key=lambda one: one.lo)), self.version)
+        added = [Span(lo, hi, floor) for lo, hi in parts]
+        spans = sorted((*self.spans, *added), key=lambda one: one.lo)
+        assert all(a.hi <= b.lo for a, b in pairwise(spans)), "two owners of a range"
+        self._set(tuple(spans), self.version)
 
     def hear(self, version: int) -> None:
         """A map of this version exists."""
         self.version = max(self.version, version)
 
-    def covers(self, lo: Place, hi: Place) -> bool:
-        """Whether all of [lo, hi) is owned."""
-        reached = lo
-        for span in self.spans:
-            if span.lo <= reached:
-                reached = max(reached, span.hi)
-        return reached >= hi
+    def covers(self, parts: Sequence[Part]) -> bool:
+        """Whether all of these ranges, ascending, are owned."""
+        at = 0
+        for lo, hi in parts:
+            reached = lo
+            while at < len(self.spans) and self.spans[at].hi <= reached:
+                at += 1
+            inside = at
+            while inside < len(self.spans) and self.spans[inside].lo <= reached < hi:
+                reached = max(reached, self.spans[inside].hi)
+                inside += 1
+            if reached < hi:
+                return False
+        return True

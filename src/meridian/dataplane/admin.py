@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from meridian import __version__
+from meridian.dataplane.topology import Topology
 from meridian.errors import Kind, MeridianError
 from meridian.journal.core import JournalError, Reader
 
@@ -23,9 +24,27 @@ async def run(node: Node, command: str, arguments: dict[str, Any]) -> Any:
         return node.counters.as_map()
     if command == "verify":
         return await asyncio.to_thread(verify, node)
+    if command == "topology":
+        return change_topology(node, arguments)
     if command == "checkpoint":
         return await node.housekeeping.checkpoint()
     raise MeridianError(Kind.NOT_SUPPORTED, what=f"the command {command!r}")
+
+
+def change_topology(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Begins a change if one is asked for; where it stands. Raises BAD_TOPOLOGY."""
+    numbers = [arguments.get(name) for name in ("adjudicators", "journals")]
+    if any(number is not None and type(number) is not int for number in numbers):
+        raise MeridianError(Kind.BAD_TOPOLOGY, why="adjudicators and journals are numbers")
+    adjudicators, journals = numbers
+    now = node.topology
+    if adjudicators is not None or journals is not None:
+        wanted = Topology(
+            now.adjudicators if adjudicators is None else adjudicators,
+            now.journals if journals is None else journals,
+        )
+        node.reshape.want(wanted)
+    return node.reshape.status()
 
 
 def status(node: Node) -> dict[str, Any]:
@@ -39,6 +58,7 @@ def status(node: Node) -> dict[str, Any]:
         "cluster": node.cluster,
         "profile": node.profile,
         "adjudicators": node.topology.adjudicators,
+        "topology": node.reshape.status(),
         "journals": [_journal(seat) for seat in node.seats],
         "serving": node.owned,
         "failure": "; ".join(failures),
@@ -65,7 +85,8 @@ def _journal(seat: Seat) -> dict[str, Any]:
     adjudicator = None if owner is None else owner.adjudicator
     return {
         "number": seat.number,
-        "serving": seat.serves,
+        "serving": seat.serves and not seat.closed,
+        "closed": seat.closed,
         "epoch": 0 if owner is None else owner.reader.epoch[0],
         "n": seat.last_n,
         "first_n": seat.trim_position().n + 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -58,36 +58,46 @@ class Asker:
 
     def status(self, txid: bytes, tau: int, done: StatusDone) -> None:
         """Calls `done` with the outcome (docs/protocol.md) and tau_commit."""
-        leaders = len(self.node.seats)
-        if leaders == 1:
-            event = ev.Status(self.next_to(), txid, tau)
-            self.ask(Asked(event, None, done, time.monotonic_ns()))
-            return
         # Nobody knows whom its COMMIT would have named: it is looked for, and where it is not
         # found made an abort, under every name. One at most was ever committed.
-        poll = _Poll(leaders, done)
-        for leader in range(leaders):
+        self._poll(range(len(self.node.seats)), txid, tau, done)
+
+    def elsewhere(self, txid: bytes, tau: int, leader: int, done: StatusDone) -> None:
+        """The same under all names but one. An abort there is no outcome: that one decides."""
+        others = [number for number in range(len(self.node.seats)) if number != leader]
+        self._poll(others, txid, tau, done)
+
+    def _poll(self, leaders: Sequence[int], txid: bytes, tau: int, done: StatusDone) -> None:
+        if not leaders:
+            done(frames.OUTCOME_ABORTED, 0)
+            return
+        poll = _Poll(len(leaders), done)
+        for leader in leaders:
             event = ev.Status(self.next_to(), name_leader(txid, leader), tau)
             self.ask(Asked(event, None, poll.told, time.monotonic_ns(), leader=leader))
 
     def resolve(self, txid: bytes, tau: int, done: Done, refusal: MeridianError) -> None:
         """Tells the refusal, unless an earlier copy of the request has committed (5.6)."""
-        started_ns = time.monotonic_ns()
         if len(self.node.seats) == 1:
-            event = ev.Status(self.next_to(), txid, tau)
-            self.ask(Asked(event, done, None, started_ns, refusal))
+            event = ev.Status(self.next_to(), name_leader(txid, 0), tau)
+            self.ask(Asked(event, done, None, time.monotonic_ns(), refusal))
             return
+        self.status(txid, tau, self.first_outcome(done, lambda: done(refusal)))
+
+    def first_outcome(self, done: Done, aborted: Callable[[], None]) -> StatusDone:
+        """Tells a client what a poll found; `aborted` goes on where nothing was committed."""
+        started_ns = time.monotonic_ns()
 
         def told(outcome: int, tau_commit: int) -> None:
             if outcome == frames.OUTCOME_COMMITTED:
                 self._count(started_ns)
                 self._when_applied(tau_commit, done)
             elif outcome == frames.OUTCOME_ABORTED:
-                done(refusal)
+                aborted()
             else:
                 done(MeridianError(Kind.OUTCOME_UNKNOWN))
 
-        self.status(txid, tau, told)
+        return told
 
     def next_to(self) -> int:
         self._last_to += 1
@@ -363,6 +373,7 @@ _ABORTS = {
     ev.Code.FLOOR: Kind.TAU_BELOW_FLOOR,
     ev.Code.RESOLVED: Kind.TXN_ABORTED,
     ev.Code.MOVED: Kind.TXN_ABORTED,
+    ev.Code.CLOSED: Kind.TXN_ABORTED,
 }
 _STATUS = {
     ev.Outcome.COMMITTED: frames.OUTCOME_COMMITTED,

@@ -13,13 +13,13 @@ import msgspec
 
 from meridian.adjudicator import events as ev
 from meridian.crossbar.core import Item, Transaction
-from meridian.dataplane.asker import Asked, Asker, Done
+from meridian.dataplane.asker import Asked, Asker, Done, abort_error
 from meridian.dataplane.cutting import Plan, cut_chunk, leader_of_small
 from meridian.dataplane.feeds import Note, notes_of
 from meridian.dataplane.large import Final, LargeCommits
 from meridian.dataplane.validate import check_relations, created_by
 from meridian.errors import Kind, MeridianError
-from meridian.limits import CHUNK_BYTES_MAX, TAU_FUTURE_NS
+from meridian.limits import CHUNK_BYTES_MAX, COMMIT_WAIT_MS, MS, TAU_FUTURE_NS
 from meridian.storage.apply import check_ops
 from meridian.wire import frames
 from meridian.wire.ops import Op, decode_chunk
@@ -39,6 +39,12 @@ class CommitPath:
         self._noted: dict[bytes, tuple[bytes, list[Note]]] = {}
         """With several journals: transactions under way that notify, by what their leader calls
         them."""
+        self._newest_tau = 0
+        """The highest tau_start so far."""
+        self._changed_tau = 0
+        """What began before may have named another leader, if its COMMIT came before."""
+        self._grown_tau = 0
+        """What began before may have been made an abort under all names that there were then."""
         self._merged: deque[tuple[int, bytes]] = deque()
         """Those of them that are durable, in the order of commits."""
 
@@ -93,7 +99,10 @@ class CommitPath:
         refusal: MeridianError | None,
     ) -> None:
         """A transaction of one chunk; with a `refusal`, only whether it was committed before."""
+        self._newest_tau = max(self._newest_tau, tau)
         leader, made = 0, None
+        if refusal is None and tau <= self._grown_tau:
+            refusal = abort_error(ev.Code.MOVED)
         if refusal is None and len(self.node.seats) > 1:
             try:
                 leader, made = self._plan(txid, tau, chunk)
@@ -103,7 +112,27 @@ class CommitPath:
             # An earlier copy of this request may have committed: its outcome comes first (5.6).
             self.asker.resolve(txid, tau, self._done(txid, final), refusal)
             return
-        self.ask(txid, final, tau, 0, chunk, leader, made)
+        if tau > self._changed_tau:
+            self.ask(txid, final, tau, 0, chunk, leader, made)
+            return
+        # The map has changed since: is it an earlier copy's, under the name of then?
+        done = self._done(txid, final)
+        go_on = partial(self.ask, txid, final, tau, 0, chunk, leader, made)
+        self.asker.elsewhere(txid, tau, leader, self.asker.first_outcome(done, go_on))
+
+    def map_changed(self) -> None:
+        """From here on transactions may have other leaders."""
+        self._changed_tau = max(self._newest_tau, self.node.clock.now().latest)
+
+    def map_was_changed(self, tau: int) -> None:
+        """The same, by an earlier process: what it had planned then went on for a while."""
+        if tau:
+            self._changed_tau = tau + COMMIT_WAIT_MS * MS + TAU_FUTURE_NS
+
+    def grown(self) -> None:
+        """From here on there is one name more that a transaction may have."""
+        self.map_changed()
+        self._grown_tau = self._changed_tau
 
     def _plan(self, txid: bytes, tau: int, chunk: bytes) -> tuple[int, Plan | None]:
         """Who leads, who votes. Raises BAD_WRITE_SET, KEYS_ELSEWHERE."""
@@ -141,15 +170,14 @@ class CommitPath:
     ) -> None:
         """Asks the leader for the decision, and others for their votes."""
         done = self._done(txid, final)
+        name = name_leader(txid, leader)
         if len(self.node.seats) > 1:
             self.node.gates.lead(txid, leader)
-            name = name_leader(txid, leader)
             if final.notes:
                 self._noted[name] = txid, final.notes
                 done = partial(self._forget_notes, name, done)
-            txid = name
         to = self.asker.next_to()
-        event = ev.Commit(to, txid, tau, final.catver, final.flags, parts, chunk)
+        event = ev.Commit(to, name, tau, final.catver, final.flags, parts, chunk)
         ahead = made if made is not None and made.sent else None
         self.asker.ask(
             Asked(event, done, None, final.started_ns, leader=leader, plan=made, ahead=ahead)

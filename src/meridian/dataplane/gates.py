@@ -84,7 +84,7 @@ class Gates:
             del self._open[next(iter(self._open))]
 
     def _name(self, txid: bytes, gate: _Gate) -> bytes:
-        return name_leader(txid, gate.leader) if len(self.node.seats) > 1 else txid
+        return name_leader(txid, gate.leader)
 
     async def _ask(self, txid: bytes, sids: tuple[int, ...], hold_ns: int) -> tuple[ev.Code, int]:
         """Of all owners: the first code that is not NONE, the highest tau."""

@@ -195,7 +195,7 @@ class LargeCommits:
 
     def _name(self, txid: bytes, large: _Large) -> bytes:
         """What the adjudicators call it."""
-        if large.leader == NO_LEADER or len(self.node.seats) == 1:
+        if large.leader == NO_LEADER:
             return txid
         return name_leader(txid, large.leader)
 
@@ -205,9 +205,14 @@ class LargeCommits:
 
     def _cut(self, txid: bytes, large: _Large, chunk: bytes) -> None:
         """Who must take part, piece by piece. Raises BAD_WRITE_SET, KEYS_ELSEWHERE."""
-        if len(self.node.seats) == 1:
-            large.leader = 0
+        if len(self.node.seats) == 1 and large.leader in (NO_LEADER, 0):
+            if large.leader == NO_LEADER:
+                large.leader = 0
+                self._named[self._name(txid, large)] = txid
             return
+        if large.leader != NO_LEADER and large.plan is None:
+            # Journals were added in the middle: its keys so far were not cut.
+            raise abort_error(ev.Code.MOVED)
         found = cut_chunk(chunk, self.node.map)
         if large.plan is None:
             large.leader = leader_of_large(found, self.node.map)

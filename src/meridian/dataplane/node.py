@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from meridian.dataplane.merge import Merge
 from meridian.dataplane.owner import Owner
 from meridian.dataplane.recovery import JOURNAL
 from meridian.dataplane.replica import Replica, Resume
+from meridian.dataplane.reshape import Reshape
 from meridian.dataplane.seat import Seat
 from meridian.dataplane.sequences import COLUMN_IS_CALLED, COLUMN_LAST, SID_SEQUENCES, Sequences
 from meridian.dataplane.shard_feed import ShardedReplica
@@ -72,13 +73,14 @@ from meridian.wire.ops import (
     Op,
     encode_chunk,
 )
-from meridian.wire.partition import PartitionMap
+from meridian.wire.partition import PartitionMap, Span
 from meridian.wire.reach import COLUMN_REACH
 from meridian.wire.votes import Message
 
 log = logging.getLogger("meridian.node")
 
 _SOON_S = 0.02
+_AGAIN_S = 0.1
 
 
 SHARDS_VARIABLE = "MERIDIAN_STORAGE_SHARDS"
@@ -114,6 +116,8 @@ class Node:
         self.replica: Replica
         self.merge: Merge
         self.topology: Topology
+        """What it is, or is on its way to."""
+        self.reshape: Reshape
         self._wanted_topology = adjudicators, journals
         self.seats: list[Seat] = []
         """One per journal, by number."""
@@ -152,14 +156,18 @@ class Node:
         self.housekeeping = Housekeeping(self)
         self.spawn(self.housekeeping.run())
         self.spawn(self.housekeeping.run_checkpoints())
+        self.spawn(self.reshape.run())
 
     def _take_seats(self) -> None:
         """Raises BAD_TOPOLOGY."""
         first = self.directory / "journal" / str(JOURNAL)
         used = first.is_dir() and bool(list_segments(first))
-        self.topology = topology.settle(self.store, *self._wanted_topology, used=used)
-        made = topology.first_map(self.topology)
-        for number in range(self.topology.journals):
+        settled = topology.settle(self.store, *self._wanted_topology, used=used)
+        self.topology = settled.wanted
+        self.reshape = Reshape(self, done=settled.done)
+        made = topology.first_map(settled.made)
+        added = recovery.journals_with_records(self.directory / "journal")
+        for number in range(max(settled.made.journals, *(number + 1 for number in (*added, 0)))):
             self.seats.append(Seat(self, number, topology.spans_of(made, number)))
 
     def _checkpoint_path(self) -> Path | None:
@@ -235,11 +243,9 @@ class Node:
         await recovery.read_journals(list(readings.values()), self.merge, self.clock, self.report)
         members = readings[JOURNAL].adjudicator.membership.members
         for number in sorted({*readings, *members} - {JOURNAL}):
-            if number >= len(self.seats):
-                raise MeridianError(
-                    Kind.BAD_TOPOLOGY,
-                    why=f"journal 0 says that journal {number} exists, the metadata does not",
-                )
+            while number >= len(self.seats):
+                # Added, and ended before its first record.
+                self.seats.append(Seat(self, len(self.seats), ()))
             if number not in members:
                 path = self.seats[number].journal.directory
                 why = "journal 0 has no record that adds it"
@@ -280,22 +286,76 @@ class Node:
         await asyncio.gather(*(self.seats[n].own(reading) for n, reading in readings.items()))
         for number in range(len(self.seats)):
             if number not in readings:
-                await self._add_journal(number)
-        spans = [
-            (number, self._owner(number).adjudicator.ranges.spans)
-            for number in range(len(self.seats))
-        ]
-        self.map = topology.joined(1, spans)
+                await self._add(self.seats[number])
+        self.read_map()
+        floors = [span.floor for owner in self.owners() for span in owner.adjudicator.ranges.spans]
+        self.commits.map_was_changed(max(floors, default=0))
 
-    async def _add_journal(self, number: int) -> None:
+    def read_map(self) -> None:
+        """Who owns what, as the owners' journals say; what is on its way is its new owner's."""
+        owners = [seat.owner for seat in self.seats if seat.owner is not None]
+        spans: list[tuple[int, Sequence[Span]]] = []
+        version = self.map.version if hasattr(self, "map") else 1
+        for owner in owners:
+            ranges = owner.adjudicator.ranges
+            spans.append((owner.number, ranges.spans))
+            version = max(version, ranges.version)
+            gone = ranges.released
+            if gone is not None and gone.n > self._acquired_n(gone.target, owner.number):
+                spans.append((gone.target, [Span(lo, hi) for lo, hi in gone.parts()]))
+        self.map = topology.joined(version, spans)
+
+    def _acquired_n(self, target: int, source: int) -> int:
+        """Up to which RELEASE of the source the target has acquired ranges."""
+        owner = self.seats[target].owner
+        return 0 if owner is None else owner.adjudicator.ranges.seen.get(source, 0)
+
+    async def add_journal(self, number: int) -> None:
+        """One more, without ranges; known to others once it serves. Raises TimeoutError, OSError,
+        MeridianError.
+        """
+        assert number == len(self.seats)
+        seat = Seat(self, number, ())
+        await self._add(seat)
+        self.commits.grown()
+        self.seats.append(seat)
+        # What landed meanwhile waits for a word of the new one.
+        self.want(self.clock.now_ns())
+
+    async def _add(self, seat: Seat) -> None:
         """ADD in journal 0, then its first owner (4.7)."""
-        loop = asyncio.get_running_loop()
-        added = self._added[number] = loop.create_future()
-        self._owner(JOURNAL).step(ev.AddJournal(number))
-        tau = await asyncio.wait_for(added, SERVING_WAIT_S)
-        reading = self._read_new(number, tau)
-        self._begin(reading)
-        await self.seats[number].own(reading)
+        number = seat.number
+        added = self._added[number] = asyncio.get_running_loop().create_future()
+        async with asyncio.timeout(SERVING_WAIT_S):
+            while not added.done():
+                self.step(JOURNAL, ev.AddJournal(number))
+                await asyncio.wait({added}, timeout=_AGAIN_S)
+        reading = seat.reading()
+        progress = recovery.Progress(self.report)
+        accepted: list[tuple[Record, Payload]] = []
+        while not reading.ended:
+            # Left by an owner that did not get far: the crossbar has heard of it then.
+            accepted += reading.read_some(progress)
+        if reading.reader.n == 0:
+            reading.promised = added.result()
+            self._begin(reading)
+        else:
+            self.merge.cross(crossbar.Accepted(number, accepted))
+        await seat.own(reading)
+
+    def open_journals(self) -> list[int]:
+        """Numbers of those that have not ended, ascending."""
+        return [seat.number for seat in self.seats if not seat.closed]
+
+    def owners(self) -> list[Owner]:
+        """Of the journals that have not ended."""
+        return [seat.owner for seat in self.seats if seat.owner is not None and not seat.closed]
+
+    def step(self, number: int, event: ev.Event) -> None:
+        """An event for whoever owns this journal; lost if nobody does."""
+        owner = self.seats[number].owner
+        if owner is not None:
+            owner.step(event)
 
     def _owner(self, number: int) -> Owner:
         owner = self.seats[number].owner
@@ -310,9 +370,8 @@ class Node:
 
     def tell(self, number: int, message: Message) -> None:
         """A message to whoever owns this journal; lost if nobody does."""
-        owner = self.seats[number].owner
-        if owner is not None:
-            owner.step(ev.Heard(message))
+        if 0 <= number < len(self.seats):
+            self.step(number, ev.Heard(message))
 
     def landed(self, number: int, accepted: list[tuple[Record, Payload]]) -> None:
         """Durable records of a journal, before anybody is told of their commits."""

@@ -51,6 +51,8 @@ class Owner(Shell):
         self._carry_out[ev.WantCatalog] = self._want_catalog
         self._carry_out[ev.Expired] = self._expired
         self._carry_out[ev.Added] = node.journal_added
+        self._carry_out[ev.Moved] = node.reshape.moved
+        self._carry_out[ev.Closed] = self._closed
 
     @property
     def epoch(self) -> tuple[int, int]:
@@ -95,6 +97,9 @@ class Owner(Shell):
 
     def _catalog_known(self, tau: int) -> None:
         self.step(ev.CatalogKnown(tau, self.node.catalog.in_force(tau)))
+
+    def _closed(self, effect: ev.Closed) -> None:
+        log.info("journal has ended", extra={"journal": self.number, "tau": effect.tau})
 
     def _expired(self, effect: ev.Expired) -> None:
         self.node.counters.promises_expired += 1

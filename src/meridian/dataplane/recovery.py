@@ -25,7 +25,7 @@ from meridian.errors import Kind, MeridianError
 from meridian.journal.core import Commit, JournalError, Payload, Position, Reader
 from meridian.journal.file import FileJournal
 from meridian.journal.record import Record
-from meridian.journal.segments import SegmentReader
+from meridian.journal.segments import SegmentReader, list_segments
 from meridian.storage import Engine, RebuildNeeded
 from meridian.wire.partition import Span
 
@@ -43,6 +43,14 @@ CHECKPOINT_KEY = "checkpoint/0"
 """Metadata: name of the directory of the last whole checkpoint."""
 encode_position = msgspec.msgpack.Encoder().encode
 decode_position = msgspec.msgpack.Decoder(Position).decode
+
+
+def journals_with_records(directory: Path) -> list[int]:
+    """Numbers of the journals that have segments in this directory of theirs, ascending."""
+    if not directory.is_dir():
+        return []
+    numbers = [int(one.name) for one in directory.iterdir() if one.name.isdecimal()]
+    return sorted(number for number in numbers if list_segments(directory / str(number)))
 
 
 def trim_key(journal: int) -> str:

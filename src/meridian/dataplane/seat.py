@@ -53,6 +53,11 @@ class Seat:
         return self.owner is not None and not self.owner.dead
 
     @property
+    def closed(self) -> bool:
+        """The journal has ended (4.7); its owner tells outcomes."""
+        return self.owner is not None and self.owner.adjudicator.membership.closed_tau > 0
+
+    @property
     def failure(self) -> AppendError | None:
         """Why the last owner ended, until there is a new one."""
         return None if self.owner is None else self.owner.failure
@@ -99,6 +104,9 @@ class Seat:
         node = self.node
         position = reading.position()
         node.catalog.load(reading.start.catalog, reading.catalog)
+        if position.closed:
+            self._attend(reading, position)
+            return
         epoch = next_epoch(node.store, self.number, position.epoch[0] + 1)
         owner = Owner(node, self.number, reading, partial(self._lost))
         owner.writer = self.journal.open_writer(
@@ -125,6 +133,13 @@ class Seat:
             "owns the journal",
             extra={"journal": self.number, "epoch": epoch[0], "n": position.n},
         )
+
+    def _attend(self, reading: recovery.Reading, position: Position) -> None:
+        """A journal that has ended: outcomes are told, nothing is written (5.6)."""
+        owner = self.owner = Owner(self.node, self.number, reading, partial(self._lost))
+        owner.step(Replayed(position, position.epoch))
+        assert owner.settled.is_set()
+        self._owning = False
 
     def _remember_seal(self, n: int) -> None:
         """A journal that ends before record n has lost files: see `check_whole`."""

@@ -22,7 +22,12 @@ from meridian.metadata.store import MetadataStore
 from meridian.wire.partition import EVERYTHING, FIRST, LAST, NOBODY, PartitionMap, Place, Span
 
 TOPOLOGY_KEY: Final = "topology"
-"""Metadata: the `Topology` that the directory was made with."""
+"""Metadata: the `Topology` that the directory was made with; it never changes."""
+WANTED_KEY: Final = "topology/wanted"
+"""Metadata: the `Topology` that it has or is on its way to, and whether it has arrived.
+
+A hint: what is owned is said by the journals, and the way goes on from what they say.
+"""
 VERSION = 1
 
 _SID_FIRST = 1_000
@@ -35,6 +40,7 @@ _SEQUENCES_SID = 2
 _SEQUENCES_CUT = 64
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[int, int, int]).decode
+_decode_wanted = msgspec.msgpack.Decoder(tuple[int, int, int, bool]).decode
 
 
 class Topology(msgspec.Struct, frozen=True):
@@ -74,9 +80,18 @@ def _from_environment(name: str, fallback: int) -> int:
     return int(value) if value.isdecimal() else fallback
 
 
+class Settled(msgspec.Struct, frozen=True):
+    """What a directory was made with, and what it is to be."""
+
+    made: Topology
+    wanted: Topology
+    done: bool
+    """It is as wanted, as far as is known."""
+
+
 def settle(
     store: MetadataStore, adjudicators: int | None, journals: int | None, *, used: bool
-) -> Topology:
+) -> Settled:
     """The directory's topology; a new directory gets the one that is wanted.
 
     `used`: there is a journal already. None: as it is. Raises BAD_TOPOLOGY, UNKNOWN_FORMAT.
@@ -91,14 +106,31 @@ def settle(
         if version != VERSION:
             raise _bad(f"the directory's topology has the unknown version {version}")
         made = Topology(*numbers)
-    wanted = Topology(adjudicators or made.adjudicators, journals or made.journals)
-    if wanted != made:
-        raise _bad(
-            f"this directory was made with --adjudicators {made.adjudicators}"
-            f" --journals {made.journals}, which cannot be changed yet"
-        )
-    return made
+    now, done = _wanted(store) or (made, True)
+    wanted = Topology(adjudicators or now.adjudicators, journals or now.journals).check()
+    if wanted != now:
+        want(store, wanted, done=False)
+        done = False
+    return Settled(made, wanted, done)
 
+
+def _wanted(store: MetadataStore) -> tuple[Topology, bool] | None:
+    found = get_value(store, WANTED_KEY)
+    if found is None:
+        return None
+    version, adjudicators, journals, done = _decode_wanted(found)
+    if version != VERSION:
+        raise _bad(f"the topology wanted has the unknown version {version}")
+    return Topology(adjudicators, journals), done
+
+
+def want(store: MetadataStore, wanted: Topology, *, done: bool) -> None:
+    """Remembers what the directory is to be, or is."""
+    value = (VERSION, wanted.adjudicators, wanted.journals, done)
+    set_value(store, WANTED_KEY, _encode(value))
+
+
+Range = tuple[Place, Place]
 
 # The first map
 
@@ -114,8 +146,8 @@ _INSIDE: Final = (
 )
 
 
-def first_map(topology: Topology) -> PartitionMap:
-    """Version 1 of the partition map.
+def first_map(topology: Topology, journals: Sequence[int] = ()) -> PartitionMap:
+    """Version 1 of the partition map; `journals`: their numbers, if not 0, 1, ...
 
     Most keys of a relation have one owner, and so do those of the relations made about then: a
     table is loaded into one owner's ranges together with its indexes. Small keys of the first
@@ -123,10 +155,11 @@ def first_map(topology: Topology) -> PartitionMap:
     move by RELEASE and ACQUIRE.
     """
     shards = topology.adjudicators
+    numbers = journals or range(topology.journals)
     starts: list[Place] = []
     owners: list[int] = []
     for place, shard in _borders(shards):
-        owner = shard % shards % topology.journals
+        owner = numbers[shard % shards % topology.journals]
         if not owners or owners[-1] != owner:
             starts.append(place)
             owners.append(owner)
@@ -165,15 +198,54 @@ def joined(version: int, spans: Sequence[tuple[int, Sequence[Span]]]) -> Partiti
     starts: list[Place] = []
     owners: list[int] = []
     reached = FIRST
+
+    def add(place: Place, owner: int) -> None:
+        if not owners or owners[-1] != owner:
+            starts.append(place)
+            owners.append(owner)
+
     for lo, hi, owner in found:
         if lo > reached:
-            starts.append(reached)
-            owners.append(NOBODY)
-        if not owners or owners[-1] != owner:
-            starts.append(lo)
-            owners.append(owner)
-        reached = hi
+            add(reached, NOBODY)
+        add(max(lo, reached), owner)
+        reached = max(hi, reached)
     if reached < LAST:
-        starts.append(reached)
-        owners.append(NOBODY)
+        add(reached, NOBODY)
     return PartitionMap(version, tuple(starts), tuple(owners))
+
+
+def moved(map_: PartitionMap, parts: Sequence[Range], target: int) -> PartitionMap:
+    """The next version, by which `target` has these ranges (ascending, disjoint) too."""
+    ends = [*map_.starts[1:], LAST]
+    spans: dict[int, list[Span]] = {}
+    at = 0
+    for lo, hi, owner in zip(map_.starts, ends, map_.owners, strict=True):
+        reached = lo
+        while at < len(parts) and parts[at][1] <= lo:
+            at += 1
+        inside = at
+        while inside < len(parts) and parts[inside][0] < hi:
+            if reached < parts[inside][0]:
+                spans.setdefault(owner, []).append(Span(reached, parts[inside][0]))
+            reached = max(reached, min(parts[inside][1], hi))
+            inside += 1
+        if reached < hi:
+            spans.setdefault(owner, []).append(Span(reached, hi))
+    spans.setdefault(target, []).extend(Span(lo, hi) for lo, hi in parts)
+    return joined(map_.version + 1, sorted(spans.items()))
+
+
+def differences(now: PartitionMap, wanted: PartitionMap) -> dict[tuple[int, int], list[Range]]:
+    """What must move: (from, to) to ranges, ascending, neighbours joined."""
+    found: dict[tuple[int, int], list[Range]] = {}
+    borders = sorted({*now.starts, *wanted.starts})
+    for lo, hi in zip(borders, [*borders[1:], LAST], strict=True):
+        source, target = now.owner(lo), wanted.owner(lo)
+        if source == target:
+            continue
+        parts = found.setdefault((source, target), [])
+        if parts and parts[-1][1] == lo:
+            parts[-1] = (parts[-1][0], hi)
+        else:
+            parts.append((lo, hi))
+    return dict(sorted(found.items()))

@@ -381,7 +381,7 @@ class AcquiresTwice(Adjudicator):
     """Forgets at a take-over which ranges it has acquired, and takes them again."""
 
     def _released(self, now: Interval, handover: Handover) -> list[ev.Effect]:
-        if not self.ranges.covers(handover.lo, handover.hi) and not any(
+        if not self.ranges.covers(handover.parts()) and not any(
             span.lo < handover.hi and handover.lo < span.hi for span in self.ranges.spans
         ):
             self.ranges.seen.pop(handover.source, None)

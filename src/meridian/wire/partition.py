@@ -48,6 +48,12 @@ class Handover(msgspec.Struct, array_like=True, frozen=True):
     target: int
     tau_m: int
     version: int
+    more: tuple[tuple[Place, Place], ...] = ()
+    """Further ranges that went with it, above the first one, ascending."""
+
+    def parts(self) -> tuple[tuple[Place, Place], ...]:
+        """All of its ranges, ascending."""
+        return ((self.lo, self.hi), *self.more)
 
 
 class Holding(msgspec.Struct, array_like=True, frozen=True):
