@@ -166,7 +166,7 @@ def test_an_unknown_id_of_a_journal_that_ended_is_aborted(tmp_path: Path) -> Non
 
 # Across kills
 
-SECONDS = 12.0
+SECONDS = 6.0
 
 
 class Writer(threading.Thread):
@@ -238,4 +238,4 @@ def test_killed_at_any_moment_of_a_change(tmp_path: Path) -> None:
             assert len([one for one in status["journals"] if not one["closed"]]) == 2
             assert client.admin("verify")["damage"] == []
         plane.stop()
-        assert kills > 4
+        assert kills > 1

@@ -61,12 +61,12 @@ from meridian.limits import ADJUDICATORS_MAX, JOURNALS_MAX
 @click.option(
     "--adjudicators",
     type=click.IntRange(1, ADJUDICATORS_MAX),
-    help="Ranges of keys that decide commits, fixed when the cluster is made.  [default: 1]",
+    help="Ranges of keys that decide commits.  [default: as it is, at first 1]",
 )
 @click.option(
     "--journals",
     type=click.IntRange(1, JOURNALS_MAX),
-    help="Journals, over which the adjudicators are spread; fixed too.  [default: 1]",
+    help="Journals, over which those are spread.  [default: as it is, at first 1]",
 )
 @click.option(
     "--storage-shards",

@@ -7,7 +7,7 @@ import sys
 import click
 
 from meridian import __version__
-from meridian.cli import bench, check, dev, doctor, psql, sim, status, verify
+from meridian.cli import bench, check, dev, doctor, psql, sim, status, topology, verify
 from meridian.instance.errors import SetupError
 
 
@@ -33,6 +33,7 @@ for command in (
     dev.dev,
     psql.psql,
     status.status,
+    topology.topology,
     verify.verify,
     doctor.doctor,
     bench.bench,

@@ -23,6 +23,8 @@ class PlaneKeeper(Keeper):
         super().__init__("the data plane", site.directory.log / "data-plane.out", site.report)
         self.site = site
         self._reported: set[str] = set()
+        self._served = False
+        """Once it has served, the directory knows what was wanted, and may want another by now."""
 
     async def start(self) -> None:
         """Returns once it serves. Raises SetupError with its last words."""
@@ -42,6 +44,7 @@ class PlaneKeeper(Keeper):
         if not ready.done():
             raise SetupError(self.last_words(ended.result()))
         ended.cancel()
+        self._served = True
         self.site.plane_serves.set()
 
     async def _spawn(self, on_line: data_plane.OnLine) -> Child:
@@ -52,8 +55,8 @@ class PlaneKeeper(Keeper):
             site.gateway,
             site.software.user,
             ephemeral=site.options.ephemeral,
-            adjudicators=site.options.adjudicators,
-            journals=site.options.journals,
+            adjudicators=None if self._served else site.options.adjudicators,
+            journals=None if self._served else site.options.journals,
             storage_shards=site.options.storage_shards,
         )
         return await Child.spawn(
