@@ -329,14 +329,14 @@ def test_a_range_for_a_journal_that_ended_comes_back() -> None:
     zero.sync()
     (released,) = [one.handover for _, one in two.sent if isinstance(one, Released)]
     two.deliver()
-    assert zero.core.ranges.covers(place("q"), LAST) and not zero.core.ranges.pending
+    assert zero.core.ranges.covers([(place("q"), LAST)]) and not zero.core.ranges.pending
     zero.sync()
     version = two.map.version + 1
     assert zero.step(Move(place("q"), LAST, 1, version)) == [Unmoved(version)]
     assert zero.core.ranges.floor_max == released.tau_m
     assert two.commit(8, put("z")).outcome is Outcome.COMMITTED
     two.restart(0)
-    assert zero.core.ranges.covers(place("q"), LAST), "its journal says so"
+    assert zero.core.ranges.covers([(place("q"), LAST)]), "its journal says so"
 
 
 def test_only_the_end_of_the_journal_declines_a_range() -> None:

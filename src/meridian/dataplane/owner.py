@@ -52,6 +52,8 @@ class Owner(Shell):
         self._carry_out[ev.Expired] = self._expired
         self._carry_out[ev.Added] = node.journal_added
         self._carry_out[ev.Moved] = node.reshape.moved
+        self._carry_out[ev.Unmoved] = node.reshape.unmoved
+        self._carry_out[ev.StillOwner] = self._still_owner
         self._carry_out[ev.Closed] = self._closed
 
     @property
@@ -100,6 +102,9 @@ class Owner(Shell):
 
     def _closed(self, effect: ev.Closed) -> None:
         log.info("journal has ended", extra={"journal": self.number, "tau": effect.tau})
+
+    def _still_owner(self, effect: ev.StillOwner) -> None:
+        log.info("CLOSE waits for ranges", extra={"journal": self.number, "of": len(effect.spans)})
 
     def _expired(self, effect: ev.Expired) -> None:
         self.node.counters.promises_expired += 1

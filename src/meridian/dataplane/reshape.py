@@ -160,6 +160,13 @@ class Reshape:
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
 
+    def unmoved(self, effect: ev.Unmoved) -> None:
+        """It did not happen and never will: the map is read anew."""
+        waiting = self._moved.get(effect.version)
+        if waiting is not None and not waiting.done():
+            self.node.read_map()
+            waiting.set_result(None)
+
     async def _close(self, number: int) -> None:
         """CLOSE: undecided transactions that name it are aborted for good."""
         await self._settled()
