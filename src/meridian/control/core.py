@@ -51,6 +51,8 @@ class Policy(msgspec.Struct, frozen=True):
     read_heavy_per_s: int = 10_000
     """Reads of a shard, per copy, that ask for one more copy while it hardly writes."""
     move_commits_per_s: int = 20_000
+    uneven: int = 4
+    """An owner with so many times the commits of another one gives keys to it."""
     sustain: int = 3
     """Ticks in a row that must show a reason before anything is done about it."""
     changes: int = 2
@@ -506,7 +508,9 @@ class Control:
         hot = max(live, key=lambda r: (r.commits_per_s, -r.adjudicator))
         cold = min(live, key=lambda r: (r.commits_per_s, r.adjudicator))
         uneven = hot.commits_per_s > policy.move_commits_per_s
-        uneven = uneven and hot.commits_per_s > 4 * cold.commits_per_s and bool(hot.middle)
+        uneven = (
+            uneven and hot.commits_per_s > policy.uneven * cold.commits_per_s and bool(hot.middle)
+        )
         if self._sustained("keys", hot.adjudicator, uneven) and self._again(
             now, "keys", hot.adjudicator, policy.pause_ns
         ):

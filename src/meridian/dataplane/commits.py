@@ -138,6 +138,7 @@ class CommitPath:
         """Who leads, who votes. Raises BAD_WRITE_SET, KEYS_ELSEWHERE."""
         map_ = self.node.map
         found = cut_chunk(chunk, map_)
+        self.node.heat.count(found)
         leader = leader_of_small(found, map_)
         if len(found.parts) <= 1 and not found.everywhere:
             return leader, None

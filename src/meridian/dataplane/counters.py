@@ -77,6 +77,8 @@ class Counters:
     """Commits over several adjudicators."""
     attempts_again: int = 0
     """Attempts after the first one of such commits."""
+    heat_moves: int = 0
+    """Times that key ranges went from a busy adjudicator to an idle one."""
     promises_expired: int = 0
     """Promises that ended without a verdict: the leader was lost or slow."""
     owners: int = 0

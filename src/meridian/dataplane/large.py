@@ -214,6 +214,7 @@ class LargeCommits:
             # Journals were added in the middle: its keys so far were not cut.
             raise abort_error(ev.Code.MOVED)
         found = cut_chunk(chunk, self.node.map)
+        self.node.heat.count(found)
         if large.plan is None:
             large.leader = leader_of_large(found, self.node.map)
             name = self._name(txid, large)

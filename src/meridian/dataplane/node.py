@@ -26,6 +26,7 @@ from meridian.dataplane.commits import CommitPath
 from meridian.dataplane.counters import Counters
 from meridian.dataplane.feeds import Feeds
 from meridian.dataplane.gates import Gates
+from meridian.dataplane.heat import Heat
 from meridian.dataplane.housekeeping import Housekeeping
 from meridian.dataplane.leases import Leases
 from meridian.dataplane.merge import Merge
@@ -129,6 +130,7 @@ class Node:
         self.feeds = Feeds(self)
         self.gates = Gates(self)
         self.commits = CommitPath(self)
+        self.heat = Heat(self)
         self.sequences = Sequences(self)
         self.leases: Leases
         self.fatal: asyncio.Future[str]
@@ -157,6 +159,7 @@ class Node:
         self.spawn(self.housekeeping.run())
         self.spawn(self.housekeeping.run_checkpoints())
         self.spawn(self.reshape.run())
+        self.spawn(self.heat.run())
 
     def _take_seats(self) -> None:
         """Raises BAD_TOPOLOGY."""
