@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from meridian.clock.tau import Interval
-from meridian.control.core import Control, MapInForce, Policy, Reported, Tick
+from meridian.control.core import Control, JournalsInForce, MapInForce, Policy, Reported, Tick
 from meridian.control.views import (
     Action,
     AddReplica,
@@ -342,6 +342,15 @@ def test_a_silent_owner_is_taken_over_once_by_another_host() -> None:
     actions = owners(control, 106 * S, {0: 10, 1: 10}, silent=1)
     assert [(a.adjudicator, a.host) for a in actions if isinstance(a, TakeOver)] == [(1, 3)]
     assert "silent" in actions[0].reason
+
+
+def test_a_new_control_core_takes_over_a_journal_whose_owner_it_never_heard() -> None:
+    control = Control(POLICY)
+    control.step(Interval(100 * S, 100 * S), JournalsInForce((0, 2)))
+    actions = owners(control, 100 * S, {0: 10, 1: 10}, silent=1)
+    assert [a.adjudicator for a in actions if isinstance(a, TakeOver)] == [2]
+    control.step(Interval(107 * S, 107 * S), JournalsInForce((0,)))
+    assert not owners(control, 120 * S, {0: 10}), "a journal that ended needs no owner"
 
 
 def test_keys_move_from_a_hot_owner_to_a_cold_one() -> None:

@@ -90,7 +90,13 @@ class MapInForce(msgspec.Struct, frozen=True):
     shards: tuple[Placed, ...]
 
 
-Event = Tick | Reported | MapInForce
+class JournalsInForce(msgspec.Struct, frozen=True):
+    """What the metadata store says: these journals take commits, so each needs an owner."""
+
+    journals: tuple[int, ...]
+
+
+Event = Tick | Reported | MapInForce | JournalsInForce
 
 BUILD, PUBLISH, RETIRE = "build", "publish", "retire"
 
@@ -129,6 +135,8 @@ class Control:
         self.hosts: dict[int, HostReport] = {}
         self.replicas: dict[int, ReplicaReport] = {}
         self.owners: dict[int, AdjudicatorReport] = {}
+        self.journals: dict[int, int] | None = None
+        """Since when each is known to need an owner; None: nobody has said which there are."""
         self._streaks: dict[tuple[str, bytes | int], int] = {}
         self._quiet: list[tuple[Range, int]] = []
         """Ranges left alone until a time."""
@@ -146,6 +154,9 @@ class Control:
                 self._hear(event.report)
             case MapInForce():
                 self._map(now, event)
+            case JournalsInForce():
+                known = self.journals or {}
+                self.journals = {n: known.get(n, now.earliest) for n in event.journals}
             case Tick():
                 return self._tick(now.earliest)
         return []
@@ -492,17 +503,20 @@ class Control:
 
     def _owners_of_journals(self, now: int, actions: list[Action]) -> None:
         policy = self.policy
-        for number, report in sorted(self.owners.items()):
-            silent = now - report.at
+        for number, heard in self._last_heard():
+            silent = now - heard
             if not self._sustained("owner", number, silent > policy.owner_ns):
                 continue
             hosts = [h for h in self.hosts.values() if h.at >= now - policy.fresh_ns]
-            others = [h for h in hosts if h.host != report.host] or hosts
+            report = self.owners.get(number)
+            others = [h for h in hosts if report is None or h.host != report.host] or hosts
             if others and self._again(now, "owner", number, 2 * policy.owner_ns):
                 best = min(others, key=lambda h: (self._owned_by(h.host), h.host))
-                reason = f"owner silent for {silent // S} s"
+                reason = f"owner silent for {silent / S:.1f} s"
                 actions.append(TakeOver(self._number(), number, best.host, reason))
         live = [r for r in self.owners.values() if now - r.at <= policy.owner_ns]
+        if self.journals is not None:
+            live = [r for r in live if r.adjudicator in self.journals]
         if len(live) < 2:
             return
         hot = max(live, key=lambda r: (r.commits_per_s, -r.adjudicator))
@@ -518,6 +532,19 @@ class Control:
             actions.append(
                 MoveKeys(self._number(), hot.adjudicator, cold.adjudicator, hot.middle, reason)
             )
+
+    def _last_heard(self) -> list[tuple[int, int]]:
+        """(journal, when its owner was heard last), of every journal that needs an owner.
+
+        One that was never heard is silent since its journal is known: this control core may be new
+        while the owner is gone.
+        """
+        if self.journals is None:
+            return [(number, report.at) for number, report in sorted(self.owners.items())]
+        return [
+            (number, max(since, self.owners[number].at if number in self.owners else 0))
+            for number, since in sorted(self.journals.items())
+        ]
 
     def _owned_by(self, host: int) -> int:
         return len([one for one in self.owners.values() if one.host == host])
