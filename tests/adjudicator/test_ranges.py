@@ -360,3 +360,16 @@ def test_a_voter_that_ends_says_that_the_map_is_old() -> None:
     two.map, version = old, two.map.version
     answer = two.commit(9, put("a", "z"))
     assert (answer.code, answer.version) == (Code.PLACE, version)
+
+
+def test_a_deposed_owner_does_not_take_what_it_believes_to_own() -> None:
+    """Its successor gave the range away and gets it back; the old one has slept through it all."""
+    two = Cluster("m")
+    zero, stale = two.nodes[0], two.nodes[0].core
+    two.restart(0)
+    moved(two, 0, 1, place("c"), place("m"))
+    two.move(1, 0, place("c"), place("m"))
+    two.nodes[1].sync()
+    (released,) = [one for _, one in two.sent if isinstance(one, Released)]
+    zero.core = stale
+    assert zero.step(Heard(released)) == []

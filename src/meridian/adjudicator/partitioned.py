@@ -528,6 +528,10 @@ class Partitioned(ABC):
                 for one in effects
             )
             return [] if pending else [Send(handover.source, Acquired(self.number, handover.n))]
+        if self.ranges.meets(handover.parts()):
+            # Another owner of this journal gave it away since: this one is deposed, and will hear
+            # so from the journal.
+            return []
         if self.membership.closed_tau:
             return [Send(handover.source, Declined(self.number, handover.n))]
         if self.membership.closing or self._incoming is not None:

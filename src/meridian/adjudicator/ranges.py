@@ -115,6 +115,10 @@ class Ranges:
         """A map of this version exists."""
         self.version = max(self.version, version)
 
+    def meets(self, parts: Sequence[Part]) -> bool:
+        """Whether some of these ranges is owned, in part at least."""
+        return any(span.lo < hi and lo < span.hi for lo, hi in parts for span in self.spans)
+
     def covers(self, parts: Sequence[Part]) -> bool:
         """Whether all of these ranges, ascending, are owned."""
         at = 0

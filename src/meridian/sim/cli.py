@@ -85,9 +85,20 @@ def _summary(totals: dict[str, int], events: int, took: float) -> str:
     faults = ", ".join(f"{name} {totals.get(name, 0)}" for name in FAULTS)
     return (
         f"{told}\nover several owners: committed {cross[0]}, aborted {cross[1]}\n"
-        f"faults: {faults}\n{exercised(totals)}"
+        f"faults: {faults}\n{_steered(totals)}{exercised(totals)}"
         f"{events} events, {events / max(took, 0.001):.0f} per second\n"
     )
+
+
+CONTROL = ("split", "merge", "copy", "replace", "move", "take-over")
+
+
+def _steered(totals: dict[str, int]) -> str:
+    """What control cores did, by kind; empty if no run had any."""
+    if not any(name.startswith("steered ") for name in totals):
+        return ""
+    told = ", ".join(f"{name} {totals.get('steered ' + name, 0)}" for name in CONTROL)
+    return f"control: {told}; orders refused {totals.get('order refused', 0)}\n"
 
 
 def exercised(totals: dict[str, int]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from zlib import crc32
 
 from meridian.adjudicator import events as ev
-from meridian.sim.committer import PATIENCE_NS, UNKNOWN_ANSWERS, Committer
+from meridian.sim.committer import UNKNOWN_ANSWERS, Committer, patience
 from meridian.sim.gating import Gate
 from meridian.sim.messages import (
     Ask,
@@ -230,7 +230,7 @@ class Client(Node):
     def _read(self, txn: Txn, plan: Plan) -> Wait:
         if self.world.swarm.sharded:
             return (yield from self._read_routed(txn, plan))
-        deadline = self.world.now + PATIENCE_NS
+        deadline = self.world.now + patience(self.world)
         while self.world.now < deadline:
             replica = f"r{self._random.randrange(self._replicas)}"
             self._request += 1
@@ -245,7 +245,7 @@ class Client(Node):
 
     def _read_routed(self, txn: Txn, plan: Plan) -> Wait:
         """Keys, and sometimes a range, from whoever holds them."""
-        found = yield from self.routed.get(txn.tau_start, plan.reads, PATIENCE_NS)
+        found = yield from self.routed.get(txn.tau_start, plan.reads, patience(self.world))
         if not isinstance(found, dict):
             self.world.count("reads given up")
             return False
@@ -255,7 +255,9 @@ class Client(Node):
         if random.random() < self.world.swarm.scans:
             limit = random.choice((0, 0, 1, 3))
             wanted = self._some_range(plan)
-            told = yield from self.routed.scan(txn.tau_start, wanted, PATIENCE_NS, limit=limit)
+            told = yield from self.routed.scan(
+                txn.tau_start, wanted, patience(self.world), limit=limit
+            )
             if not isinstance(told, Scanned):
                 return False
             txn.scans.append(told)
@@ -285,7 +287,7 @@ class Client(Node):
         parts = len(chunks) - 1
         unsure = False
         again = False
-        deadline = self.world.now + PATIENCE_NS
+        deadline = self.world.now + patience(self.world)
         while self.world.now < deadline and txn.unknown_answers < UNKNOWN_ANSWERS:
             request: ev.Commit | ev.Status
             if unsure or (again and random.random() < 0.3):

@@ -12,7 +12,7 @@ from meridian.adjudicator import events as ev
 from meridian.adjudicator.cut import Cut, cut, owners_of, pack
 from meridian.adjudicator.footprint import Footprint
 from meridian.sim.messages import Ask, AskMap, Peer, ThisMap
-from meridian.sim.world import MS, S
+from meridian.sim.world import MS, S, World
 from meridian.wire import votes
 from meridian.wire.partition import PartitionMap
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PATIENCE_NS = 20 * S
 """How long a transaction tries to read, and then to learn its outcome, before it gives up."""
+LONG_PATIENCE_NS = 90 * S
+"""The same where processes may stand still for half a minute."""
 UNKNOWN_ANSWERS = 10
 """So many times "unknown", over longer than any owner takes to start, is for good."""
 
@@ -41,6 +43,11 @@ def joined(cuts: list[Cut], owner: int) -> tuple[Footprint, tuple[tuple[int, byt
     names = ("writes", "shares", "checks", "sids", "written", "row_locked", "locked", "shared")
     print_ = msgspec.structs.replace(first, **{name: every(name) for name in names})
     return print_, tuple(bound for part in parts for bound in part.bounds)
+
+
+def patience(world: World) -> int:
+    """How long a transaction waits for others."""
+    return LONG_PATIENCE_NS if world.swarm.long_pauses else PATIENCE_NS
 
 
 class Committer:
@@ -95,7 +102,7 @@ class Committer:
         txn.txid = votes.name_leader(txn.txid, leader)
         world.using[txn.txid] = tuple(txn.writes.sids())
         attempt, again, unsure, sent = 0, False, False, 0
-        deadline = world.now + PATIENCE_NS
+        deadline = world.now + patience(world)
         self._sent = None
         if self._ahead.random() < world.swarm.ahead:
             self._send_ahead(txn, chunks)

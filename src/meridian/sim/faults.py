@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 from meridian.sim.client import Client
 from meridian.sim.coded import CodedJournal
+from meridian.sim.hosts import Host
 from meridian.sim.world import MS, START, Node, S
 
 if TYPE_CHECKING:
     from meridian.sim.fleet import Fleet
     from meridian.sim.run import Run
+    from meridian.sim.steering import Steering
 
-SAFETY_NS = 5 * S
-"""Virtual time in which things fail."""
+LONG_NS = 30 * S
+"""As a virtual machine that was frozen."""
 
 
 class Faults:
@@ -32,6 +34,9 @@ class Faults:
         if self._run.fleet is not None:
             nodes += [*self._run.fleet.nodes(), *self._run.fleet.living(), *self._run.disturbers]
             self._plan_ranges(self._run.fleet)
+        if self._run.steering is not None:
+            nodes += self._run.steering.steerers
+            self._plan_steered(self._run.fleet, self._run.steering)
         if swarm.adds:
             self._plan_changes()
             nodes.append(self._run.registrar)
@@ -40,11 +45,14 @@ class Faults:
             nodes.append(self._run.mapper)
 
         def moment() -> int:
-            return START + random.randrange(SAFETY_NS)
+            return START + random.randrange(self.swarm.safety_ns)
 
         for _ in range(swarm.moves):
             assert self._run.mapper is not None
-            world.at(START + self.world.random("moves").randrange(SAFETY_NS), self._run.mapper.move)
+            world.at(
+                START + self.world.random("moves").randrange(self.swarm.safety_ns),
+                self._run.mapper.move,
+            )
         for _ in range(swarm.crashes):
             node, down = random.choice(nodes), random.randint(MS, 800 * MS)
             world.at(moment(), lambda node=node, down=down: self._crash(node, down))  # type: ignore[misc]
@@ -57,7 +65,8 @@ class Faults:
             end = begin + random.randint(10 * MS, 1000 * MS)
             world.at(begin, lambda a=one, b=other, end=end: self._cut(a, b, end))  # type: ignore[misc]
         if swarm.streams:
-            self._supervise()
+            if self._run.steering is None:
+                self._supervise()
             for _ in range(swarm.takeovers):
                 world.at(moment(), self._takeover)
             kinds = ("elect", "step_down", "stop_leader", "fail_all")
@@ -66,7 +75,7 @@ class Faults:
                 for _ in range(swarm.lost_tails):
                     world.at(moment(), lambda coded=coded: coded.lose_tail(faults))  # type: ignore[misc]
             for _ in range(swarm.elections):
-                kind, at = faults.choice(kinds), START + faults.randrange(SAFETY_NS)
+                kind, at = faults.choice(kinds), START + faults.randrange(self.swarm.safety_ns)
                 world.at(at, lambda kind=kind: faults.choice(self._run.streams()).fail(kind))  # type: ignore[misc]
         for _ in range(swarm.checkpoints):
             world.at(moment(), random.choice(self._run.replicas).checkpoint)
@@ -82,7 +91,7 @@ class Faults:
         random = world.random("faults/ranges")
 
         def moment() -> int:
-            return START + random.randrange(SAFETY_NS)
+            return START + random.randrange(self.swarm.safety_ns)
 
         for _ in range(swarm.snapshots):
             world.at(moment(), lambda: random.choice(fleet.living()).snapshot())
@@ -97,13 +106,66 @@ class Faults:
             begin = max(START, end - random.randint(100 * MS, 1500 * MS))
             world.at(begin, lambda a=a, b=b, end=end: world.cut(a, b, end))  # type: ignore[misc]
 
+    def _plan_steered(self, fleet: Fleet | None, steering: Steering) -> None:
+        """Hosts that never come back, zones that fail as a whole, pauses of half a minute."""
+        assert fleet is not None
+        world, swarm = self.world, self.swarm
+        random = world.random("faults/steered")
+
+        def moment() -> int:
+            return START + random.randrange(swarm.safety_ns)
+
+        for host in random.sample(fleet.hosts, swarm.deaths):
+            world.at(moment(), host.lose)
+        for _ in range(swarm.zone_crashes):
+            zone, down = random.randrange(swarm.zones), random.randint(100 * MS, 3000 * MS)
+            world.at(moment(), lambda zone=zone, down=down: self._crash_zone(fleet, zone, down))  # type: ignore[misc]
+        for _ in range(swarm.one_way_cuts):
+            one, other = random.sample(range(swarm.zones), 2)
+            begin = moment()
+            end = begin + random.randint(200 * MS, 4000 * MS)
+            cut = f"zone{one}", f"zone{other}", end
+            world.at(begin, lambda cut=cut: self._cut_zones(fleet, *cut))  # type: ignore[misc]
+        for _ in range(swarm.steerer_crashes):
+            one_, down = random.choice(steering.steerers), random.randint(MS, 2000 * MS)
+            world.at(moment(), lambda one=one_, down=down: self._crash(one, down))  # type: ignore[misc]
+        groups: list[list[Node]] = [[one] for one in (*steering.steerers, *self._run.everyone)]
+        for _ in range(swarm.long_pauses):
+            at = START + random.randrange(max(1, swarm.safety_ns - LONG_NS))
+            choice = random.choice([*groups, *fleet.hosts])
+            world.at(at, lambda choice=choice: self._pause_all(choice))  # type: ignore[misc]
+
+    def _crash_zone(self, fleet: Fleet, zone: int, down: int) -> None:
+        self.world.trace("zone crash", f"zone{zone}", down)
+        for host in fleet.hosts:
+            if host.zone == zone:
+                self._crash(host, down)
+
+    def _cut_zones(self, fleet: Fleet, one: str, other: str, end: int) -> None:
+        self.world.cut(one, other, end)
+        for host in fleet.hosts:
+            if f"zone{host.zone}" == one:
+                self.world.exercised("zone cut", host)
+
+    def _pause_all(self, choice: Host | list[Node]) -> None:
+        """A process, or a host with all that runs on it, stands still for half a minute."""
+        nodes = choice
+        if isinstance(choice, Host):
+            here = [one for one in choice.fleet.living() if one.host is choice]
+            nodes = [choice, *here, *choice.tenants(choice)]
+        assert isinstance(nodes, list)
+        for node in nodes:
+            self._pause(node, LONG_NS)
+
     def _plan_changes(self) -> None:
         random = self.world.random("changes")
-        moments = sorted(START + random.randrange(SAFETY_NS) for _ in range(self.swarm.adds))
+        moments = sorted(
+            START + random.randrange(self.swarm.safety_ns) for _ in range(self.swarm.adds)
+        )
         for number, moment in enumerate(moments, self.swarm.owners):
             self.world.at(moment, lambda number=number: self._run.registrar.add(number))  # type: ignore[misc]
         for _ in range(self.swarm.closes):
-            self.world.at(START + random.randrange(SAFETY_NS), self._close_some)
+            self.world.at(START + random.randrange(self.swarm.safety_ns), self._close_some)
 
     def _close_some(self) -> None:
         """A journal other than 0 ends; query processors hear of it sooner or later."""

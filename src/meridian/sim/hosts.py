@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meridian.control import performer as perform
-from meridian.control.views import HostReport, Report
+from meridian.control.views import HostReport, Report, TakeOver
 from meridian.sim.messages import AskShards, Order, Ordered, Parts, Said, TheseShards
 from meridian.sim.world import MS, Node, World
 from meridian.wire.ranges import Range
@@ -27,6 +28,11 @@ class Host(Node):
         self.disk: dict[int, Range] = {}
         """The replicas that it has, with the range that each owns."""
         self.ended: dict[int, None] = {}
+        self.lost = False
+        """It never comes back."""
+        self.tenants: Callable[[Host], Sequence[Node]] = lambda _: ()
+        """Owners that run here."""
+        self.take_over: Callable[[Host, TakeOver], bool] = lambda *_: False
         self._parts = parts
         self._performer = parts.performer(number, self.disk, self.ended)
         world.hosts.append(self.name)
@@ -41,6 +47,8 @@ class Host(Node):
 
     def on_crash(self) -> None:
         """With everything that runs here."""
+        for owner in self.tenants(self):
+            owner.crash()
         for number in self.disk:
             self.fleet.replicas[number].crash()
 
@@ -48,12 +56,28 @@ class Host(Node):
         """Whether it has replicas."""
         return ["host with replicas" if self.disk else "host idle"]
 
+    def start(self) -> None:
+        """Unless it is gone for good."""
+        if not self.lost:
+            super().start()
+
+    def lose(self) -> None:
+        """It is gone for good, with its disk."""
+        self.crash()
+        self.lost = True
+        self.world.trace("lost", self.name)
+        for number in self.disk:
+            self.fleet.end(number)
+
     def _report(self) -> None:
         now = self.clock.now()
         self._say(HostReport(self.number, now.earliest, self.zone))
         for number in self.disk:
             replica = self.fleet.replicas[number]
             if replica.alive:
+                if self.world.swarm.controllers:
+                    # Completeness is judged by the clock: idle journals are asked to move on.
+                    replica.demand(now.latest)
                 self._say(replica.report(now.earliest))
         self.after(REPORT_NS, self._report)
 
@@ -64,6 +88,10 @@ class Host(Node):
     def receive(self, source: str, message: Any) -> None:
         """Orders, and the map in force that some of them need."""
         match message:
+            case Order(action=TakeOver()):
+                assert isinstance(message.action, TakeOver)
+                ok = self.take_over(self, message.action)
+                self.world.send(self.name, source, Ordered(message.action.action, ok))
             case Order():
                 self._step(perform.Do(source, message.action))
             case TheseShards():

@@ -8,7 +8,8 @@ from random import Random
 from typing import Any
 
 from meridian.adjudicator import events as ev
-from meridian.sim.messages import AskMap, Change, Changed, ThisMap
+from meridian.control.views import MoveKeys
+from meridian.sim.messages import AskMap, Change, Changed, Order, Ordered, ThisMap
 from meridian.sim.plans import SID_FIRST
 from meridian.sim.world import MS, Node, World
 from meridian.wire.ops import SID_CATALOG
@@ -118,13 +119,30 @@ class Mapper(Node):
             # Else it may be one that is about to end: what it cannot take comes back.
             others = lasting
         target = random.choice(others)
-        assert FIRST <= lo < hi <= LAST
-        moved = map_.moved(lo, hi, target)
-        self._plan = source, ev.Move(lo, hi, target, moved.version), moved
+        self._begin(lo, hi, target)
         self._wanted -= 1
+        if self._plan is not None and random.random() < 0.2:
+            self.map = self._plan[2]
+
+    def _move_keys(self, action: MoveKeys) -> bool:
+        """A control core's order, perhaps out of date: from a place on to the end of its range."""
+        map_, lo = self._true, (int.from_bytes(action.at[:8]), action.at[8:])
+        at = bisect_right(map_.starts, lo) - 1
+        free = self._plan is None and not self._wanted and not self._owed()
+        known = action.target in self._routes and action.target not in self._draining
+        if not (free and known and map_.owners[at] == action.source and lo > map_.starts[at]):
+            return False
+        hi = map_.starts[at + 1] if at + 1 < len(map_.starts) else LAST
+        self._begin(lo, hi, action.target)
+        self.world.trace("steered move", self.name, action.reason)
+        return True
+
+    def _begin(self, lo: Place, hi: Place, target: int) -> None:
+        source = self._true.owner(lo)
+        assert FIRST <= lo < hi <= LAST and target != source
+        moved = self._true.moved(lo, hi, target)
+        self._plan = source, ev.Move(lo, hi, target, moved.version), moved
         self.world.trace("move", self.name, source, target, lo, hi)
-        if random.random() < 0.2:
-            self.map = moved
 
     def _ask(self) -> None:
         if self.world.healed:
@@ -148,6 +166,11 @@ class Mapper(Node):
         """Questions for the map; moves that are done."""
         if isinstance(message, AskMap):
             self.world.send(self.name, source, ThisMap(self.map))
+            return
+        if isinstance(message, Order):
+            assert isinstance(message.action, MoveKeys)
+            ok = self._move_keys(message.action)
+            self.world.send(self.name, source, Ordered(message.action.action, ok))
             return
         assert isinstance(message, Changed)
         moved = message.effect

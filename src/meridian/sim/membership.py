@@ -7,7 +7,7 @@ from typing import Any
 
 from meridian.adjudicator import events as ev
 from meridian.sim.mapper import Mapper
-from meridian.sim.messages import Change, Changed
+from meridian.sim.messages import AskJournals, Change, Changed, TheseJournals
 from meridian.sim.world import MS, Node, World
 
 ASK_NS = 100 * MS
@@ -25,11 +25,13 @@ class Registrar(Node):
         owners: Callable[[int], list[str]],
         opened: Callable[[int, int], None],
         mapper: Mapper | None,
+        routes: list[int],
     ) -> None:
         super().__init__(world, "m")
         self._owners = owners
         self._opened = opened
         self._mapper = mapper
+        self._routes = routes
         self._plan: list[tuple[int, ev.AddJournal | ev.CloseJournal]] = []
         """(journal whose owner is asked, what)"""
 
@@ -60,7 +62,10 @@ class Registrar(Node):
         self.after(ASK_NS, self._ask)
 
     def receive(self, source: str, message: Any) -> None:
-        """What became durable."""
+        """What became durable; questions of control cores."""
+        if isinstance(message, AskJournals):
+            self.world.send(self.name, source, TheseJournals(tuple(self._routes)))
+            return
         assert isinstance(message, Changed)
         if not self._plan:
             return

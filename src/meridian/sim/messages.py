@@ -23,6 +23,7 @@ from meridian.adjudicator.events import (
     Status,
     Unmoved,
 )
+from meridian.control.core import Control, Policy
 from meridian.control.performer import Performer
 from meridian.control.views import Action, Report
 from meridian.crossbar.core import Crossbar
@@ -87,6 +88,16 @@ class ThisMap(msgspec.Struct, frozen=True):
     """The mapper's answer."""
 
     map: PartitionMap
+
+
+class AskJournals(msgspec.Struct, frozen=True):
+    """A control core wants to know which journals need an owner."""
+
+
+class TheseJournals(msgspec.Struct, frozen=True):
+    """The registrar's answer."""
+
+    journals: tuple[int, ...]
 
 
 class Fetch(msgspec.Struct, frozen=True):
@@ -291,6 +302,7 @@ class Parts(msgspec.Struct, frozen=True):
     """A snapshot's manifest comes after its parts."""
     trim: Callable[[Sequence[Sequence[Manifest]]], dict[int, Position]] = trim_positions
     chain: Callable[..., Chain] = Chain
+    control: Callable[[Policy, int], Control] = Control
     writer_id: Callable[[str, int], str] = "{}.{}".format
     """Names an incarnation of an owner: the first part of its message ids."""
     tau_start_latest: bool = True

@@ -8,11 +8,13 @@ import msgspec
 
 from meridian.adjudicator import events as ev
 from meridian.adjudicator.core import Adjudicator
+from meridian.adjudicator.cut import cut
 from meridian.adjudicator.events import Code
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.sim.disk import Disk
 from meridian.sim.gating import Watch
+from meridian.sim.heat import Heat
 from meridian.sim.messages import (
     Ask,
     Beat,
@@ -59,6 +61,7 @@ class Owner(Node):
         self._next_to = 0
         self.spans: tuple[Span, ...] = (EVERYTHING,)
         """What its adjudicator was made to own."""
+        self.heat = Heat()
         self._catalog_reads: dict[int, int] = {}
         self._catalog_asked: dict[int, str] = {}
         self._timers: dict[str, int] = {}
@@ -154,6 +157,8 @@ class Owner(Node):
             case ev.Answer():
                 source, _ = self._asked.pop(effect.to, ("", b""))
                 world.trace("answer", self.name, effect.outcome, effect.tau, effect.code)
+                if effect.outcome is ev.Outcome.COMMITTED:
+                    self.heat.committed(self.clock.now().earliest)
                 if source:
                     world.send(self.name, source, Told(effect))
             case ev.Heartbeat():
@@ -333,6 +338,13 @@ class Owner(Node):
             case Want():
                 self._step(ev.WantHeartbeat(message.tau))
 
+    def _feel(self, commit: ev.Commit) -> None:
+        """Where its keys are, of those that are its own."""
+        if self._core is not None:
+            part = cut(commit.chunk, self._core.ranges.map).part(self.number)
+            for sid, first, _ in part.bounds:
+                self.heat.touched((sid, first))
+
     def _ask(
         self, source: str, event: ev.Commit | ev.Part | ev.Status | ev.Discard | ev.Gate
     ) -> None:
@@ -342,6 +354,8 @@ class Owner(Node):
             event = msgspec.structs.replace(event, to=self._next_to)
             self._gates[self._next_to] = event
         elif isinstance(event, ev.Commit):
+            if self.world.controllers:
+                self._feel(event)
             self._next_to += 1
             self._asked[self._next_to] = (source, event.txid)
             event = msgspec.structs.replace(event, to=self._next_to)

@@ -9,7 +9,7 @@ from meridian.sim.checkers import check_all, check_ranges
 from meridian.sim.client import Client
 from meridian.sim.coded import CodedJournal, CodedOwner
 from meridian.sim.disk import Disk
-from meridian.sim.faults import SAFETY_NS, Faults
+from meridian.sim.faults import Faults
 from meridian.sim.fleet import Fleet
 from meridian.sim.mapper import Mapper, first_map, spans_of
 from meridian.sim.membership import Registrar
@@ -19,6 +19,7 @@ from meridian.sim.owner import Owner
 from meridian.sim.plans import SIDS
 from meridian.sim.prober import Prober
 from meridian.sim.replica import Replica
+from meridian.sim.steering import Steerer, Steering
 from meridian.sim.store import Store
 from meridian.sim.stream import Stream, StreamOwner
 from meridian.sim.swarm import Swarm, choose
@@ -79,6 +80,10 @@ class Run:
             self.disturbers = [
                 Disturber(world, number, self.fleet) for number in range(swarm_.disturbers)
             ]
+        self.steering: Steering | None = None
+        """Who keeps storage and owners in shape, if somebody does."""
+        if swarm_.controllers:
+            self.steering = Steering(self, parts)
         for number in range(swarm_.owners):
             self._build_owner(number, Position())
         object_store: list[Store] = []
@@ -92,7 +97,7 @@ class Run:
             for number in range(swarm_.clients)
         ]
         self.prober: Prober | None = None
-        self.registrar = Registrar(world, self._owner_names, self._opened, self.mapper)
+        self.registrar = Registrar(world, self._owner_names, self._opened, self.mapper, self.routes)
         self.faults = Faults(self)
 
     def _build_owner(self, number: int, born: Position) -> None:
@@ -124,6 +129,8 @@ class Run:
             world.owners.setdefault(number, []).append(one.name)
             if self.mapper is not None:
                 one.spans = spans_of(self.mapper.map, number)
+            if self.steering is not None:
+                self.steering.settle_in(one)
 
     def _replica_names(self) -> list[str]:
         if self.fleet is not None:
@@ -141,6 +148,9 @@ class Run:
         self.owners[number].start()
         self.routes.append(number)
 
+    def _steerers(self) -> list[Steerer]:
+        return self.steering.steerers if self.steering is not None else []
+
     def streams(self) -> list[Stream]:
         """All shared streams that journals lie in."""
         return [stream for one in self.journals for stream in streams_of(one)]
@@ -155,11 +165,11 @@ class Run:
             if self.mapper is not None:
                 nodes.append(self.mapper)
             if self.fleet is not None:
-                nodes = [*self.fleet.nodes(), *self.disturbers, *nodes]
+                nodes = [*self.fleet.nodes(), *self.disturbers, *nodes, *self._steerers()]
             for node in (*self.streams(), *nodes):
                 node.start()
             self.faults.plan()
-            self.world.run(START + SAFETY_NS)
+            self.world.run(START + self.swarm.safety_ns)
             self._heal()
             counts = self._check()
         except (SimulationError, AssertionError, ValueError) as error:
@@ -180,14 +190,18 @@ class Run:
             stream.model.heal()
         for client in self.clients:
             client.stopping = True
-        for owner in self.everyone:
-            if self.swarm.streams:
-                owner.crash()
         nodes: list[Node] = [*self.owners, *self.replicas, self.registrar]
+        if self.swarm.streams and self.steering is not None:
+            # It is for control cores to see that every journal has an owner.
+            nodes = nodes[len(self.owners) :]
+        elif self.swarm.streams:
+            for owner in self.everyone:
+                owner.crash()
         if self.mapper is not None:
             nodes.append(self.mapper)
         if self.fleet is not None:
             nodes += [*self.fleet.nodes(), *self.disturbers, *self.fleet.living()]
+        nodes += self._steerers()
         for node in nodes:
             if not node.alive:
                 node.start()
@@ -207,6 +221,8 @@ class Run:
         Owners that crash again and again assign taus seconds ahead: above the leases before them.
         """
         world = self.world
+        if self.steering is not None and not world.run(limit, self.steering.done):
+            raise SimulationError(f"liveness: control: {self.steering.why}")
         tau = world.now + S
 
         def complete() -> bool:

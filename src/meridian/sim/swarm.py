@@ -94,6 +94,20 @@ class Swarm(msgspec.Struct, frozen=True):
     """Chance that a transaction reads a range."""
     host_crashes: int
     zone_cuts: int
+    controllers: int
+    """Control cores, who reshape shards for a reason, replace what died and take over."""
+    safety_ns: int
+    """How long things fail."""
+    deaths: int
+    """Hosts that never come back."""
+    zone_crashes: int
+    one_way_cuts: int
+    """From one zone to another."""
+    steerer_crashes: int
+    long_pauses: int
+    """Of 30 s, of a process or a host."""
+    hot: float
+    """Chance that a transaction goes to the first relation, whatever was drawn."""
     weights: tuple[int, ...]
     """Kinds of transactions, in the order of client.KINDS."""
 
@@ -180,12 +194,22 @@ def choose(seed: int) -> Swarm:
         scans=0.0,
         host_crashes=0,
         zone_cuts=0,
+        controllers=0,
+        safety_ns=5_000 * MS,
+        deaths=0,
+        zone_crashes=0,
+        one_way_cuts=0,
+        steerer_crashes=0,
+        long_pauses=0,
+        hot=0.0,
         weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(9)),
     )
     shards = Random(f"{seed}/swarm/shards")
     if changing or shards.random() >= 0.5:
         return mix
-    return _sharded(mix, shards)
+    sharded = _sharded(mix, shards)
+    control = Random(f"{seed}/swarm/control")
+    return _steered(sharded, control) if control.random() < 0.4 else sharded
 
 
 def _sharded(mix: Swarm, random: Random) -> Swarm:
@@ -211,4 +235,29 @@ def _sharded(mix: Swarm, random: Random) -> Swarm:
         scans=random.choice((0.1, 0.5)),
         host_crashes=random.choice((0, 0, 1, 3)),
         zone_cuts=random.choice((0, 0, 2)),
+    )
+
+
+def _steered(mix: Swarm, random: Random) -> Swarm:
+    """Control cores keep hosts, copies and owners in shape; nobody else disturbs the shards."""
+    hosts = random.choice((3, 4, 5))
+    copies = random.choice((1, 2, 2, 3))
+    rots = mix.rots if copies > 1 else 0
+    long_pauses = random.choice((0, 0, 0, 0, 1, 2))
+    return msgspec.structs.replace(
+        mix,
+        disturbers=0,
+        hosts=hosts,
+        zones=random.choice((2, 3)),
+        copies=copies,
+        rots=rots,
+        streams=random.random() < 0.6,
+        controllers=random.choice((1, 1, 2)),
+        safety_ns=(40_000 if long_pauses else random.choice((8_000, 12_000))) * MS,
+        deaths=random.choice((0, 0, 1, 2)) if hosts - copies > 1 else 0,
+        zone_crashes=random.choice((0, 0, 1, 2)),
+        one_way_cuts=random.choice((0, 0, 1, 3)),
+        steerer_crashes=random.choice((0, 1, 3)),
+        long_pauses=long_pauses,
+        hot=random.choice((0.0, 0.5, 0.9)),
     )

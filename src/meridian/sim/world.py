@@ -21,7 +21,7 @@ MS = 1_000_000
 S = 1_000 * MS
 START = 1_700_000_000 * S
 EVENTS_MAX = 400_000
-"""More events than any run needs: something runs in circles."""
+"""More events than five seconds of failing need: something runs in circles."""
 
 Action = Callable[[], None]
 
@@ -158,6 +158,7 @@ class World:
         self.mapper: Callable[[tuple[int, bytes]], None] | None = None
         """Moves the range around a key."""
         self._seq = 0
+        self._events_max = EVENTS_MAX * max(1, swarm.safety_ns // (5 * S))
         self._heap: list[tuple[int, int, Action]] = []
         self._hash = hashlib.blake2b(digest_size=8)
         self._randoms: dict[str, Random] = {}
@@ -211,7 +212,7 @@ class World:
             time, _, action = heapq.heappop(heap)
             self.now = max(self.now, time)
             self.events += 1
-            if self.events > EVENTS_MAX:
+            if self.events > self._events_max:
                 raise SimulationError("too many events: something runs in circles")
             action()
         self.now = until if done is None else self.now
