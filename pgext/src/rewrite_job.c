@@ -96,8 +96,8 @@ order(Oid relid, AlterTableStmt *stmt, MerJob *job)
 {
 	MerRewritePlan *plan;
 
-	/* Readers go on; a writer that has begun is waited for. */
-	LockRelationOid(relid, ShareRowExclusiveLock);
+	/* As the statement itself would; whoever has begun is waited for. */
+	LockRelationOid(relid, AccessExclusiveLock);
 	plan = mer_rewrite_plan(relid, stmt);
 	if (plan == NULL)
 		return false;
@@ -128,6 +128,7 @@ mer_rewrite_before(AlterTableStmt *stmt, bool top_level, MerJob *job)
 	relid = RangeVarGetRelid(stmt->relation, NoLock, true);
 	if (!OidIsValid(relid) || !object_ownercheck(RelationRelationId, relid, GetUserId()) ||
 		get_rel_relkind(relid) != RELKIND_RELATION || mer_relmap_sid(relid, true) == 0 ||
+		!OidIsValid(get_namespace_oid("pg_meridian", true)) ||
 		mer_job_estimated_rows(relid) <= mer_rewrite_online_rows)
 		return false;
 	return order(relid, stmt, job);
@@ -392,6 +393,19 @@ close_all(Step *s)
 	s->table = NULL;
 }
 
+/* No more rows than fit memory well, going by their size so far. */
+static int
+fitting(Relation table, int budget)
+{
+	double		rows = 0;
+	double		bytes = 0;
+
+	budget = Max(1, Min(budget, STEP_ROWS_MAX));
+	if (!mer_rel_stats(table, &rows, &bytes) || rows < 1 || bytes < rows)
+		return budget;
+	return Max(1, Min(budget, (int) Min(STEP_BYTES_EXPECTED / (bytes / rows), STEP_ROWS_MAX)));
+}
+
 /* Writers are held: what is marked now is all that there will be. */
 static void
 switch_step(Step *s)
@@ -405,7 +419,7 @@ switch_step(Step *s)
 		return;
 	}
 	mer_job_set(s->job, JOB_MARK, "");
-	s->budget = STEP_ROWS_MAX;
+	s->budget = fitting(s->table, STEP_ROWS_MAX);
 	if (!work_off_marks(s, NULL))
 	{
 		next_phase(s->job, "catchup");
@@ -466,19 +480,6 @@ make_step(Step *s)
 		switch_step(s);
 	if (!mer_job_finished(s->job) && has_numbers(s->plan))
 		mer_job_set(s->job, JOB_PLAN, mer_rewrite_plan_out(s->plan));
-}
-
-/* No more rows than fit memory well, going by their size so far. */
-static int
-fitting(Relation table, int budget)
-{
-	double		rows = 0;
-	double		bytes = 0;
-
-	budget = Max(1, Min(budget, STEP_ROWS_MAX));
-	if (!mer_rel_stats(table, &rows, &bytes) || rows < 1 || bytes < rows)
-		return budget;
-	return Max(1, Min(budget, (int) Min(STEP_BYTES_EXPECTED / (bytes / rows), STEP_ROWS_MAX)));
 }
 
 static bool

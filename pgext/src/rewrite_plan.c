@@ -37,6 +37,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/typcache.h"
 
 #include "rewrite.h"
 #include "seqstate.h"
@@ -236,8 +237,9 @@ inspect_added(Inspection *in, Relation rel, AttrNumber attnum)
 	if (att->attgenerated)
 		return add_column(in, attnum, MER_FROM_NEW, build_generation_expression(rel, attnum));
 	expr = build_column_default(rel, attnum);
+	/* A domain may refuse NULL. */
 	if (expr == NULL)
-		return true;
+		return !DomainHasConstraints(att->atttypid);
 	sequence = own_sequence(rel, attnum, expr);
 	if (!OidIsValid(sequence))
 		return add_column(in, attnum, MER_ONCE, expr);
@@ -276,6 +278,9 @@ inspect_checks(Inspection *in, Relation rel)
 		if (!constr->check[i].ccvalid || !constr->check[i].ccenforced ||
 			!concerns_new_columns(in, expr))
 			continue;
+		/* What is right when a row is written may be wrong when the job looks at it. */
+		if (contain_mutable_functions(expr))
+			return false;
 		check = palloc(sizeof(MerRewriteCheck));
 		check->name = pstrdup(constr->check[i].ccname);
 		check->expr = settle(expr);

@@ -152,3 +152,13 @@ def test_finished_jobs_are_pruned_at_times(driver: Driver) -> None:
             pruned += 1
             effect = driver.ask(Done())
     assert pruned in (2, 3)
+
+
+def test_a_step_too_large_for_a_transaction_is_made_smaller(driver: Driver) -> None:
+    step = driver.start("a")
+    budgets = []
+    while isinstance(step, Step):
+        budgets.append(step.budget)
+        step = driver.past(driver.ask(Refused("a", "54000", "too large", "", 1.0)))
+    assert budgets == [100, 25, 6, 1]
+    assert step == Fail("a", "54000", "too large", "")

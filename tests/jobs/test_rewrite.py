@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
 from tests.conftest import Server
-from tests.jobs.tables import Session, Writers, one, verify
+from tests.jobs.tables import Session, Writers, indexes, one, verify, wait_for
 
 ROWS = 2500
 
@@ -232,3 +235,263 @@ def test_writers_all_the_while(cluster: Server, stock: Server) -> None:
         check_models(session, stock, models, ["DROP CONSTRAINT small", *COMMANDS])
     assert cluster.directory is not None
     verify(cluster.directory)
+
+
+SLOW = "ALTER t TYPE int USING slowly(t)"
+
+
+@pytest.fixture
+def slow(cluster: Server) -> Iterator[Session]:
+    """A session with a table whose rewrite takes seconds."""
+    with psycopg.connect(cluster.dsn, autocommit=True) as session:
+        make(session)
+        session.execute(
+            "CREATE OR REPLACE FUNCTION slowly(text) RETURNS int IMMUTABLE LANGUAGE plpgsql AS"
+            " $$BEGIN PERFORM pg_sleep(0.001); RETURN $1::int; END$$"
+        )
+        yield session
+
+
+class Altering(threading.Thread):
+    """ALTER TABLE in a session of its own; `error` is what it ended with."""
+
+    def __init__(self, dsn: str, command: str) -> None:
+        super().__init__()
+        self.error: psycopg.Error | None = None
+        self.session = psycopg.connect(dsn, autocommit=True)
+        self.command = command
+        self.start()
+
+    def run(self) -> None:
+        with self.session:
+            self.session.execute("SET meridian.rewrite_online_rows = 100")
+            try:
+                self.session.execute(f"ALTER TABLE r {self.command}".encode())
+            except psycopg.Error as error:
+                self.error = error
+
+    def end(self) -> psycopg.Error | None:
+        self.join(60)
+        assert not self.is_alive()
+        return self.error
+
+
+def under_way(session: Session, least: int = 0) -> str:
+    """The id of the job that rewrites, once it has copied some rows."""
+    query = "SELECT job_id FROM sys.jobs WHERE status = 'processing' AND rows_done > %s"
+    row = wait_for(lambda: session.execute(query.encode(), [least]).fetchone())
+    return str(row[0])
+
+
+def nothing_is_left(session: Session) -> None:
+    wait_for(lambda: one(session, HIDDEN) == 0)
+    kind = "SELECT format_type(atttypid, -1) FROM pg_attribute WHERE attname = 't'"
+    assert one(session, kind + " AND attrelid = 'r'::regclass") == "text"
+    assert one(session, "SELECT count(*) FROM r") == ROWS
+
+
+def test_cancelled_by_its_statement(slow: Session) -> None:
+    slow.execute("SET statement_timeout = '700ms'")
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        slow.execute(f"ALTER TABLE r {SLOW}".encode())
+    slow.execute("RESET statement_timeout")
+    nothing_is_left(slow)
+    status = "SELECT status FROM sys.jobs ORDER BY update_time DESC LIMIT 1"
+    assert one(slow, status) == "cancelled"
+
+
+def test_cancelled_by_another_session(cluster: Server, slow: Session) -> None:
+    altering = Altering(cluster.dsn, SLOW)
+    slow.execute(f"CALL sys.cancel_job('{under_way(slow)}')".encode())
+    error = altering.end()
+    assert error is not None and error.sqlstate == "57014"
+    nothing_is_left(slow)
+    slow.execute("UPDATE r SET t = 'x' WHERE id = 5")
+
+
+def test_dropped_and_truncated(cluster: Server, slow: Session) -> None:
+    altering = Altering(cluster.dsn, SLOW)
+    under_way(slow)
+    slow.execute("TRUNCATE r")
+    error = altering.end()
+    assert error is not None and error.sqlstate == "55000"
+    assert one(slow, "SELECT count(*) FROM r") == 0
+    make(slow)
+    altering = Altering(cluster.dsn, SLOW)
+    under_way(slow)
+    slow.execute("DROP TABLE r")
+    error = altering.end()
+    assert error is not None and error.sqlstate == "57014"
+    assert one(slow, HIDDEN) == 0
+
+
+DDL = [
+    "ALTER TABLE r ADD COLUMN z int",
+    "ALTER TABLE r RENAME t TO tt",
+    "ALTER TABLE r RENAME TO rr",
+    "ALTER TABLE r SET SCHEMA sys",
+    "ALTER INDEX r_u_key RENAME TO other",
+    "CREATE INDEX ON r (t)",
+    "ALTER TABLE r DROP COLUMN t",
+]
+
+
+def test_what_goes_on_and_what_does_not(cluster: Server, slow: Session) -> None:
+    altering = Altering(cluster.dsn, SLOW)
+    under_way(slow)
+    for sql in DDL:
+        with pytest.raises(psycopg.errors.ObjectInUse, match="is being rewritten"):
+            slow.execute(sql.encode())
+    slow.execute("DROP INDEX r_a_t_idx")
+    slow.execute("GRANT SELECT ON r TO PUBLIC")
+    began = time.monotonic()
+    slow.execute("UPDATE r SET t = '77' WHERE id = 1")
+    assert one(slow, "SELECT t FROM r WHERE id = 1") == "77"
+    assert time.monotonic() - began < 1
+    assert altering.end() is None
+    assert slow.execute("SELECT t FROM r WHERE id IN (1, 2) ORDER BY id").fetchall() == [
+        (77,),
+        (2,),
+    ]
+    assert "r_a_t_idx" not in indexes(slow, "r")
+
+
+@pytest.mark.parametrize("written", ["old part", "new part"])
+def test_a_value_written_meanwhile_that_does_not_fit(
+    cluster: Server, slow: Session, written: str
+) -> None:
+    """The writer came first: it gets its way, and ALTER TABLE fails."""
+    altering = Altering(cluster.dsn, SLOW)
+    under_way(slow, 200)
+    id_ = 3 if written == "old part" else ROWS - 3
+    slow.execute(f"UPDATE r SET t = 'abc' WHERE id = {id_}".encode())
+    error = altering.end()
+    assert error is not None
+    assert (error.sqlstate, error.diag.message_primary) == (
+        "22P02",
+        'invalid input syntax for type integer: "abc"',
+    )
+    nothing_is_left(slow)
+    assert one(slow, f"SELECT t FROM r WHERE id = {id_}") == "abc"
+
+
+def test_the_session_that_ordered_it_counts(cluster: Server, stock: Server) -> None:
+    """Time zone, role, search path, and the one now() of a statement."""
+    values = []
+    for server in (cluster, stock):
+        with psycopg.connect(server.dsn, autocommit=True) as session:
+            make(session)
+            session.execute("DROP SCHEMA IF EXISTS elsewhere CASCADE")
+            session.execute("CREATE SCHEMA elsewhere")
+            session.execute(
+                "CREATE FUNCTION elsewhere.twice(int) RETURNS int IMMUTABLE LANGUAGE sql"
+                " AS 'SELECT 2 * $1'"
+            )
+            session.execute("SET search_path = elsewhere, public")
+            session.execute("SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'SQL, DMY'")
+            session.execute("ALTER TABLE r ADD ts timestamp DEFAULT '2020-01-02 03:04:05'")
+            before = one(session, "SELECT extract(epoch FROM clock_timestamp())")
+            session.execute(
+                "ALTER TABLE r ALTER ts TYPE timestamptz, ALTER t TYPE date"
+                " USING ('0' || (t::int % 9 + 1) || '/04/2021')::date,"
+                " ALTER a TYPE bigint USING twice(a),"
+                " ADD o text DEFAULT current_user || random()::int % 1"
+            )
+            assert one(session, "SELECT count(DISTINCT o) FROM r") == 1
+            session.execute("ALTER TABLE r ALTER ts TYPE timestamptz USING now()")
+            assert one(session, "SELECT count(DISTINCT ts) FROM r") == 1
+            assert one(session, "SELECT extract(epoch FROM min(ts)) FROM r") >= before
+            session.execute("ALTER TABLE r ALTER ts TYPE text USING 'gone'")
+            session.execute("RESET DateStyle")
+            values.append(state(session))
+    assert values[0] == values[1]
+    with psycopg.connect(cluster.dsn) as session:
+        assert jobs(session) >= 2
+
+
+def test_values_drawn_for_new_columns(cluster: Server) -> None:
+    with psycopg.connect(cluster.dsn, autocommit=True) as session:
+        make(session)
+        session.execute("DROP SEQUENCE IF EXISTS drawn")
+        session.execute("CREATE SEQUENCE drawn START 500")
+        before = jobs(session)
+        session.execute(
+            "ALTER TABLE r ADD s smallserial, ADD b int GENERATED BY DEFAULT AS IDENTITY"
+            " (START 10 INCREMENT 5), ADD n bigint DEFAULT nextval('drawn'),"
+            " ADD w uuid NOT NULL DEFAULT gen_random_uuid(),"
+            " ADD c timestamptz DEFAULT clock_timestamp()"
+        )
+        assert jobs(session) == before + 1
+        numbers = "SELECT min({0}), max({0}), count(DISTINCT {0}) FROM r"
+        for column, expected in (
+            ("s", (1, ROWS, ROWS)),
+            ("b", (10, 10 + 5 * (ROWS - 1), ROWS)),
+            ("n", (500, 500 + ROWS - 1, ROWS)),
+        ):
+            assert session.execute(numbers.format(column).encode()).fetchone() == expected
+        assert one(session, "SELECT count(DISTINCT w) FROM r") == ROWS
+        assert one(session, "SELECT count(DISTINCT c) FROM r") > 1
+        row = session.execute(
+            "INSERT INTO r (id, u) VALUES (0, 'x') RETURNING s, b, n, w IS NOT NULL"
+        ).fetchone()
+        assert row == (ROWS + 1, 10 + 5 * ROWS, 500 + ROWS, True)
+
+
+def test_too_many_numbers_for_the_type(cluster: Server, stock: Server) -> None:
+    said = []
+    for server in (cluster, stock):
+        with psycopg.connect(server.dsn, autocommit=True) as session:
+            make(session)
+            with pytest.raises(psycopg.Error) as error:
+                session.execute(
+                    "ALTER TABLE r ADD b smallint GENERATED ALWAYS AS IDENTITY (START 32000)"
+                )
+            said.append((error.value.sqlstate, state(session)))
+    assert said[0] == said[1]
+
+
+ONE_COMMIT = [
+    "ADD k uuid UNIQUE DEFAULT gen_random_uuid()",
+    "ALTER a TYPE bigint USING unsure(a)",
+    "ALTER a TYPE bigint, ALTER d SET DEFAULT 9",
+]
+
+
+def test_what_stays_one_commit(cluster: Server) -> None:
+    with psycopg.connect(cluster.dsn, autocommit=True) as session:
+        make(session)
+        session.execute(
+            "CREATE OR REPLACE FUNCTION unsure(int) RETURNS int STABLE LANGUAGE plpgsql"
+            " AS $$BEGIN RETURN $1; END$$"
+        )
+        before = jobs(session)
+        for command in ONE_COMMIT:
+            session.execute(f"ALTER TABLE r {command}".encode())
+            make(session)
+        with session.transaction():
+            session.execute("ALTER TABLE r ALTER a TYPE bigint")
+        make(session)
+        session.execute("DROP TABLE IF EXISTS points")
+        session.execute("CREATE TABLE points (u text REFERENCES r (u), v int)")
+        session.execute("ALTER TABLE r ALTER u TYPE varchar")
+        make_parted(session)
+        session.execute("ALTER TABLE parted ALTER v TYPE bigint")
+        assert jobs(session) == before
+        # A foreign key of another column is none of its business.
+        session.execute("ALTER TABLE r ALTER a TYPE bigint")
+        assert jobs(session) == before + 1
+        session.execute("INSERT INTO points VALUES ('u5')")
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            session.execute("INSERT INTO points VALUES ('nobody')")
+        session.execute("DROP TABLE points, parted")
+
+
+def make_parted(session: Session) -> None:
+    session.execute("DROP TABLE IF EXISTS parted")
+    session.execute("CREATE TABLE parted (id int, v int) PARTITION BY HASH (id)")
+    for n in range(2):
+        session.execute(
+            f"CREATE TABLE parted{n} PARTITION OF parted"
+            f" FOR VALUES WITH (MODULUS 2, REMAINDER {n})".encode()
+        )
+    session.execute(f"INSERT INTO parted SELECT i, i FROM generate_series(1, {ROWS}) i".encode())

@@ -26,6 +26,8 @@ ODD_FAILURES_MAX = 20
 
 _CONFLICTS = ("40001", "40P01", "55P03")
 """Others were there first: again, without end, for each of them made progress."""
+_TOO_LARGE = "54000"
+"""The step does not fit a transaction: again, smaller."""
 _PASSING = ("08", "53", "57", "58", "25", "XX")
 """Classes of failures of what is around the job."""
 AGAIN = "again"
@@ -181,6 +183,9 @@ class Core:
         pace.due_ms = now_ms + max(pause_ms, REST * event.elapsed_ms)
         if event.sqlstate in _CONFLICTS:
             pace.conflicts += pace.budget == 1
+            pace.budget = max(1, pace.budget // 4)
+            return
+        if event.sqlstate == _TOO_LARGE and pace.budget > 1:
             pace.budget = max(1, pace.budget // 4)
             return
         passing = not event.sqlstate or event.sqlstate.startswith(_PASSING)
