@@ -134,6 +134,21 @@ mer_rewrite_before(AlterTableStmt *stmt, bool top_level, MerJob *job)
 	return order(relid, stmt, job);
 }
 
+/* The catalog of this instance may lag behind the end of a job. */
+static bool
+is_rewritten(Oid relid)
+{
+	if (!OidIsValid(mer_rewrite_hidden("marks", relid)))
+		return false;
+	foreach_ptr(MerJob, job, mer_job_list())
+	{
+		if (mer_job_is(job, JOB_TYPE, MER_REWRITE_TYPE) && !mer_job_finished(job) &&
+			(Oid) mer_job_int(job, JOB_TABLE_ID) == relid)
+			return true;
+	}
+	return false;
+}
+
 /* What changes the table would be undone by the switch, or make it fail. */
 void
 mer_rewrite_refuse_ddl(RangeVar *name)
@@ -145,7 +160,7 @@ mer_rewrite_refuse_ddl(RangeVar *name)
 	relid = RangeVarGetRelid(name, NoLock, true);
 	if (OidIsValid(relid) && get_rel_relkind(relid) == RELKIND_INDEX)
 		relid = IndexGetRelation(relid, true);
-	if (!OidIsValid(relid) || !OidIsValid(mer_rewrite_hidden("marks", relid)))
+	if (!OidIsValid(relid) || !is_rewritten(relid))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_IN_USE),

@@ -87,6 +87,7 @@ class Ddl(threading.Thread):
         self.retries: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.job_rows = itertools.cycle((0, 1_000_000))
         self.late = 0
         """Changes that the other instance did not show at once (it may wait for a version)."""
 
@@ -136,7 +137,8 @@ class Ddl(threading.Thread):
 
     def _may_retry(self, state: str) -> bool:
         lost = state.startswith(LOST) or state in ("OperationalError", "ConnectionTimeout")
-        return state == "40001" or (self.shared.kills and lost)
+        # A job whose session was killed goes on.
+        return state == "40001" or (self.shared.kills and (lost or state == "55006"))
 
     def _once(self, work: Callable[[psycopg.Connection], object], turns: Iterator[int]) -> object:
         try:
@@ -152,6 +154,9 @@ class Ddl(threading.Thread):
         dsns = self.shared.dsns()
         dsn = dsns[next(turns) % len(dsns)]
         with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as session:
+            # Small as the tables are, every other rewrite is a background job.
+            rows = next(self.job_rows)
+            session.execute(f"SET meridian.rewrite_online_rows = {rows}".encode())
             return work(session)
 
 
