@@ -307,10 +307,10 @@ check_oid(Capture *c, HeapTuple tuple)
 
 	if (!mer_oid_leased(oid))
 		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("object id %u in \"%s\" lies outside of the ranges of this instance",
 						oid, RelationGetRelationName(c->rel)),
-				 errhint("Retry the transaction, in parts if it makes thousands of objects.")));
+				 errhint("Retry the transaction, in parts if it makes many thousands of objects.")));
 }
 
 static void

@@ -284,6 +284,13 @@ mer_catalog_note_statement(PlannedStmt *pstmt, const char *text)
 	appendBinaryStringInfo(audit, ";\n", 2);
 }
 
+/* Labels of an enum are made all at once; whatever else is made is looked at one by one (ddl.c). */
+static uint32
+objects_at_once(Node *stmt)
+{
+	return IsA(stmt, CreateEnumStmt) ? (uint32) list_length(((CreateEnumStmt *) stmt)->vals) : 0;
+}
+
 static void
 note_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			 ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *queryEnv,
@@ -293,7 +300,7 @@ note_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		GetCommandLogLevel(pstmt->utilityStmt) == LOGSTMT_DDL;
 
 	if (ddl)
-		mer_oids_ensure();
+		mer_oids_ensure(objects_at_once(pstmt->utilityStmt));
 	if (context <= PROCESS_UTILITY_QUERY && IsA(pstmt->utilityStmt, TruncateStmt))
 		mer_gate_before_truncate((TruncateStmt *) pstmt->utilityStmt);
 	next_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);

@@ -69,7 +69,8 @@ extern void mer_catlock_init(void);
 
 /* ---------- OIDs (oids.c) ---------- */
 
-extern void mer_oids_ensure(void);	/* before a statement that may make objects */
+/* Before a statement that may make objects, and after each: room for so many without another look. */
+extern void mer_oids_ensure(uint32 objects);
 extern bool mer_oid_leased(Oid oid);
 
 /* Statements that begin after a change (replan.c). */

@@ -30,6 +30,7 @@
 #include "utils/relfilenumbermap.h"
 #include "utils/syscache.h"
 
+#include "coherence.h"
 #include "statistics.h"
 #include "utility.h"
 
@@ -219,6 +220,8 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 {
 	if (prev_object_access)
 		prev_object_access(access, class_id, object_id, sub_id, arg);
+	if (access == OAT_POST_CREATE)
+		mer_oids_ensure(0);
 	if (class_id == ConstraintRelationId && (access == OAT_POST_CREATE || access == OAT_POST_ALTER))
 		mer_check_note_constraint(object_id, access == OAT_POST_ALTER);
 	if (class_id == StatisticExtRelationId && access == OAT_DROP)

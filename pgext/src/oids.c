@@ -4,7 +4,8 @@
  *
  * The server's counter is kept within a range leased from the metadata store:
  * it is looked at before every statement that may make objects, temporary ones
- * too, and set to the start of a new range when the present one nears its end.
+ * too, and after each object made, and set to the start of a new range when the
+ * present one nears its end.
  * Numbers of files and of values out of line come from the same counter and
  * may run past the range: they mean nothing to other instances.  An object that
  * got such a number is refused when its transaction commits.
@@ -17,7 +18,7 @@
 #include "storage/shmem.h"
 
 #define LEASE_OIDS 8192
-#define MARGIN_OIDS 2048		/* most that one statement uses of a range that was looked at */
+#define MARGIN_OIDS 2048		/* most that is used of a range between two looks */
 #define RANGES 64				/* remembered for transactions that began in an older one */
 
 typedef struct Range
@@ -51,34 +52,34 @@ mer_oids_startup(void)
 		memset(oids, 0, sizeof(Oids));
 }
 
-/* Is there room for the objects of a statement? */
+/* Is there room for so many objects more, and what others make meanwhile? */
 static bool
-enough(void)
+enough(uint32 objects)
 {
 	Range	   *range = &oids->ranges[(oids->nranges - 1) % RANGES];
 	Oid			next = TransamVariables->nextOid;
 
 	return oids->nranges > 0 && next >= range->first && next < range->end &&
-		range->end - next >= MARGIN_OIDS;
+		range->end - next >= MARGIN_OIDS + objects;
 }
 
 static bool
-have_enough(void)
+have_enough(uint32 objects)
 {
 	bool		answer;
 
 	LWLockAcquire(OidGenLock, LW_SHARED);
-	answer = enough();
+	answer = enough(objects);
 	LWLockRelease(OidGenLock);
 	return answer;
 }
 
 /* Someone else may have been faster: then the numbers are lost, no more. */
 static void
-use(uint32 first, uint32 count)
+use(uint32 first, uint32 count, uint32 objects)
 {
 	LWLockAcquire(OidGenLock, LW_EXCLUSIVE);
-	if (!enough())
+	if (!enough(objects))
 	{
 		Range	   *range = &oids->ranges[oids->nranges++ % RANGES];
 
@@ -92,9 +93,15 @@ use(uint32 first, uint32 count)
 
 /* A lease may be smaller than asked for: the rest of a block. */
 void
-mer_oids_ensure(void)
+mer_oids_ensure(uint32 objects)
 {
-	while (IsUnderPostmaster && !have_enough())
+	if (objects > LEASE_OIDS - MARGIN_OIDS)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("one statement makes %u objects at once, %d at most are possible",
+						objects, LEASE_OIDS - MARGIN_OIDS),
+				 errhint("Make the others with further statements, such as ALTER TYPE ... ADD VALUE.")));
+	while (IsUnderPostmaster && !have_enough(objects))
 	{
 		int64		first;
 		int64		count = mer_lease(MER_LEASE_OID, LEASE_OIDS, &first);
@@ -103,8 +110,8 @@ mer_oids_ensure(void)
 			ereport(ERROR,
 					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 					 errmsg("no object ids are left")));
-		if (count >= MARGIN_OIDS)
-			use((uint32) first, (uint32) count);
+		if (count >= MARGIN_OIDS + objects)
+			use((uint32) first, (uint32) count, objects);
 	}
 }
 

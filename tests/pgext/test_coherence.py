@@ -96,6 +96,23 @@ def test_object_ids_come_from_ranges_of_their_own(pair: Pair) -> None:
     assert min(oids[0] | oids[1]) >= 1 << 20
 
 
+def test_one_statement_may_make_thousands_of_objects(pair: Pair) -> None:
+    """More object ids than a range has left; in all, more than a range holds."""
+    here, _there = pair
+    labels = [f"'l{n}'" for n in range(6_145)]
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+        here.execute(f"CREATE TYPE many AS ENUM ({', '.join(labels)})".encode())
+    here.execute("BEGIN")
+    here.execute(f"CREATE TYPE many AS ENUM ({', '.join(labels[1:])})".encode())
+    columns = ", ".join(f"c{n} int NOT NULL DEFAULT {n}" for n in range(1_300))
+    here.execute(f"CREATE TABLE wide ({columns})".encode())
+    here.execute(f"CREATE TABLE wide2 ({columns})".encode())
+    here.execute("COMMIT")
+    for session in pair:
+        found = session.execute("SELECT 'l6144'::many > 'l6143', count(*) FROM wide2").fetchone()
+        assert found == (True, 0)
+
+
 def test_what_adds_or_grants_disturbs_nobody(pair: Pair) -> None:
     here, there = pair
     here.execute("CREATE TABLE t (a int PRIMARY KEY)")
