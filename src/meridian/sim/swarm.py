@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import msgspec
 
 MS = 1_000_000
 
 
-class Swarm(msgspec.Struct, frozen=True):
+class Swarm(msgspec.Struct, frozen=True, kw_only=True):
     """The mix of one run.  Times in ns, chances per message, sync or transaction."""
 
     owners: int
@@ -75,41 +76,58 @@ class Swarm(msgspec.Struct, frozen=True):
     keys: int
     gates: float
     """Chance that a transaction rewrites a relation behind a gate, where schemas change."""
-    sharded: bool
+    sharded: bool = False
     """Storage is ranges on hosts, found by a shard map; else every replica holds everything."""
-    hosts: int
-    zones: int
-    shards: int
-    copies: int
+    hosts: int = 0
+    zones: int = 0
+    shards: int = 0
+    copies: int = 0
     """Replicas of a shard in the beginning."""
-    disturbers: int
+    disturbers: int = 0
     """Who reshape the shards at random."""
-    hasty: float
+    hasty: float = 0.0
     """Chance that a change goes on before its step is done."""
-    snapshots: int
+    snapshots: int = 0
     """Times that a replica sends a snapshot of its range."""
-    keeps: int
+    keeps: int = 0
     """Snapshots of a shard that are kept."""
-    scans: float
+    scans: float = 0.0
     """Chance that a transaction reads a range."""
-    host_crashes: int
-    zone_cuts: int
-    controllers: int
+    host_crashes: int = 0
+    zone_cuts: int = 0
+    controllers: int = 0
     """Control cores, who reshape shards for a reason, replace what died and take over."""
-    safety_ns: int
+    safety_ns: int = 5_000 * MS
     """How long things fail."""
-    deaths: int
+    deaths: int = 0
     """Hosts that never come back."""
-    zone_crashes: int
-    one_way_cuts: int
+    zone_crashes: int = 0
+    one_way_cuts: int = 0
     """From one zone to another."""
-    steerer_crashes: int
-    long_pauses: int
+    steerer_crashes: int = 0
+    long_pauses: int = 0
     """Of 30 s, of a process or a host."""
-    hot: float
+    hot: float = 0.0
     """Chance that a transaction goes to the first relation, whatever was drawn."""
     weights: tuple[int, ...]
     """Kinds of transactions, in the order of client.KINDS."""
+
+
+def _journals(random: Random, *, changing: bool) -> dict[str, Any]:
+    """What befalls journals: streams of several servers, journals that come and go."""
+    return {
+        "elections": random.choice((0, 1, 3, 8)),
+        "election": random.choice(
+            ((100 * MS, 600 * MS), (500 * MS, 2000 * MS), (4000 * MS, 9000 * MS))
+        ),
+        "duplicates_ns": random.choice((120_000 * MS, 200 * MS)),
+        "adds": random.choice((1, 1, 2, 3)) if changing else 0,
+        "closes": random.choice((0, 1, 2)) if changing else 0,
+        "coded": random.random() < 0.5,
+        "lag_bytes": random.choice((0, 300, 1 << 23)),
+        "dies_sealing": random.choice((0.0, 0.3)),
+        "lost_tails": random.choice((0, 0, 1, 4)),
+    }
 
 
 def choose(seed: int) -> Swarm:
@@ -160,48 +178,18 @@ def choose(seed: int) -> Swarm:
         cuts=random.choice((0, 0, 2, 5)),
         clock_steps=random.choice((0, 0, 5, 20)),
         checkpoints=random.choice((0, 0, 1, 4)),
-        elections=journals.choice((0, 1, 3, 8)),
-        election=journals.choice(
-            ((100 * MS, 600 * MS), (500 * MS, 2000 * MS), (4000 * MS, 9000 * MS))
-        ),
-        duplicates_ns=journals.choice((120_000 * MS, 200 * MS)),
-        adds=journals.choice((1, 1, 2, 3)) if changing else 0,
-        closes=journals.choice((0, 1, 2)) if changing else 0,
         rots=rots,
+        **_journals(journals, changing=changing),
         partitioned=partitioned,
         moves=votes.choice((0, 0, 2, 6, 20)) if partitioned else 0,
         moves_at_votes=votes.choice((0, 0, 0.02, 0.1)) if partitioned else 0,
         crash_at_vote=votes.choice((0.0, 0.0, 0.01, 0.05)) if partitioned else 0.0,
         wide=votes.choice((0.0, 0.3, 0.8)),
         ahead=Random(f"{seed}/swarm/ahead").choice((0.0, 0.3, 1.0)) if partitioned else 0.0,
-        coded=journals.random() < 0.5,
-        lag_bytes=journals.choice((0, 300, 1 << 23)),
-        dies_sealing=journals.choice((0.0, 0.3)),
-        lost_tails=journals.choice((0, 0, 1, 4)),
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
         work_keys=random.choice((1 << 16, 1)),
         keys=random.choice((3, 6, 20)),
         gates=Random(f"{seed}/swarm/gates").choice((0.0, 0.0, 0.02, 0.08)),
-        sharded=False,
-        hosts=0,
-        zones=0,
-        shards=0,
-        copies=0,
-        disturbers=0,
-        hasty=0.0,
-        snapshots=0,
-        keeps=0,
-        scans=0.0,
-        host_crashes=0,
-        zone_cuts=0,
-        controllers=0,
-        safety_ns=5_000 * MS,
-        deaths=0,
-        zone_crashes=0,
-        one_way_cuts=0,
-        steerer_crashes=0,
-        long_pauses=0,
-        hot=0.0,
         weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(9)),
     )
     shards = Random(f"{seed}/swarm/shards")
