@@ -172,10 +172,21 @@ take_answer(void)
 const char *
 mer_commit_txid(void)
 {
-	if (!txid_chosen && !pg_strong_random(txid, MER_TXID_BYTES))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate a transaction id")));
+	/* Drawn many at a time: each draw opens a file. */
+	static char drawn[64 * MER_TXID_BYTES];
+	static int	ndrawn = 0;
+
+	if (txid_chosen)
+		return txid;
+	if (ndrawn == 0)
+	{
+		if (!pg_strong_random(drawn, sizeof(drawn)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate a transaction id")));
+		ndrawn = sizeof(drawn) / MER_TXID_BYTES;
+	}
+	memcpy(txid, drawn + --ndrawn * MER_TXID_BYTES, MER_TXID_BYTES);
 	txid_chosen = true;
 	return txid;
 }

@@ -563,8 +563,10 @@ take_known(MerScan *scan)
 {
 	MerVersion *v;
 
-	if (!scan->spec.point || scan->index || scan->page || scan->where == AT_ROW)
+	if (!scan->spec.point || scan->page || scan->where == AT_ROW)
 		return false;
+	if (scan->index)
+		return mer_scan_known_entry(scan);
 	v = mer_tid_find_stored(scan->sid, scan->spec.lo, scan->spec.lo_len);
 	if (v == NULL)
 		return false;

@@ -70,6 +70,9 @@ struct MerScan
 /* The row key that a local index entry points to. */
 extern MerBytes mer_entry_rowkey(MerVersion *entry);
 extern void mer_scan_clear_row(MerScan *scan);
+
+/* One whole key of a unique index that was read before, with its row. */
+extern bool mer_scan_known_entry(MerScan *scan);
 extern void mer_scan_drop_page(MerScan *scan);
 
 #endif							/* MERIDIAN_SCAN_H */

@@ -66,7 +66,37 @@ stored_tid(MerScan *scan, ItemPointer tid)
 											scan->shape->natts));
 		pfree(row.data);
 	}
+	/* Found again by the same key without asking: statements come back to rows. */
+	if (v->row && scan->spec.point && scan->joined && !scan->entry)
+		mer_tid_link(scan->sid, scan->ref->key, scan->ref->klen, v);
 	mer_tid_assign(v, tid);
+}
+
+/*
+ * The entry is not ours, so it is as it was read; its row may be ours by now.
+ * As of one tau_start storage would answer both again.
+ */
+bool
+mer_scan_known_entry(MerScan *scan)
+{
+	MerVersion *row;
+	MerEntry   *e;
+	MerVersion *v;
+
+	if (!scan->joined || !scan->stored)
+		return false;
+	row = mer_tid_find_stored(scan->sid, scan->spec.lo, scan->spec.lo_len);
+	if (row == NULL)
+		return false;
+	e = scan->local_rows ? mer_entry_find(scan->local_rows, row->key, row->klen) : NULL;
+	v = e ? mer_entry_visible(e, scan->cid_limit) : NULL;
+	if (v && v->tombstone)
+		return false;
+	scan->version = v ? v : row;
+	scan->where = AT_ROW;
+	scan->pos = scan->spec.lo;
+	scan->poslen = scan->spec.lo_len;
+	return true;
 }
 
 /*

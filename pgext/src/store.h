@@ -180,6 +180,7 @@ extern MerVersion *mer_tid_stored(int64 sid, const char *key, uint32 klen,
 								  const char *row, uint32 rowlen, const MerShape *shape);
 extern void mer_tid_none(ItemPointer tid);
 extern MerVersion *mer_tid_find_stored(int64 sid, const char *key, uint32 klen);
+extern void mer_tid_link(int64 index_sid, const char *key, uint32 klen, MerVersion *row);
 extern void mer_tids_reset(void);
 extern bool mer_tids_full(void);	/* keep keys only from now on */
 

@@ -185,6 +185,25 @@ mer_tid_stored(int64 sid, const char *key, uint32 klen, const char *row,
 	return v;
 }
 
+/* Lets the key of an entry of a unique index find a stored version, too. */
+void
+mer_tid_link(int64 index_sid, const char *key, uint32 klen, MerVersion *row)
+{
+	StoredKey	probe = {index_sid, key, klen};
+	StoredEntry *entry;
+	char	   *bytes;
+
+	Assert(stored != NULL && row->row != NULL);
+	if (mer_tids_full() || hash_search(stored, &probe, HASH_FIND, NULL))
+		return;
+	bytes = MemoryContextAlloc(mer_txn.cxt, Max(klen, 1));
+	memcpy(bytes, key, klen);
+	probe.key = bytes;
+	entry = hash_search(stored, &probe, HASH_ENTER, NULL);
+	entry->version = row;
+	stored_bytes += klen + KEY_OVERHEAD;
+}
+
 /*
  * A stored version that was read before, with its row; NULL if there is none.
  * As of one tau_start it is what storage would answer again.
