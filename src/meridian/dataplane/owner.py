@@ -81,6 +81,12 @@ class Owner(Shell):
                     self.node.catalog.add(payload.catalog, record.tau)
                 accepted.append((record, payload))
 
+    def want(self, tau: int) -> None:
+        ledger = self.adjudicator.ledger
+        # Promised already: the heartbeat comes once what is under way is durable, and none is lost.
+        if not ledger.beat < tau <= ledger.promised:
+            super().want(tau)
+
     def gated(self, effect: ev.Gated) -> None:
         self.node.gates.answered(effect)
 

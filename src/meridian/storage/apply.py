@@ -87,6 +87,8 @@ def _check_column(attnum: int, column_class: int) -> None:
 
 def _check_keys(op: Put | Delete | Big | Lock | Share | Check) -> None:
     keys = op.keys
+    if len(keys) == 1 and type(keys[0]) is bytes:
+        return
     if set(map(type, keys)) - {bytes}:
         raise BadWriteSet("keys are byte strings")
     if not all(map(lt, keys, islice(keys, 1, None))):
@@ -104,7 +106,8 @@ def _check_rows(op: Put) -> None:
         raise BadWriteSet("rows, keys and attnums do not match")
     if set(map(len, op.rows)) - {len(op.attnums)}:
         raise BadWriteSet("a row has another number of columns than its op")
-    for column in zip(*op.rows, strict=True):
+    # The values of one row are looked at together, those of many rows by column.
+    for column in op.rows if len(op.rows) == 1 else zip(*op.rows, strict=True):
         types = set(map(type, column))
         if types - _VALUE_TYPES:
             raise BadWriteSet("a value is neither nil, int nor bin")
