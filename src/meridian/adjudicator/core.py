@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from meridian.adjudicator import together
 from meridian.adjudicator.cut import cut
 from meridian.adjudicator.events import (
     Absorb,
@@ -48,7 +49,7 @@ from meridian.adjudicator.footprint import BadWriteSet, Footprint, footprint
 from meridian.adjudicator.gates import GATE_TIMER
 from meridian.adjudicator.holds import Meeting
 from meridian.adjudicator.large import Large, without_keys
-from meridian.adjudicator.ledger import ACK_TIMER, Change, Decision, change_of
+from meridian.adjudicator.ledger import ACK_TIMER, IN_FLIGHT, Change, Decision, change_of
 from meridian.adjudicator.partitioned import HANDOVER_TIMER, HOLD_TIMER, WORK_TIMER, Partitioned
 from meridian.adjudicator.window import keys_of
 from meridian.clock.tau import Interval
@@ -57,8 +58,6 @@ from meridian.limits import CONFLICT_KEYS, CONFLICT_WINDOW_NS, LARGE_COMMITS, TA
 from meridian.wire.partition import EVERYTHING, Span
 from meridian.wire.votes import Vote, leader_of
 
-IN_FLIGHT = 8_192
-"""Decisions under way; beyond it commits are asked to come again."""
 WAITING = 64
 """Askers that wait for one decision; more get no answer of their own."""
 LARGE_KEYS = 4_096
@@ -274,21 +273,34 @@ class Adjudicator(Partitioned):
 
     def _is_plain(self, now: Interval, event: Commit) -> bool:
         """Whether `_known` has nothing to say, told at once: true of nearly all commits."""
-        return not (
-            not self.serving
-            or not self.ranges.alone
-            or self.membership.closing
-            or event.voters
-            or event.parts
-            or self._stalled
-            or self._blocked
-            or self._large
-            or self.gates.held
-            or not self.ballots.idle
-            or event.txid in self._live
-            or not self.outcomes.floor <= event.tau_start <= now.latest + TAU_FUTURE_NS
-            or self.ledger.under_way >= IN_FLIGHT
-            or self.outcomes.find(event.txid, event.tau_start) is not None
+        return (
+            self.is_quiet()
+            and not event.voters
+            and not event.parts
+            and event.txid not in self._live
+            and self.outcomes.floor <= event.tau_start <= now.latest + TAU_FUTURE_NS
+            and self.ledger.under_way < IN_FLIGHT
+            and self.outcomes.find(event.txid, event.tau_start) is None
+        )
+
+    def commits(self, now: Interval, events: Sequence[Commit]) -> list[Effect]:
+        """`step` for commits that came together: the same decisions, sooner."""
+        return together.commits(self, now, events)
+
+    def is_quiet(self) -> bool:
+        """Nothing is under way but decisions that wait for the disk, and it decides alone."""
+        return (
+            self.serving
+            and self.ranges.alone
+            and not self.dead
+            and not self.membership.closing
+            and not self._stalled
+            and not self._blocked
+            and not self._large
+            and not self.gates
+            and not self.gates.held
+            and not self.voter.holds
+            and self.ballots.idle
         )
 
     def _decide(self, now: Interval, event: Commit, waiting: list[int]) -> list[Effect]:
@@ -356,12 +368,17 @@ class Adjudicator(Partitioned):
             catalog = max(print_.catalog_version for print_ in prints)
         decision = Decision(event.txid, event.tau_start, tau, 0, waiting)
         self._remember(decision, tau)
-        self.commits_count += 1
-        if self.commits_count % EXPIRE_EVERY == 0:
-            self._expire(now.earliest)
+        self.count_commits(now, 1)
         return self.ledger.commit(
             now, decision, event.catver, event.flags, bodies, crc, event.chunk, catalog
         )
+
+    def count_commits(self, now: Interval, count: int) -> None:
+        """So many were decided; now and then what is older than the window is forgotten."""
+        before = self.commits_count
+        self.commits_count += count
+        if self.commits_count // EXPIRE_EVERY > before // EXPIRE_EVERY:
+            self._expire(now.earliest)
 
     def _abort(
         self, now: Interval, txid: bytes, tau_start: int, code: Code, waiting: list[int]

@@ -268,6 +268,12 @@ class Append(msgspec.Struct, frozen=True):
     record: Record
 
 
+class AppendAll(msgspec.Struct, frozen=True):
+    """Append of each of these, in order."""
+
+    records: list[Record]
+
+
 class Answer(msgspec.Struct, frozen=True):
     """The answer to Commit or Status `to`."""
 
@@ -385,6 +391,7 @@ class Fatal(msgspec.Struct, frozen=True):
 
 Effect = (
     Append
+    | AppendAll
     | Answer
     | Send
     | WantCatalog

@@ -196,6 +196,33 @@ def footprint(chunk: bytes) -> Footprint:
     )
 
 
+def plain_writes(chunks: list[bytes]) -> tuple[bytes, list[int], dict[int, int]] | None:
+    """The keys of chunks that only write rows: all hashes, how many of each chunk, and the number
+    of the last chunk that writes each relation.
+
+    None: one of them does more than that, or is malformed.
+    """
+    writes: list[bytes] = []
+    counts: list[int] = []
+    sids: dict[int, int] = {}
+    try:
+        for number, ops in enumerate(map(_decode, chunks)):
+            size_bytes = 0
+            for op in ops:
+                if not isinstance(op, _Put | _Delete) or op.i or op.sid == SID_CATALOG:
+                    return None
+                writes.append(op.w)
+                size_bytes += len(op.w)
+                sids[op.sid] = number
+            count, rest = divmod(size_bytes, 8)
+            if rest:
+                return None
+            counts.append(count)
+    except msgspec.DecodeError:
+        return None
+    return b"".join(writes), counts, sids
+
+
 _Locks = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 NO_LOCKS: _Locks = ((), (), ())
 

@@ -12,12 +12,14 @@ assigned any more; no heartbeat reaches a commit that is not known durable.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from meridian.adjudicator.events import Append, Effect, Heartbeat, SetTimer
-from meridian.clock.tau import Interval, next_tau
+from meridian.adjudicator.events import Commit as CommitEvent
+from meridian.clock.tau import ASSIGNER_BITS, Interval, next_tau
 from meridian.journal.core import (
     Abort,
     Acquire,
@@ -33,11 +35,13 @@ from meridian.journal.core import (
     Seal,
     make,
 )
-from meridian.journal.record import NO_TXID
+from meridian.journal.record import NO_TXID, Record
 from meridian.limits import COMMIT_LEAD_MAX_NS, HEARTBEAT_AHEAD_NS, LEASE_NS, TAU_FUTURE_NS
 from meridian.wire.partition import Holding
 
 ACK_TIMER: Final = "ack"
+IN_FLIGHT = 8_192
+"""Decisions under way; beyond it commits are asked to come again."""
 
 
 class Decision(msgspec.Struct, eq=False):
@@ -69,9 +73,11 @@ def _tau_of(decision: Decision) -> int:
 
 
 class _Pending(msgspec.Struct, eq=False):
+    """A record that is not durable, or several commits in a row, the last of them `n`."""
+
     n: int
     lease: int
-    decision: Decision | None
+    decisions: list[Decision]
     appended: int
 
 
@@ -101,7 +107,7 @@ class Ledger:
     @property
     def under_way(self) -> int:
         """Records that are not durable, and commits that are not told."""
-        return len(self._pending) + len(self._unacknowledged)
+        return self.n - self.n_durable + len(self._unacknowledged)
 
     # Records
 
@@ -142,7 +148,8 @@ class Ledger:
     ) -> Append:
         assert not self.closed, "CLOSE is the last record"
         self.n += 1
-        self._pending.append(_Pending(self.n, lease, decision, now.earliest))
+        decisions = [] if decision is None else [decision]
+        self._pending.append(_Pending(self.n, lease, decisions, now.earliest))
         return Append(make(self.epoch, self.n, payload, tau, txid))
 
     def _lease(self, now: Interval) -> int:
@@ -187,6 +194,38 @@ class Ledger:
         lease, start = self._lease(now), decision.tau_start
         payload = Commit(lease, start, catver, flags, bodies, crc, chunk, catalog)
         return self._append(now, payload, lease, decision, decision.tau, decision.txid)
+
+    def taus_for(self, now: Interval, tau_start_max: int, count: int) -> range | None:
+        """`tau_for` of so many commits in a row, no gap between them; None: one by one."""
+        bound = max(now.earliest + self.lead, self.last_tau, self.promised)
+        step = 1 << ASSIGNER_BITS
+        first = next_tau(bound, self.number)
+        taus = range(first, first + count * step, step)
+        return taus if tau_start_max <= bound and taus[-1] <= self.lease_durable else None
+
+    def commit_all(
+        self, now: Interval, decisions: list[Decision], events: Sequence[CommitEvent]
+    ) -> list[Record]:
+        """`commit` of decisions whose taus are taus_for's, of one chunk each, without catalog."""
+        assert not self.closed, "CLOSE is the last record"
+        first, last = decisions[0].tau, decisions[-1].tau
+        assert max(self.last_tau, self.promised, self.beat) < first <= last <= self.lease_durable
+        self.last_tau = last
+        self._commits.extend(decisions)
+        lease, epoch = self._lease(now), self.epoch
+        numbers = range(self.n + 1, self.n + 1 + len(decisions))
+        self.n += len(decisions)
+        self._pending.append(_Pending(self.n, lease, decisions, now.earliest))
+        return [
+            make(
+                epoch,
+                n,
+                Commit(lease, one.tau_start, event.catver, event.flags, (), 0, event.chunk),
+                one.tau,
+                one.txid,
+            )
+            for n, one, event in zip(numbers, decisions, events, strict=True)
+        ]
 
     def _assign(self, decision: Decision) -> None:
         """Rule 4.4: above everything assigned and promised, within the durable lease."""
@@ -233,28 +272,40 @@ class Ledger:
     def appended(self, now: Interval, n: int) -> list[Decision]:
         """Records through `n` are durable.  Returns the decisions that may be answered now."""
         assert n <= self.n, (n, self.n)
-        pending, commits = self._pending, self._commits
         ready: list[Decision] = []
-        while pending and pending[0].n <= n:
-            entry = pending.popleft()
-            self.n_durable = entry.n
+        while self._pending:
+            entry = self._pending[0]
+            decisions = entry.decisions
+            if entry.n <= n:
+                self._pending.popleft()
+                self.n_durable = entry.n
+            else:
+                count = n - entry.n + len(decisions)
+                if count <= 0:
+                    break
+                decisions, entry.decisions = decisions[:count], decisions[count:]
+                self.n_durable = n
             if entry.lease > self.lease_durable:
                 self.lease_durable = entry.lease
-            decision = entry.decision
-            if decision is None:
-                continue
-            if decision.tau == 0:
-                ready.append(decision)
-                continue
-            first = commits.popleft()
-            assert first is decision
-            self._unacknowledged.append(decision)
-            latency = now.earliest - entry.appended
-            # Three quarters of the average latency: most answers need not wait for the clock.
-            target = min(latency * 3 // 4, self._lead_max) if latency > 0 else 0
-            self.lead += (target - self.lead) // 8
+            if decisions and decisions[0].tau:
+                self._committed(decisions, now.earliest - entry.appended)
+            else:
+                ready += decisions
         assert self.last_tau <= self.lease_durable <= self.lease_appended
         return ready + self.due(now)
+
+    def _committed(self, decisions: list[Decision], latency: int) -> None:
+        for decision in decisions:
+            first = self._commits.popleft()
+            assert first is decision
+        self._unacknowledged.extend(decisions)
+        # Three quarters of the average latency: most answers need not wait for the clock.
+        target = min(latency * 3 // 4, self._lead_max) if latency > 0 else 0
+        for _ in decisions:
+            change = (target - self.lead) // 8
+            if not change:
+                break
+            self.lead += change
 
     def due(self, now: Interval) -> list[Decision]:
         """Durable commits whose tau has certainly passed (4.4)."""
@@ -308,7 +359,7 @@ class Ledger:
 
     def abandoned(self) -> list[Decision]:
         """At the end of this owner: decisions whose outcome nobody was told."""
-        pending = [entry.decision for entry in self._pending if entry.decision is not None]
+        pending = [decision for entry in self._pending for decision in entry.decisions]
         return [*self._unacknowledged, *pending]
 
     def check(self) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
 from sys import byteorder
 
 from meridian.limits import CONFLICT_WINDOW_NS, OUTCOMES
 
 GENERATION = 4_096
+FRESH = 4
+"""Generations whose ids are kept as a set too."""
 KEPT_NS = 2 * CONFLICT_WINDOW_NS
 """Longer than the window, so that what falls below the floor still gets its own outcome."""
 
@@ -21,7 +24,7 @@ KEPT_NS = 2 * CONFLICT_WINDOW_NS
 class _Settled:
     """One generation, sorted by id."""
 
-    __slots__ = ("_high", "_low", "_values", "newest", "tau_start_max")
+    __slots__ = ("_high", "_low", "_values", "fresh", "newest", "tau_start_max")
 
     def __init__(self, entries: dict[bytes, int], newest: int, tau_start_max: int) -> None:
         txids = sorted(entries)
@@ -32,6 +35,8 @@ class _Settled:
         self._values = array("q", map(entries.__getitem__, txids))
         self.newest = newest
         self.tau_start_max = tau_start_max
+        self.fresh: frozenset[bytes] | None = frozenset(txids)
+        """Its ids, while it is one of the last few."""
 
     def __len__(self) -> int:
         return len(self._high)
@@ -76,6 +81,28 @@ class Outcomes:
         if len(self._recent) >= GENERATION:
             self._settle()
 
+    def add_all(self, txids: list[bytes], taus: Sequence[int], tau_start_max: int) -> None:
+        """Commits at ascending taus; nothing of them is here."""
+        self._recent.update(zip(txids, taus, strict=True))
+        self._newest = max(self._newest, taus[-1], tau_start_max)
+        self._tau_start_max = max(self._tau_start_max, tau_start_max)
+        if len(self._recent) >= GENERATION:
+            self._settle()
+
+    def has_none(self, txids: list[bytes], tau_start_min: int) -> bool:
+        """Whether nothing is known, nor forgotten, of any of these, told by C loops."""
+        if tau_start_min < self.floor or not self._recent.keys().isdisjoint(txids):
+            return False
+        for generation in reversed(self._settled):
+            if generation.newest < tau_start_min:
+                break
+            if generation.fresh is None:
+                if any(generation.find(txid) is not None for txid in txids):
+                    return False
+            elif not generation.fresh.isdisjoint(txids):
+                return False
+        return True
+
     def find(self, txid: bytes, tau_start: int) -> int | None:
         """The outcome of a transaction, None if there is none here."""
         value = self._recent.get(txid)
@@ -91,6 +118,8 @@ class Outcomes:
 
     def _settle(self) -> None:
         self._settled.append(_Settled(self._recent, self._newest, self._tau_start_max))
+        if len(self._settled) > FRESH:
+            self._settled[-FRESH - 1].fresh = None
         self._count += len(self._recent)
         self._recent = {}
         self._tau_start_max = 0

@@ -151,6 +151,13 @@ class Partitioned(ABC):
     ) -> list[Effect]:
         """The abort record; who waits is told once it is durable."""
 
+    def live_all(self, txids: Sequence[bytes], decisions: Sequence[Decision]) -> bool:
+        """These are on their way to the disk; False: one of them was already."""
+        if not self._live.keys().isdisjoint(txids) or len(set(txids)) < len(txids):
+            return False
+        self._live.update(zip(txids, decisions, strict=True))
+        return True
+
     # Start and durability
 
     def _serve(self) -> list[Effect]:

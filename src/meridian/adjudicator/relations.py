@@ -116,6 +116,15 @@ class Relations:
                 _raise(self._shared, footprint.shared, tau)
         if schema:
             self._change(tau, prints)
+        self._prune_soon(floor)
+
+    def record_writes(self, taus: dict[int, int], floor: int) -> None:
+        """`record` of transactions that only write rows: relations and their last taus."""
+        for sid, tau in taus.items():
+            _raise(self._written, (sid,), tau)
+        self._prune_soon(floor)
+
+    def _prune_soon(self, floor: int) -> None:
         most = self._prune_at
         if len(self._written) > most or len(self._row_locked) > most or len(self._changed) > most:
             self._prune(floor)

@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
         self._base = number << _TO_BITS
         self._splitter = Splitter()
         self._greeted = False
-        self._told: list[frames.Told] = []
+        self._told: list[ev.Answer] = []
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._handlers: dict[type, Callable[..., None]] = {
@@ -98,29 +98,31 @@ class Connection(asyncio.Protocol):
     def _commits(self, commits: frames.Commits) -> None:
         _check(commits.asks)
         base = self._base
-        self._hosts.shell.steps(
+        asked = [
             ev.Commit(base | ask.to, ask.txid, ask.tau_start, ask.catver, ask.flags, 0, ask.chunk)
             for ask in commits.asks
-        )
+        ]
+        self._hosts.shell.commits(asked)
 
     def _statuses(self, statuses: frames.Statuses) -> None:
         _check(statuses.asks)
         base = self._base
-        self._hosts.shell.steps(
-            ev.Status(base | ask.to, ask.txid, ask.tau_start) for ask in statuses.asks
-        )
+        for ask in statuses.asks:
+            self._hosts.shell.step(ev.Status(base | ask.to, ask.txid, ask.tau_start))
 
     def tell(self, answer: ev.Answer) -> None:
         """Queues an answer; they leave together."""
         if not self._told:
             self._loop.call_soon(self._flush)
-        self._told.append(
-            frames.Told(answer.to & _TO_MASK, answer.outcome, answer.tau, answer.code)
-        )
+        self._told.append(answer)
 
     def _flush(self) -> None:
         told, self._told = self._told, []
-        self._send(frames.Answers(told))
+        self._send(
+            frames.Answers(
+                [frames.Told(one.to & _TO_MASK, one.outcome, one.tau, one.code) for one in told]
+            )
+        )
 
     def _send(self, message: frames.Answer) -> None:
         if self._transport is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from meridian.adjudicator import events as ev
@@ -54,6 +54,7 @@ class Shell:
         self._timers: dict[str, tuple[int, asyncio.Handle]] = {}
         self._carry_out: dict[type, Callable[[Any], None]] = {
             ev.Append: self._append,
+            ev.AppendAll: self._append_all,
             ev.Answer: answered,
             ev.Refused: refused,
             ev.Heartbeat: self.heartbeat,
@@ -83,22 +84,12 @@ class Shell:
         for effect in self.adjudicator.step(self.clock.now(), event):
             self._carry_out[type(effect)](effect)
 
-    def steps(self, events: Iterable[ev.Event]) -> None:
-        """Events that came together, under one reading of the clock; their records go together."""
-        now, step, carry_out = self.clock.now(), self.adjudicator.step, self._carry_out
-        records: list[Record] = []
-        try:
-            for event in events:
-                if self.dead:
-                    break
-                for effect in step(now, event):
-                    if type(effect) is ev.Append:
-                        records.append(effect.record)
-                    else:
-                        carry_out[type(effect)](effect)
-        finally:
-            if records:
-                self._extend(records)
+    def commits(self, events: list[ev.Commit]) -> None:
+        """Commits that came together, under one reading of the clock."""
+        if self.dead:
+            return
+        for effect in self.adjudicator.commits(self.clock.now(), events):
+            self._carry_out[type(effect)](effect)
 
     def want(self, tau: int) -> None:
         """A reader waits for `tau`."""
@@ -127,11 +118,16 @@ class Shell:
     # Effects
 
     def _append(self, effect: ev.Append) -> None:
-        self._extend([effect.record])
-
-    def _extend(self, records: list[Record]) -> None:
         assert self.writer is not None
-        self.writer.extend(records)
+        self.writer.append(effect.record)
+        self._flush_soon()
+
+    def _append_all(self, effect: ev.AppendAll) -> None:
+        assert self.writer is not None
+        self.writer.extend(effect.records)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)

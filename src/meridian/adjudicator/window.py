@@ -230,6 +230,23 @@ class Window:
                 return True
         return False
 
+    @property
+    def receiving(self) -> bool:
+        """A large transaction arrives: each commit is compared with it."""
+        return bool(self._drafts)
+
+    def record_all(self, first: int, last: int, taus: dict[int, int]) -> None:
+        """Small transactions commit, the first at `first`, the last at `last`: `record` of each."""
+        span = self._open
+        assert first > span.newest and not self._drafts
+        if len(span) >= GENERATION_KEYS or first - span.oldest > GENERATION_NS:
+            self._rotate(first)
+            span = self._open
+        span.writes |= taus
+        span.newest = last
+        if len(self) > self._keys_max:
+            self._make_room()
+
     def record(self, tau: int, writes: Keys, shares: Keys) -> None:
         """A small transaction commits at `tau`, above every tau recorded before."""
         span = self._open
