@@ -6,6 +6,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from meridian import __version__
 from meridian.dataplane.topology import Topology
 from meridian.errors import Kind, MeridianError
@@ -26,6 +28,8 @@ async def run(node: Node, command: str, arguments: dict[str, Any]) -> Any:
         return await asyncio.to_thread(verify, node)
     if command == "topology":
         return change_topology(node, arguments)
+    if command == "selfcheck":
+        return msgspec.to_builtins(await node.selfcheck.check())
     if command == "checkpoint":
         return await node.housekeeping.checkpoint()
     raise MeridianError(Kind.NOT_SUPPORTED, what=f"the command {command!r}")
@@ -75,6 +79,7 @@ def status(node: Node) -> dict[str, Any]:
         "catalog_versions_kept": len(node.catalog),
         "instances": node.feeds.status(),
         "gates": node.gates.status(),
+        "selfcheck": node.selfcheck.status(),
         "counters": node.counters.as_map(),
     }
 

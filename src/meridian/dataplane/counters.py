@@ -73,6 +73,10 @@ class Counters:
     connections_cut: int = 0
     sequence_commits: int = 0
     checkpoints: int = 0
+    storage_damages: int = 0
+    """Found by self-checks."""
+    storage_healed: int = 0
+    """1 if this process began with damaged storage and made it anew."""
     commits_voted: int = 0
     """Commits over several adjudicators."""
     attempts_again: int = 0

@@ -20,7 +20,7 @@ import apsw
 from meridian.adjudicator import events as ev
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
-from meridian.dataplane import admin, recovery, shards, topology
+from meridian.dataplane import admin, recovery, selfcheck, shards, topology
 from meridian.dataplane.catalog import Catalog
 from meridian.dataplane.commits import CommitPath
 from meridian.dataplane.counters import Counters
@@ -35,6 +35,7 @@ from meridian.dataplane.recovery import JOURNAL
 from meridian.dataplane.replica import Replica, Resume
 from meridian.dataplane.reshape import Reshape
 from meridian.dataplane.seat import Seat
+from meridian.dataplane.selfcheck import SelfCheck
 from meridian.dataplane.sequences import COLUMN_IS_CALLED, COLUMN_LAST, SID_SEQUENCES, Sequences
 from meridian.dataplane.shard_feed import ShardedReplica
 from meridian.dataplane.topology import Topology
@@ -131,6 +132,7 @@ class Node:
         self.gates = Gates(self)
         self.commits = CommitPath(self)
         self.heat = Heat(self)
+        self.selfcheck = SelfCheck(self)
         self.sequences = Sequences(self)
         self.leases: Leases
         self.fatal: asyncio.Future[str]
@@ -160,6 +162,7 @@ class Node:
         self.spawn(self.housekeeping.run_checkpoints())
         self.spawn(self.reshape.run())
         self.spawn(self.heat.run())
+        self.spawn(self.selfcheck.run())
 
     def _take_seats(self) -> None:
         """Raises BAD_TOPOLOGY."""
@@ -173,7 +176,8 @@ class Node:
         for number in range(max(settled.made.journals, *(number + 1 for number in (*added, 0)))):
             self.seats.append(Seat(self, number, topology.spans_of(made, number)))
 
-    def _checkpoint_path(self) -> Path | None:
+    def checkpoint_path(self) -> Path | None:
+        """The last whole checkpoint."""
         name = get_value(self.store, recovery.CHECKPOINT_KEY)
         return None if name is None else self.directory / "checkpoint" / name.decode()
 
@@ -192,7 +196,10 @@ class Node:
         starts = [seat.trim_position() for seat in self.seats]
         for seat, start in zip(self.seats, starts, strict=True):
             seat.journal.trim(start.n + 1)
-        self._open_storage(starts, trusted=True)
+        damaged = selfcheck.remembered(self.store)
+        if damaged.heal:
+            self.report("storage is damaged: it is made anew from checkpoint and journal")
+        self._open_storage(starts, trusted=not damaged.heal)
         readings = await self._read()
         # Before a replica is discarded: it may be the last copy of what a journal has lost.
         for number, reading in readings.items():
@@ -206,10 +213,14 @@ class Node:
         self._promise(readings)
         recovery.discard_open(self.engine, readings)
         self.merge.start()
+        if damaged.heal:
+            selfcheck.remember(self.store, selfcheck.Found(False, damaged.damages))
+            self.counters.storage_healed += 1
+            log.warning("storage was made anew", extra={"damages": damaged.damages[:3]})
         return readings
 
     def _open_storage(self, starts: list[Position], *, trusted: bool) -> None:
-        directory, checkpoint = self.storage_path.parent, self._checkpoint_path()
+        directory, checkpoint = self.storage_path.parent, self.checkpoint_path()
         if max(self.storage_shards, shards.found(directory, checkpoint)) > 1:
             several = shards.open_set(
                 directory,

@@ -412,6 +412,11 @@ class ShardedEngine:
             engine.abandon()
 
 
+def files_of(engine: Engine | ShardedEngine) -> list[Path]:
+    """The storage files, by number of the shard."""
+    return [one.path for one in getattr(engine, "engines", [engine])]
+
+
 def together(infos: Sequence[CheckpointInfo]) -> CheckpointInfo:
     """What a set of checkpoints holds in all: as far as the one that is furthest behind."""
     journals = sorted({journal for info in infos for journal in info.positions})
