@@ -255,13 +255,15 @@ class Client(Node):
         if random.random() < self.world.swarm.scans:
             limit = random.choice((0, 0, 1, 3))
             wanted = self._some_range(plan)
-            told = yield from self.routed.scan(
-                txn.tau_start, wanted, patience(self.world), limit=limit
-            )
-            if not isinstance(told, Scanned):
+            # Some look back: what is too old for every copy is refused, never wrong.
+            back = random.choice((0, 0, random.randint(0, 2500 * MS)))
+            tau = max(txn.tau_start - back, 1)
+            told = yield from self.routed.scan(tau, wanted, patience(self.world), limit=limit)
+            if isinstance(told, Scanned):
+                txn.scans.append(told)
+                txn.read_at = self.world.now
+            elif not back:
                 return False
-            txn.scans.append(told)
-            txn.read_at = self.world.now
         return True
 
     def _some_range(self, plan: Plan) -> Range:

@@ -48,7 +48,7 @@ class RangeReplica(Follower):
     """Node `r<number>` on a host; removed for good once its host was told so."""
 
     ranged = True
-    poll_ns = 80 * MS
+    poll_ns = 160 * MS
 
     def __init__(self, fleet: Fleet, host: Host, number: int, part: Range) -> None:
         super().__init__(
