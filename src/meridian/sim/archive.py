@@ -185,7 +185,7 @@ class Archive:
         store.load(b"".join(blocks))
         store.positions = dict(manifest.positions)
         store.own([part])
-        if self._random.random() < 0.3:
+        if self._random.random() < 0.5:
             store.collect(store.complete)
         return store
 

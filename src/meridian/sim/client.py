@@ -256,7 +256,7 @@ class Client(Node):
             limit = random.choice((0, 0, 1, 3))
             wanted = self._some_range(plan)
             # Some look back: what is too old for every copy is refused, never wrong.
-            back = random.choice((0, 0, random.randint(0, 2500 * MS)))
+            back = random.choice((0, random.randint(0, 2000 * MS)))
             tau = max(txn.tau_start - back, 1)
             told = yield from self.routed.scan(tau, wanted, patience(self.world), limit=limit)
             if isinstance(told, Scanned):

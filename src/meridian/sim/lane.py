@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from meridian.crossbar import core as xb
 from meridian.crossbar.held import Held
 from meridian.sim.store import Store
-from meridian.sim.world import MS, SimulationError
+from meridian.sim.world import SimulationError
 from meridian.storage import core as st
 from meridian.wire.ranges import ALL
 
@@ -74,7 +74,8 @@ class Lane:
         for effect in self.core.step(home.clock.now(), event):
             match effect:
                 case st.Apply() | st.Stage() | st.Resolve() | st.Discard():
-                    home.after(self._random.randint(1_000, MS), self._performer(effect))
+                    delay = self._random.randint(1_000, home.world.swarm.apply_ns)
+                    home.after(delay, self._performer(effect))
                 case st.Serve():
                     home.may_serve(self, effect.token)
                 case st.Refuse():

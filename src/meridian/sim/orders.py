@@ -34,7 +34,7 @@ MARGIN_NS = 2 * S
 BUILD_NS = 4 * S
 SHARDS_MAX = 6
 COPIES_MAX = 3
-KINDS = ("split", "split", "overlap", "merge", "move", "copy", "drop")
+KINDS = ("split", "split", "overlap", "merge", "merge", "move", "move", "copy", "drop")
 
 Table = tuple[tuple[bytes, bytes, tuple[int, ...]], ...]
 

@@ -75,10 +75,12 @@ class RangeChecks:
             self._turn += 1
             self._part, peers = shards[self._turn % len(shards)]
             if self._publishing is not None:
-                whole = [one for one in shards if one[0] == mine.part]
+                copy = self._publishing[0]
+                held = Range(copy.ranges.owned[0].lo, copy.ranges.owned[-1].hi)
+                able = [others for part, others in shards if part.covers(held)]
                 self._tried = True
-                if whole:
-                    (self._part, peers), tau = whole[0], self._publishing[0].complete
+                if able:
+                    self._part, peers, tau = held, able[0], copy.complete
             self._judge(agreement.Due(tau, peers))
         mine.after(CHECK_NS, self._look)
 

@@ -64,15 +64,6 @@ class _NoExpiry(Performer):
         return super()._reduce(now, perform.Do(do.source, late), late)
 
 
-class _Revives(Performer):
-    """A late copy of an old order builds what was removed."""
-
-    def _perform(self, action: Shrink | Remove) -> list[perform.Effect]:
-        effects = super()._perform(action)
-        self.ended.clear()
-        return effects
-
-
 class _WholePart(routing.Router):
     """Takes what a replica answered for as all that it was asked for."""
 
@@ -160,5 +151,4 @@ MUTANTS = (
         100,
         Parts(trim=_newest_only),
     ),
-    ("removed replicas come back", "8", 200, Parts(performer=_Revives)),
 )

@@ -136,6 +136,8 @@ class RangeReplica(Follower):
             lane.flush()
         if len(self.lanes) < 2 or len({lane.complete for lane in self.lanes}) > 1:
             return False
+        if not self.world.healed and self._random.random() < 0.7:
+            return False
         if any(lane.store.staged or not lane.core.idle for lane in self.lanes):
             return False
         first, *others = self.stores
@@ -327,6 +329,12 @@ class RangeReplica(Follower):
         # Chunks of open transactions are read again, all of them.
         copy.staged = {}
         copy.positions = {journal: start.n for journal, start in starts.items()}
+        cuts = [one for one in self.fleet.places() if self.part.lo < one < self.part.hi]
+        if cuts and self._random.random() < 0.35:
+            # For a split: a part of the range.
+            cut = self._random.choice(cuts)
+            ends = (Range(self.part.lo, cut), Range(cut, self.part.hi))
+            copy.keep(self._random.choice(ends))
         if self.world.swarm.rots:
             self.checks.confirm(copy, starts)
         else:

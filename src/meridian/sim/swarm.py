@@ -109,6 +109,8 @@ class Swarm(msgspec.Struct, frozen=True, kw_only=True):
     """Of 30 s, of a process or a host."""
     hot: float = 0.0
     """Chance that a transaction goes to the first relation, whatever was drawn."""
+    apply_ns: int = MS
+    """How long a piece of storage's work takes at most."""
     weights: tuple[int, ...]
     """Kinds of transactions, in the order of client.KINDS."""
 
@@ -218,11 +220,12 @@ def _sharded(mix: Swarm, random: Random) -> Swarm:
         copies=random.choice((2, 3)) if rots else random.choice((1, 2)),
         disturbers=random.choice((0, 1, 1, 2)),
         hasty=random.choice((0.0, 0.0, 0.3)),
-        snapshots=random.choice((0, 6, 20, 40)),
+        snapshots=random.choice((0, 10, 30, 60)),
         keeps=random.choice((1, 2)),
-        scans=random.choice((0.1, 0.5)),
+        scans=random.choice((0.2, 0.6)),
         host_crashes=random.choice((0, 0, 1, 3)),
         zone_cuts=random.choice((0, 0, 2)),
+        apply_ns=random.choice((1, 1, 20, 80)) * MS,
     )
 
 
