@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from meridian.sim.client import Client
 from meridian.sim.coded import CodedJournal
 from meridian.sim.hosts import Host
+from meridian.sim.shard_replica import RangeReplica
 from meridian.sim.world import MS, START, Node, S
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ class Faults:
             return START + random.randrange(self.swarm.safety_ns)
 
         for _ in range(swarm.snapshots):
-            world.at(moment(), lambda: random.choice(fleet.living()).snapshot())
+            world.at(moment(), lambda: fleet.some(random, RangeReplica.snapshot))
         for _ in range(swarm.rots):
-            world.at(moment(), lambda: random.choice(fleet.living()).rot())
+            world.at(moment(), lambda: fleet.some(random, RangeReplica.rot))
         for _ in range(swarm.host_crashes):
             host, down = random.choice(fleet.hosts), random.randint(MS, 2000 * MS)
             world.at(moment(), lambda host=host, down=down: self._crash(host, down))  # type: ignore[misc]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from meridian.routing.map import Shard, ShardMap
@@ -70,6 +72,12 @@ class Fleet:
     def living(self) -> list[RangeReplica]:
         """Replicas that were not removed."""
         return [replica for replica in self.replicas.values() if not replica.removed]
+
+    def some(self, random: Random, what: Callable[[RangeReplica], None]) -> None:
+        """Something befalls one of them, if there is any: hosts may be gone for good."""
+        living = self.living()
+        if living:
+            what(random.choice(living))
 
     def build(self, host: Host, number: int, part: Range) -> None:
         """A new replica; fetching its snapshots takes a while."""

@@ -230,6 +230,9 @@ class Owner(Node):
         self.after(CATALOG_AGAIN_NS, again)
 
     def _ask_catalog(self, request: int) -> None:
+        if not self.replicas:
+            # The hosts of all of them are gone for good; others are being built.
+            return
         replica = self._random.choice(self.replicas)
         self._catalog_asked[request] = replica
         get = Get(request, self._catalog_reads[request], (CATALOG,))
@@ -237,7 +240,7 @@ class Owner(Node):
 
     def _catalog_unread(self, source: str, request: int) -> None:
         """Another replica may hold it; only the one asked last has a say."""
-        if request in self._catalog_reads and self._catalog_asked[request] == source:
+        if request in self._catalog_reads and self._catalog_asked.get(request) == source:
             self._ask_catalog(request)
 
     def _catalog_read(self, got: Got) -> None:

@@ -103,9 +103,14 @@ class RangeReplica(Follower):
 
     def _anew(self) -> None:
         """Its files are others now: everything is read again, and nobody waits any more."""
+        starts = self.starts()
+        if any(store.lacks(starts) for store in self.stores):
+            # Trimmed meanwhile: what is missing is in snapshots only.
+            self._again()
+            return
         self.incarnation += 1
         self.checks.begin()
-        self._follow(self.starts())
+        self._follow(starts)
 
     def _reckon(self) -> None:
         owned = [one for store in self.stores for one in store.ranges.owned]
