@@ -251,4 +251,6 @@ def _steered(mix: Swarm, random: Random) -> Swarm:
         steerer_crashes=random.choice((0, 1, 3)),
         long_pauses=long_pauses,
         hot=random.choice((0.0, 0.5, 0.9)),
+        # Their policies give a build three seconds.
+        apply_ns=MS,
     )
