@@ -117,7 +117,9 @@ class Steerer(Node):
             self._perform(action)
         self.core.check()
         self._count()
-        self.after(TICK_NS, self._tick)
+        # Two that tick in step would order the same take-overs at once, again and again.
+        jitter = self.world.random(f"ticks/{self.name}").randint(0, TICK_NS // 2)
+        self.after(TICK_NS // 2 + jitter, self._tick)
 
     def receive(self, source: str, message: Any) -> None:
         """Reports, maps, journals; answers to orders change nothing that reports do not show."""
