@@ -69,14 +69,9 @@ class Replica(Follower):
 
     def rot(self) -> None:
         """One bit of a current value of this copy is not what it was; its disk does not notice."""
-        current = [(key, t[-1]) for key, (t, v) in sorted(self.store.versions.items()) if v[-1]]
-        if not current:
-            return
-        key, tau = self._random.choice(current)
-        values = self.store.versions[key][1]
-        self.store.rotten.setdefault((key, tau), values[-1])
-        values[-1] = b"%s rot" % self.name.encode()
-        self.world.trace("rot", self.name, key, tau)
+        rotten = self.store.rot(self._random, self.name)
+        if rotten is not None:
+            self.world.trace("rot", self.name, *rotten)
 
     def settled(self, tau: int) -> bool:
         """Complete through tau and, where values rot, found equal to the others since."""

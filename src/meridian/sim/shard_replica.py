@@ -16,12 +16,13 @@ from meridian.sim.follower import Follower
 from meridian.sim.lane import Lane
 from meridian.sim.messages import CountAsked, CountTold, Get, Got, Key, Page, Scan, Unread
 from meridian.sim.range_checks import RangeChecks
+from meridian.sim.range_snapshots import RangeSnapshots
 from meridian.sim.store import Store
 from meridian.sim.world import MS, S
 from meridian.storage import core as st
 from meridian.storage.errors import BelowHorizon, WrongPlace
 from meridian.storage.owning import check_keys, scan_part
-from meridian.wire.ranges import Owned, Range, Ranges, joined, place
+from meridian.wire.ranges import Range, Ranges, joined, place
 
 if TYPE_CHECKING:
     from meridian.sim.fleet import Fleet
@@ -67,8 +68,7 @@ class RangeReplica(Follower):
         self.checks = RangeChecks(self)
         self._reads: dict[int, _Waiting] = {}
         self._token = 0
-        self._begins: dict[int, list[Position]] = {}
-        """Per journal, places outside of open transactions, ascending."""
+        self.snapshots = RangeSnapshots(self)
         self._served = 0
         self._written = 0
 
@@ -93,7 +93,7 @@ class RangeReplica(Follower):
 
     def _follow(self, starts: dict[int, Position]) -> None:
         self._reads = {}
-        self._begins = {number: [start] for number, start in starts.items()}
+        self.snapshots.begin(starts)
         self._bar = self.parts.crossbar()
         self.lanes = [
             Lane(self, number, store, self._random) for number, store in enumerate(self.stores, 1)
@@ -297,13 +297,9 @@ class RangeReplica(Follower):
     def rot(self) -> None:
         """One bit of a current value of this copy is not what it was; its disk does not notice."""
         store = self._random.choice(self.stores) if self.stores else Store(())
-        current = [(key, t[-1]) for key, (t, v) in sorted(store.versions.items()) if v[-1]]
-        if current:
-            key, tau = self._random.choice(current)
-            values = store.versions[key][1]
-            store.rotten.setdefault((key, tau), values[-1])
-            values[-1] = b"%s rot" % self.name.encode()
-            self.world.trace("rot", self.name, key, tau)
+        rotten = store.rot(self._random, self.name)
+        if rotten is not None:
+            self.world.trace("rot", self.name, *rotten)
 
     def settled(self, tau: int) -> bool:
         """Complete through tau and, where values rot, found equal to the others since."""
@@ -318,43 +314,15 @@ class RangeReplica(Follower):
     # Snapshots
 
     def read_on(self, number: int, reader: Reader) -> None:
-        """A snapshot says where reading begins: outside of open transactions (6.7)."""
+        """One more record was accepted."""
         self._written += 1
-        if reader.open_n() is None:
-            self._begins.setdefault(number, []).append(reader.position())
+        self.snapshots.read_on(number, reader)
 
     def snapshot(self) -> None:
         """A copy of its file goes to the object store while applying goes on."""
-        if not self.alive or len(self.stores) != 1:
-            return
-        lane = self.lanes[0]
-        lane.flush()
-        copy = lane.store.copy()
-        starts = {j: self._begin_of(j, copy.positions.get(j, 0)) for j in self._begins}
-        # Chunks of open transactions are read again, all of them.
-        copy.staged = {}
-        copy.positions = {journal: start.n for journal, start in starts.items()}
-        cuts = [one for one in self.fleet.places() if self.part.lo < one < self.part.hi]
-        if cuts and self._random.random() < 0.35:
-            # For a split: a part of the range.
-            cut = self._random.choice(cuts)
-            ends = (Range(self.part.lo, cut), Range(cut, self.part.hi))
-            copy.keep(self._random.choice(ends))
-        if self.world.swarm.rots:
-            self.checks.confirm(copy, starts)
-        else:
-            self.fleet.archive.write(self, copy, starts)
-
-    def _begin_of(self, journal: int, n: int) -> Position:
-        """The last place that is in the file already."""
-        found = self._begins[journal]
-        held = [one for one in found if one.n <= n]
-        self._begins[journal] = [held[-1], *(one for one in found if one.n > n)]
-        return held[-1]
-
-    def owned(self) -> list[Owned]:
-        """What it answers for."""
-        return [one for store in self.stores for one in store.ranges.owned]
+        if self.alive and len(self.stores) == 1:
+            self.lanes[0].flush()
+            self.snapshots.take(self.stores[0].copy(), self._random)
 
 
 def row_bytes(key: Key, value: bytes) -> int:

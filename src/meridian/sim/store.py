@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from random import Random
 from zlib import crc32
 
 import msgspec
@@ -127,6 +128,17 @@ class Store:
         keys = sorted(key for key in self.versions if part.holds(place(*key)))
         found = ((key, *self.get(key, tau)) for key in keys)
         return [(key, value, at) for key, value, at in found if value is not None]
+
+    def rot(self, random: Random, by: str) -> tuple[Key, int] | None:
+        """One bit of a current value is not what it was, of which key and tau; None: no value."""
+        current = [(key, t[-1]) for key, (t, v) in sorted(self.versions.items()) if v[-1]]
+        if not current:
+            return None
+        key, tau = random.choice(current)
+        values = self.versions[key][1]
+        self.rotten.setdefault((key, tau), values[-1])
+        values[-1] = b"%s rot" % by.encode()
+        return key, tau
 
     def forget_old_rot(self) -> None:
         """What a newer version replaced is no part of a digest: it goes with the horizon."""
