@@ -58,8 +58,8 @@ static bool applying = false;	/* this transaction applies deltas: it makes none 
 
 /* ---------- the local version ---------- */
 
-static Oid
-state_table(void)
+Oid
+mer_state_table(void)
 {
 	Oid			schema = get_namespace_oid("meridian", true);
 
@@ -91,7 +91,7 @@ read_version(Relation state, int64 *version)
 int64
 mer_catalog_version(void)
 {
-	Relation	state = table_open(state_table(), AccessShareLock);
+	Relation	state = table_open(mer_state_table(), AccessShareLock);
 	int64		version;
 
 	(void) read_version(state, &version);
@@ -102,13 +102,13 @@ mer_catalog_version(void)
 void
 mer_catalog_version_lock(void)
 {
-	LockRelationOid(state_table(), ShareUpdateExclusiveLock);
+	LockRelationOid(mer_state_table(), ShareUpdateExclusiveLock);
 }
 
 void
 mer_catalog_version_set(int64 version)
 {
-	Relation	state = table_open(state_table(), RowExclusiveLock);
+	Relation	state = table_open(mer_state_table(), RowExclusiveLock);
 	int64		before;
 	HeapTuple	old = read_version(state, &before);
 	Datum		values[2] = {CStringGetTextDatum(VERSION_NAME), Int64GetDatum(version)};
@@ -185,7 +185,7 @@ static bool
 ships_catalog(void)
 {
 	return IsUnderPostmaster && IsNormalProcessingMode() && !applying &&
-		!AmAutoVacuumWorkerProcess() && !mer_maintenance() && OidIsValid(state_table());
+		!AmAutoVacuumWorkerProcess() && !mer_maintenance() && OidIsValid(mer_state_table());
 }
 
 static Datum
@@ -341,7 +341,7 @@ move_version(int64 version, const char *delta, uint32 len, int kind)
 {
 	mer_catalog_apply(delta, len, kind);
 	if (kind == MER_REACH_GLOBAL)
-		CacheInvalidateRelcacheByRelid(state_table());
+		CacheInvalidateRelcacheByRelid(mer_state_table());
 	mer_catalog_version_set(version);
 	mer_version_moves(version, kind == MER_REACH_ADDITIVE, kind == MER_REACH_GLOBAL);
 }

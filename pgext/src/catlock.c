@@ -3,11 +3,12 @@
  *	  A catalog delta gets its locks beside running sessions.
  *
  * What another instance has committed holds: sessions here that stand in its
- * way for longer than MER_CATALOG_LOCK_MS have to go.  They get the conflict
- * that PostgreSQL gives to sessions of a standby, for the very same reason: a
- * running statement ends with 40001, a session that is idle in its transaction
- * (or inside a subtransaction, whose end would not let go of the lock) loses
- * its connection with 40001.  Its words are replaced by those of OC001.
+ * way for longer than MER_CATALOG_LOCK_MS have to go.  One that is idle in its
+ * transaction hears of it at its next statement (sendaway.c).  The others get
+ * the conflict that PostgreSQL gives to sessions of a standby, for the very same
+ * reason: a running statement ends with 40001; inside a subtransaction, whose
+ * end would not let go of the lock, the session loses its connection with
+ * 40001.  Its words are replaced by those of OC001.
  *
  * Nothing here can deadlock for long: who waits for apply to bring a version
  * gives up at once if apply waits for it (coherence.c); who waits for the
@@ -31,6 +32,7 @@
 
 /* Of coherence.c, which a library for tests of deltas alone does without. */
 extern void mer_apply_wants(List *relids) __attribute__((weak));
+extern bool mer_ask_to_leave(VirtualTransactionId vxid) __attribute__((weak));
 
 static emit_log_hook_type next_emit_log = NULL;
 
@@ -39,14 +41,16 @@ typedef struct LockStep
 	Oid			relid;
 } LockStep;
 
+/* Asked kindly the first time only. */
 static void
-send_away(VirtualTransactionId vxid)
+send_away(VirtualTransactionId vxid, int tries)
 {
-	(void) CancelVirtualTransaction(vxid, PROCSIG_RECOVERY_CONFLICT_LOCK);
+	if (tries > 1 || mer_ask_to_leave == NULL || !mer_ask_to_leave(vxid))
+		(void) CancelVirtualTransaction(vxid, PROCSIG_RECOVERY_CONFLICT_LOCK);
 }
 
 static void
-send_holders_away(Oid relid)
+send_holders_away(Oid relid, int tries)
 {
 	LOCKTAG		tag;
 	VirtualTransactionId *holders;
@@ -54,7 +58,7 @@ send_holders_away(Oid relid)
 	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relid);
 	for (holders = GetLockConflicts(&tag, AccessExclusiveLock, NULL);
 		 VirtualTransactionIdIsValid(*holders); holders++)
-		send_away(*holders);
+		send_away(*holders, tries);
 }
 
 /*
@@ -63,7 +67,7 @@ send_holders_away(Oid relid)
  * or made an object of the same name.
  */
 static void
-send_writers_away(void)
+send_writers_away(int tries)
 {
 	uint32		i;
 
@@ -77,7 +81,7 @@ send_writers_away(void)
 			continue;
 		GET_VXID_FROM_PGPROC(vxid, *proc);
 		if (VirtualTransactionIdIsValid(vxid))
-			send_away(vxid);
+			send_away(vxid, tries);
 	}
 }
 
@@ -181,7 +185,7 @@ mer_apply_lock(List *relids)
 		{
 			if (++tries == ATTEMPTS)
 				give_up();
-			send_holders_away(relid);
+			send_holders_away(relid, tries);
 		}
 	}
 }
@@ -195,6 +199,6 @@ mer_apply_insist(void (*step) (void *arg), void *arg)
 	{
 		if (++tries == ATTEMPTS)
 			give_up();
-		send_writers_away();
+		send_writers_away(tries);
 	}
 }

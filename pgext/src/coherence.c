@@ -77,7 +77,7 @@ request(void)
 {
 	if (next_request)
 		next_request();
-	RequestAddinShmemSpace(MAXALIGN(sizeof(Shared)) + mer_oids_size());
+	RequestAddinShmemSpace(MAXALIGN(sizeof(Shared)) + mer_oids_size() + mer_sendaway_size());
 }
 
 static void
@@ -100,6 +100,7 @@ startup(void)
 		shared->nwanted = 0;
 	}
 	mer_oids_startup();
+	mer_sendaway_startup();
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -436,5 +437,6 @@ mer_coherence_init(void)
 	RegisterResourceReleaseCallback(at_release, NULL);
 	CacheRegisterRelcacheCallback(at_invalidation, (Datum) 0);
 	mer_catlock_init();
+	mer_sendaway_init();
 	mer_replan_init();
 }

@@ -8,6 +8,9 @@
 
 #include "meridian.h"
 
+#include "nodes/parsenodes.h"
+#include "storage/lock.h"
+
 /* As in limits.py. */
 #define MER_CATALOG_WAIT_MS 2000
 #define MER_CATALOG_LOCK_MS 100
@@ -66,6 +69,17 @@ extern void mer_apply_insist(void (*step) (void *arg), void *arg);
 /* Once only; false: a lock was not to be had within MER_CATALOG_LOCK_MS. */
 extern bool mer_apply_attempt(void (*step) (void *arg), void *arg);
 extern void mer_catlock_init(void);
+
+/* ---------- sessions idle in their transaction (sendaway.c) ---------- */
+
+/* False: it is not idle, or not there any more. */
+extern bool mer_ask_to_leave(VirtualTransactionId vxid);
+
+/* Before a statement that ends a transaction: 40001 where it was rolled back unheard. */
+extern void mer_sent_away_check(const TransactionStmt *stmt);
+extern Size mer_sendaway_size(void);
+extern void mer_sendaway_startup(void);
+extern void mer_sendaway_init(void);
 
 /* ---------- OIDs (oids.c) ---------- */
 

@@ -13,6 +13,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 
+#include "coherence.h"
 #include "jobs.h"
 #include "meridian.h"
 #include "rewrite.h"
@@ -165,6 +166,8 @@ mer_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	};
 	int			truncated_mark;
 
+	if (IsA(pstmt->utilityStmt, TransactionStmt))
+		mer_sent_away_check((TransactionStmt *) pstmt->utilityStmt);
 	mer_advisory_check();
 
 	/* Guards edit the statement, which may belong to a cached plan. */

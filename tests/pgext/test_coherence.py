@@ -146,20 +146,67 @@ def test_another_table_disturbs_nobody(pair: Pair) -> None:
     there.execute("INSERT INTO u VALUES (1, 2)")
 
 
-def test_idle_in_transaction_loses_its_connection(pair: Pair) -> None:
+def leaves(pair: Pair, holder: Connection, before: list[str], number: int) -> None:
+    """It is idle in a transaction that has locked `t` when a schema change needs that."""
     here, there = pair
-    here.execute("CREATE TABLE t (a int PRIMARY KEY)")
-    holder = another(there)
     holder.execute("BEGIN")
     holder.execute("SELECT * FROM t")
+    for statement in before:
+        holder.execute(statement.encode())
     started = time.monotonic()
-    here.execute("ALTER TABLE t ADD b int")
+    here.execute(f"ALTER TABLE t ADD b{number} int".encode())
     assert time.monotonic() - started < SOON_S
-    with pytest.raises(psycopg.Error) as caught:
-        holder.execute("SELECT * FROM t")
-    assert refused(caught.value), caught.value
-    assert holder.broken
-    assert there.execute("SELECT a, b FROM t").fetchall() == []
+    assert there.execute(f"SELECT b{number} FROM t".encode()).fetchall() == []
+
+
+def test_idle_in_transaction_hears_of_it_at_the_next_statement(pair: Pair) -> None:
+    here, there = pair
+    here.execute("CREATE TABLE t (a int PRIMARY KEY); CREATE TABLE u (a int)")
+    holder = another(there)
+    holder.prepare_threshold = there.prepare_threshold = None
+    situations = [
+        [],
+        ["INSERT INTO t VALUES (1)", "INSERT INTO u VALUES (1)"],
+        ["SAVEPOINT s", "INSERT INTO u VALUES (1)", "SAVEPOINT s2", "SELECT * FROM u"],
+        ["DECLARE c CURSOR FOR SELECT * FROM generate_series(1, 5)", "FETCH 2 FROM c"],
+        ["CREATE TEMP TABLE own (a int)", "SET LOCAL work_mem = '5MB'", "LISTEN x"],
+        ["SAVEPOINT s", "SELECT pg_advisory_xact_lock(7)", "CREATE TABLE half (a int)"],
+    ]
+    nexts = [
+        "SELECT 1",
+        "SELECT * FROM t",
+        "COMMIT",
+        "ROLLBACK TO s",
+        "FETCH c",
+        "COMMIT AND CHAIN",
+    ]
+    number = 0
+    for before in situations:
+        for statement in nexts:
+            number += 1
+            leaves(pair, holder, before, number)
+            with pytest.raises(psycopg.errors.SerializationFailure) as caught:
+                holder.execute(statement.encode())
+            assert refused(caught.value), (before, statement)
+            ended = holder.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            assert ended == (statement.startswith("COMMIT"))
+            holder.execute("ROLLBACK")
+            assert there.execute("SELECT count(*) FROM u").fetchone() == (0,)
+            assert here.execute("SELECT pg_try_advisory_xact_lock(7)").fetchone() == (True,)
+    leaves(pair, holder, [], 1000)
+    holder.execute("ROLLBACK")
+    assert holder.execute("SHOW work_mem").fetchone() == ("4MB",)
+    leaves(pair, holder, [], 1001)
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        holder.execute("SELECT %s::int", (1,), prepare=True)
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+        holder.execute("SELECT 1")
+    assert holder.execute("COMMIT").statusmessage == "ROLLBACK"
+    for count in range(2):
+        holder.execute("BEGIN; INSERT INTO u VALUES (5); COMMIT")
+        assert here.execute("SELECT count(*) FROM u").fetchone() == (count + 1,)
+    assert not differences(here, there)
+    holder.close()
 
 
 def test_a_running_statement_is_ended(pair: Pair) -> None:
