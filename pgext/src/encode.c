@@ -50,25 +50,6 @@ typedef struct Encoder
 	StringInfoData row;			/* a row whose big values were taken out */
 } Encoder;
 
-/* ---------- conflict hashes ---------- */
-
-uint64
-mer_conflict_hash(int64 sid, int kind, const char *key, uint32 len)
-{
-	uint64		v = UINT64CONST(0xCBF29CE484222325);
-
-	for (int shift = 56; shift >= 0; shift -= 8)
-		v = (v ^ (((uint64) sid >> shift) & 0xff)) * UINT64CONST(0x100000001B3);
-	v = (v ^ (unsigned char) kind) * UINT64CONST(0x100000001B3);
-	for (uint32 i = 0; i < len; i++)
-		v = (v ^ (unsigned char) key[i]) * UINT64CONST(0x100000001B3);
-	v ^= v >> 33;
-	v *= UINT64CONST(0xFF51AFD7ED558CCD);
-	v ^= v >> 33;
-	v *= UINT64CONST(0xC4CEB9FE1A85EC53);
-	return v ^ (v >> 33);
-}
-
 void
 mer_put_hash(StringInfo out, int64 sid, int kind, const char *key, uint32 len)
 {

@@ -48,17 +48,6 @@ mer_frame_status(StringInfo buf, uint32 id, const char *txid, int64 tau)
 }
 
 int
-mer_take_sqlstate(MpReader *r)
-{
-	uint32		len;
-	const char *state = mp_get_bytes(r, &len);
-
-	if (len != 5)
-		mp_malformed("SQLSTATE of another length");
-	return MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
-}
-
-int
 mer_wire_sqlstate(const MerReply *reply)
 {
 	MpReader	r = reply->body;

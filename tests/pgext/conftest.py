@@ -16,6 +16,7 @@ from meridian.instance.users import pg_user
 
 CODEC_FILES = [
     "module",
+    "common",
     "msgpack",
     "orderbytes",
     "rowcodec",

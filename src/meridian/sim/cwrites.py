@@ -20,8 +20,8 @@ from meridian.instance.errors import SetupError
 from meridian.sim.writes import NEVER, PythonWrites, Writes
 
 FILES = (
-    "encode", "frames", "locks", "msgpack", "proto", "rowcheck", "serverless", "undo", "writebuf",
-    "writelib",
+    "common", "encode", "frames", "locks", "msgpack", "proto", "rowcheck", "serverless", "undo",
+    "writebuf", "writelib",
 )  # fmt: skip
 CHOICE = "MERIDIAN_SIM_WRITES"
 """Environment: `python` or `c` instead of whichever is there."""
