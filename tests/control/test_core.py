@@ -353,6 +353,21 @@ def test_a_new_control_core_takes_over_a_journal_whose_owner_it_never_heard() ->
     assert not owners(control, 120 * S, {0: 10}), "a journal that ended needs no owner"
 
 
+def test_two_control_cores_in_step_do_not_take_over_in_step_for_ever() -> None:
+    cores = [Control(POLICY, number) for number in (0, 1)]
+    ordered: list[list[int]] = [[], []]
+    for second in range(100, 160):
+        now = Interval(second * S, second * S)
+        for control, times in zip(cores, ordered, strict=True):
+            control.step(now, JournalsInForce((0,)))
+            control.step(now, Reported(HostReport(1, second * S)))
+            if any(isinstance(one, TakeOver) for one in control.step(now, Tick())):
+                times.append(second)
+    assert len(ordered[0]) > 4 and len(ordered[1]) > 4
+    apart = [time for time in ordered[0] if time not in ordered[1]]
+    assert len(apart) > 2
+
+
 def test_keys_move_from_a_hot_owner_to_a_cold_one() -> None:
     control = Control(POLICY)
     actions = owners(control, 100 * S, {0: 50_000, 1: 10, 2: 40_000})

@@ -510,7 +510,9 @@ class Control:
             hosts = [h for h in self.hosts.values() if h.at >= now - policy.fresh_ns]
             report = self.owners.get(number)
             others = [h for h in hosts if report is None or h.host != report.host] or hosts
-            if others and self._again(now, "owner", number, 2 * policy.owner_ns):
+            # Two control cores in step would fence each other's owners for ever: each has its pace.
+            pace_ns = 2 * policy.owner_ns + self.number % 16 * policy.owner_ns // 8
+            if others and self._again(now, "owner", number, pace_ns):
                 best = min(others, key=lambda h: (self._owned_by(h.host), h.host))
                 reason = f"owner silent for {silent / S:.1f} s"
                 actions.append(TakeOver(self._number(), number, best.host, reason))

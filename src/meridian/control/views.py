@@ -39,7 +39,11 @@ class ReplicaReport(msgspec.Struct, frozen=True):
 
 
 class AdjudicatorReport(msgspec.Struct, frozen=True):
-    """The owner of a journal, from the host where it runs."""
+    """The owner of a journal, from the host where it runs; from its SEAL on, before it serves.
+
+    A new owner may wait for the old lease to end: whoever takes it for silent until then makes it
+    start anew, again and again.
+    """
 
     adjudicator: int
     host: int

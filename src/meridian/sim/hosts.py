@@ -32,6 +32,8 @@ class Host(Node):
         """It never comes back."""
         self.tenants: Callable[[Host], Sequence[Node]] = lambda _: ()
         """Owners that run here."""
+        self.said: Callable[[Report], None] = lambda _: None
+        """Who checks control cores knows what they were told."""
         self.take_over: Callable[[Host, TakeOver], bool] = lambda *_: False
         self._parts = parts
         self._performer = parts.performer(number, self.disk, self.ended)
@@ -82,6 +84,7 @@ class Host(Node):
         self.after(REPORT_NS, self._report)
 
     def _say(self, report: Report) -> None:
+        self.said(report)
         for name in self.world.controllers:
             self.world.send(self.name, name, Said(report))
 

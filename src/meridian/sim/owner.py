@@ -113,6 +113,11 @@ class Owner(Node):
         return self._core is not None and self._core.serving
 
     @property
+    def sealed(self) -> bool:
+        """Whether it is the owner, serving or about to."""
+        return self._core is not None and self._core.sealed
+
+    @property
     def epoch(self) -> tuple[int, int]:
         """Of the adjudicator that runs here."""
         assert self._core is not None

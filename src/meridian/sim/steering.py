@@ -27,6 +27,8 @@ from meridian.control.views import (
     Placed,
     Publish,
     Remove,
+    ReplicaReport,
+    Report,
     Shrink,
     TakeOver,
 )
@@ -42,7 +44,8 @@ from meridian.sim.messages import (
     TheseShards,
 )
 from meridian.sim.owner import Owner
-from meridian.sim.world import MS, Node, S, World
+from meridian.sim.world import MS, Node, S, SimulationError, World
+from meridian.wire.ranges import END, Range, subtract
 
 if TYPE_CHECKING:
     from meridian.sim.run import Run
@@ -71,7 +74,7 @@ def policy_of(world: World) -> Policy:
         changes=random.choice((1, 2, 3)),
         fresh_ns=1_000 * MS,
         dead_ns=2_000 * MS,
-        owner_ns=800 * MS,
+        owner_ns=1_000 * MS,
         build_ns=3_000 * MS,
         order_ns=800 * MS,
         pause_ns=500 * MS,
@@ -87,6 +90,8 @@ class Steerer(Node):
         self.core: Control | None = None
         self._hosts: dict[int, int] = {}
         """Where replicas are, as far as was heard."""
+        self._heard: dict[int, int] = {}
+        """When owners of journals reported, as far as was heard."""
         self._told: list[Change] = []
         """Changes whose map came into force, counted once."""
         world.controllers.append(self.name)
@@ -106,7 +111,7 @@ class Steerer(Node):
         """Knows nothing; what it had begun is left as it was."""
         number = self._steering.next_number()
         self.core = self._steering.parts.control(self._steering.policy, number)
-        self._hosts, self._told = {}, []
+        self._hosts, self._heard, self._told = {}, {}, []
         self._tick()
 
     def _tick(self) -> None:
@@ -127,8 +132,11 @@ class Steerer(Node):
         assert self.core is not None
         match message:
             case Said(report=report):
-                if hasattr(report, "replica"):
+                if isinstance(report, ReplicaReport):
                     self._hosts[report.replica] = report.host
+                elif isinstance(report, AdjudicatorReport):
+                    before = self._heard.get(report.adjudicator, 0)
+                    self._heard[report.adjudicator] = max(before, report.at)
                 self.core.step(now, Reported(report))
             case TheseShards(map=map_):
                 shards = tuple(Placed(one.lo, one.hi, one.replicas) for one in map_.shards)
@@ -149,7 +157,7 @@ class Steerer(Node):
 
     def _perform(self, action: Action) -> None:
         """An order to whoever performs it; it may be lost."""
-        assert action.reason, "every action has its reason"
+        self._steering.check(action, self._heard)
         kind = type(action).__name__
         self.world.trace("action", self.name, kind, *_about(action), action.reason)
         match action:
@@ -204,11 +212,16 @@ class Steering:
         """Hosts of owners whose journals lie elsewhere."""
         self._stable_since: int | None = None
         self._looked = 0
+        self._truth: dict[int, tuple[int, ReplicaReport]] = {}
+        """Per replica, when it said last that it is complete, and what it held."""
+        self._mapped: dict[int, None] = {}
+        """Replicas that some map in force named."""
         self.why = "nobody looked"
         """What was left to do when somebody looked last."""
         for host in self.fleet.hosts:
             host.tenants = self._tenants
             host.take_over = self._take_over
+            host.said = self._said
         for zone, one in enumerate(self.steerers):
             run.world.located[one.name] = (f"zone{zone % run.swarm.zones}",)
 
@@ -237,8 +250,8 @@ class Steering:
         return [one for one in self.run.everyone if self._homes.get(one.name) is host]
 
     def _report(self, owner: Owner) -> None:
-        """Every now and then, while it serves."""
-        if owner.alive and owner.serving and owner.paused_until <= self.world.now:
+        """Every now and then, from its SEAL on: one that will serve soon is not taken over."""
+        if owner.alive and owner.sealed and owner.paused_until <= self.world.now:
             now = owner.clock.now().earliest
             host = self._homes.get(owner.name, self.fleet.hosts[0])
             report = AdjudicatorReport(
@@ -263,6 +276,60 @@ class Steering:
         free[0].start()
         self.world.trace("steered take-over", host.name, journal, action.reason)
         return True
+
+    # What orders may say
+
+    def _said(self, report: Report) -> None:
+        if isinstance(report, ReplicaReport) and report.complete:
+            self._truth[report.replica] = self.world.now, report
+
+    def check(self, action: Action, heard: dict[int, int]) -> None:
+        """Raises SimulationError if an order has no reason, or would take what nobody else has.
+
+        `heard`: when the control core heard the owners of journals last.  Where clocks leave their
+        bounds "just now" may be long ago.
+        """
+        if not action.reason:
+            raise SimulationError(f"control: no reason for {action}")
+        match action:
+            case Publish():
+                borders = [b"", *(hi for _, hi, _ in action.shards)]
+                starts = [lo for lo, _, _ in action.shards]
+                if borders != [*starts, END] or not all(of for _, _, of in action.shards):
+                    raise SimulationError(f"control: a map with a hole: {action.shards}")
+            case TakeOver() if not self.world.swarm.false_bounds:
+                if heard.get(action.adjudicator, 0) > self.world.now - self.policy.owner_ns // 2:
+                    raise SimulationError(f"control: {action.adjudicator} is not silent")
+            case Shrink() | Remove() if not self.world.swarm.false_bounds:
+                self._check_reduction(action)
+            case _:
+                pass
+
+    def _check_reduction(self, action: Shrink | Remove) -> None:
+        """What a replica of a map gives up, others served as of just now."""
+        map_ = self.fleet.placement.map
+        for shard in map_.shards:
+            self._mapped.update(dict.fromkeys(shard.replicas))
+        held = self._truth.get(action.replica)
+        if action.replica not in self._mapped or held is None or action.map_version != map_.version:
+            # Never needed, or the host will refuse it.
+            return
+        left = [held[1].range]
+        if isinstance(action, Shrink):
+            left = subtract(left, Range(action.lo, action.hi))
+        slack = self.policy.fresh_ns + 2 * self.world.swarm.clock_error + 200 * MS
+        for shard in map_.shards:
+            given = [part for part in left if part.meets(shard.range)]
+            if given and action.replica in shard.replicas:
+                raise SimulationError(f"control: the map says that r{action.replica} has {given}")
+            others = [
+                report.range.covers(shard.range)
+                for number in shard.replicas
+                for at, report in [self._truth.get(number, (0, None))]
+                if report is not None and at >= self.world.now - slack
+            ]
+            if given and not any(others):
+                raise SimulationError(f"control: nobody else serves {given}")
 
     # After the faults
 
