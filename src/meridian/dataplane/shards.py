@@ -52,6 +52,8 @@ from meridian.wire.ranges import (
 log = logging.getLogger("meridian.shards")
 
 SHARDS_MAX = 64
+HOMES = 65_536
+"""Relations whose shard is remembered."""
 SET_NAME = "set.json"
 SET_VERSION = 1
 
@@ -239,6 +241,7 @@ class ShardedEngine:
         self._version += 1
         shards = tuple(Shard(i, lo, hi, (number,)) for i, (lo, hi, number) in enumerate(parts))
         self.map = ShardMap(self._version, shards)
+        self._homes: dict[int, int] = {}
         if self._reads is not None:
             self._reads.update_map(self.map)
 
@@ -264,6 +267,16 @@ class ShardedEngine:
         first = bisect_right(self._los, wanted.lo) - 1
         last = max(first + 1, bisect_left(self._los, wanted.hi))
         return list(dict.fromkeys(self._numbers[first:last]))
+
+    def _home(self, sid: int) -> int:
+        """The shard that has all of a relation, -1: several have parts of it."""
+        home = self._homes.get(sid)
+        if home is None:
+            numbers = self.numbers_in(span(sid))
+            home = self._homes[sid] = numbers[0] if len(numbers) == 1 else -1
+            if len(self._homes) > HOMES:
+                self._homes.clear()
+        return home
 
     def engine_of(self, request: ReadRequest) -> Engine | None:
         """The engine that has all of a read; None: several do."""
@@ -356,10 +369,13 @@ class ShardedEngine:
         self, tau: int, lo: bytes, hi: bytes, limit: int, page_bytes: int, shape: LookupShape
     ) -> Page | None:
         sid, row_sid = shape[0], shape[1]
-        numbers = self.numbers_in(asked(sid, lo, hi))
-        if len(numbers) > 1 or (row_sid and self.numbers_in(span(row_sid)) != numbers):
+        number = self._home(sid)
+        if number < 0:
+            numbers = self.numbers_in(asked(sid, lo, hi))
+            number = numbers[0] if len(numbers) == 1 else -1
+        if number < 0 or (row_sid and self._home(row_sid) != number):
             return None
-        return self.engines[numbers[0]].try_lookup(tau, lo, hi, limit, page_bytes, shape)
+        return self.engines[number].try_lookup(tau, lo, hi, limit, page_bytes, shape)
 
     def try_scan(self, request: ReadRequest) -> Page | None:
         engine = self.engine_of(request)

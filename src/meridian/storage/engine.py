@@ -62,7 +62,8 @@ LookupShape = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
 class Lookup(NamedTuple):
     """A prepared range statement: parameters are tau, lo, hi, limit.
 
-    `exact` (tau, lo) is quicker where the range is one key; empty: there is none.
+    `exact` (tau, lo) is quicker where the range is one key; empty: there is none. From `base` on
+    the file holds all keys of both relations (TS_MAX: never).
     """
 
     sql: str
@@ -71,6 +72,7 @@ class Lookup(NamedTuple):
     died: int
     entry: Relation
     row: Relation
+    base: int
 
 
 def _stop() -> bool:
@@ -550,11 +552,16 @@ class Engine:
         The path of key lookups through an index: no SQL is built. Raises like `get`.
         """
         sid, row_sid = shape[0], shape[1]
-        if not self._whole and not self._owns(tau, row_sid, asked(sid, lo, hi)):
+        known = self._lookups.get(shape)
+        if (
+            not self._whole
+            and (known is None or tau < known.base)
+            and not self._owns(tau, row_sid, asked(sid, lo, hi))
+        ):
             return None
         if not 0 < limit <= LOOKUP_ROWS or sid in self._overlay or row_sid in self._overlay:
             return None
-        lookup = self._lookups.get(shape) or self._prepare_lookup(tau, shape)
+        lookup = known or self._prepare_lookup(tau, shape)
         if tau < self._horizon or not lookup.born <= tau < lookup.died:
             return None
         if lookup.entry.crowded or lookup.row.crowded or lookup.entry.has_big or lookup.row.has_big:
@@ -575,10 +582,14 @@ class Engine:
         return None if len(encoded) > page_bytes else (len(rows) >= limit, encoded)
 
     def _owns(self, tau: int, row_sid: int, wanted: Range) -> bool:
-        """All of a scan's range, and of the relation that its rows are joined to."""
+        return self._base_of(row_sid, wanted) <= tau
+
+    def _base_of(self, row_sid: int, wanted: Range) -> int:
+        """From which tau on the file holds all of a range, and of the relation that its rows are
+        joined to; TS_MAX: some of them lie elsewhere."""
         base = self._ranges.base_of(wanted)
         rows = self._ranges.base_of(span(row_sid)) if row_sid else 0
-        return base is not None and rows is not None and max(base, rows) <= tau
+        return TS_MAX if base is None or rows is None else max(base, rows)
 
     def _prepare_lookup(self, tau: int, shape: LookupShape) -> Lookup:
         sid, row_sid, flags, cols, row_cols = shape
@@ -590,7 +601,8 @@ class Engine:
         row = self._relations[row_sid] if row_sid else entry
         exact = query.lookup_one(self._snapshot, request)
         born, died = max(entry.born, row.born), min(entry.died, row.died)
-        lookup = Lookup(sql, exact, born, died, entry, row)
+        base = self._base_of(row_sid, span(sid))
+        lookup = Lookup(sql, exact, born, died, entry, row, base)
         if entry.crowded or row.crowded:
             return lookup
         if len(self._lookups) > 10_000:
