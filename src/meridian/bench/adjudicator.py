@@ -11,6 +11,7 @@ import os
 import random
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -44,18 +45,21 @@ SETTLE_S = 0.5
 def run(seconds: float, rounds: int, report: Callable[[str], None]) -> dict[str, Any]:
     """The JSON of the bench. Raises SetupError when the process does not start."""
     asks = _asks(random.Random(1))
-    rates, conflicts = [], 0
+    rates, costs, conflicts = [], [], 0
     with scratch() as directory:
         for number in range(rounds):
-            counts, elapsed = _round(directory / str(number), asks, seconds)
-            rates.append(sum(counts.values()) / elapsed)
+            counts, elapsed, cpu_us = _round(directory / str(number), asks, seconds)
+            decisions = sum(counts.values())
+            rates.append(decisions / elapsed)
+            costs.append(cpu_us / decisions)
             conflicts += counts.get((Outcome.ABORTED, Code.CONFLICT), 0)
-            report(f"round {number + 1}: {rates[-1]:,.0f} decisions/s")
+            report(f"round {number + 1}: {rates[-1]:,.0f} decisions/s of {costs[-1]:.1f} us CPU")
     rates.sort()
     return {
         "name": "adjudicator",
         "decisions_per_s": round(rates[len(rates) // 2]),
         "spread": [round(rates[0]), round(rates[-1])],
+        "cpu_us_per_decision": round(statistics.median(costs), 1),
         "keys_per_transaction": KEYS_PER_TRANSACTION,
         "conflicts": conflicts,
         "bytes_per_million_keys": _bytes_per_million_keys(),
@@ -78,7 +82,8 @@ def _asks(draw: random.Random) -> list[bytes]:
 
 def _round(
     directory: Path, chunks: list[bytes], seconds: float
-) -> tuple[dict[tuple[int, int], int], float]:
+) -> tuple[dict[tuple[int, int], int], float, float]:
+    """How many answers of each kind, in how many seconds, for how much CPU of the process."""
     socket = directory / "socket"
     command = [sys.executable, "-m", "meridian.adjudicator", "--dir", str(directory)]
     process = subprocess.Popen(
@@ -92,25 +97,32 @@ def _round(
         line = process.stdout.readline()
         if line != "ready\n":
             raise SetupError(f"the adjudicator did not start: {line.strip() or 'no output'}")
-        return uvloop.run(_drive(socket, chunks, seconds))
+        return uvloop.run(_drive(socket, chunks, seconds, process.pid))
     finally:
         process.terminate()
         process.wait()
 
 
 async def _drive(
-    socket: Path, chunks: list[bytes], seconds: float
-) -> tuple[dict[tuple[int, int], int], float]:
+    socket: Path, chunks: list[bytes], seconds: float, pid: int
+) -> tuple[dict[tuple[int, int], int], float, float]:
     loop = asyncio.get_running_loop()
     _, client = await loop.create_unix_connection(lambda: Client(chunks), str(socket))
     await asyncio.sleep(SETTLE_S)
     client.counts.clear()
-    began = time.perf_counter()
+    began, used_us = time.perf_counter(), _cpu_us(pid)
     await asyncio.sleep(seconds)
     counts, elapsed = dict(client.counts), time.perf_counter() - began
+    used_us = _cpu_us(pid) - used_us
     client.stopping = True
     await asyncio.wait_for(client.idle.wait(), 60)
-    return counts, elapsed
+    return counts, elapsed, used_us
+
+
+def _cpu_us(pid: int) -> float:
+    """User and system CPU of a process: steadier than rates on a busy machine."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1e6 / os.sysconf("SC_CLK_TCK")
 
 
 class Client(asyncio.Protocol):
