@@ -14,7 +14,6 @@ import time
 from meridian.bench import servers, workloads
 
 SEVERAL = ("--storage-shards", "4", "--adjudicators", "3", "--journals", "2")
-REST_S = 20.0
 
 
 def main() -> None:
@@ -31,12 +30,14 @@ def main() -> None:
             contexts = [workloads.Context(dsn, directory, seconds) for dsn in (several, one)]
             for context in contexts:
                 workload.set_up(context)
-            time.sleep(REST_S)
+            time.sleep(workload.rest_s)
             ratios = []
             for number in range(rounds):
-                rates = [workload.measure(context) for context in contexts]
-                ratios.append(rates[0] / rates[1])
-                print(f"round {number + 1}: {rates[0]:,.0f} against {rates[1]:,.0f}", flush=True)
+                # Who goes first changes from round to round.
+                order = contexts if number % 2 == 0 else contexts[::-1]
+                rates = {context.dsn: workload.measure(context) for context in order}
+                ratios.append(rates[several] / rates[one])
+                print(f"round {number + 1}: {rates[several]:,.0f} against {rates[one]:,.0f}")
     middle = statistics.median(ratios)
     print(f"{name}: {middle:.2f} of one of each ({min(ratios):.2f} to {max(ratios):.2f})")
 
