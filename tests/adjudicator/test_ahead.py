@@ -107,6 +107,22 @@ def test_a_question_that_does_not_match_them_is_asked_again(cluster: Cluster) ->
     assert cluster.nodes[0].answers[to].outcome is Outcome.COMMITTED
 
 
+def test_keys_that_were_compared_are_compared_again_with_another_large_one(
+    cluster: Cluster,
+) -> None:
+    """Its commit here is a layer to look through, and nobody else wakes the voter (seed 5582)."""
+    began, first, second = cluster.now, cluster.txid(1, 0), cluster.txid(2, 0)
+    ahead(cluster, first, began, 0, "n")
+    ahead(cluster, second, began, 0, "o")
+    cluster.settle()
+    one = ask(cluster, first, began, 1, 1, "a", "n")
+    cluster.settle()
+    assert cluster.nodes[0].answers[one].outcome is Outcome.COMMITTED
+    other = ask(cluster, second, began, 1, 1, "b", "o")
+    cluster.settle()
+    assert cluster.nodes[0].answers[other].outcome is Outcome.COMMITTED
+
+
 def test_a_voter_that_restarts_has_lost_them(cluster: Cluster) -> None:
     began, txid = cluster.now, cluster.txid(1, 0)
     ahead(cluster, txid, began, 0, "n")

@@ -11,9 +11,10 @@ from meridian.journal.coded import StreamLog, StreamPosition, body_of, shard_of,
 from meridian.journal.coded_reader import Adoption, CodedPosition, CodedReader
 from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.core import JournalError, Reader, make
+from meridian.journal.places import Place, Places, later
 from meridian.journal.record import Record
 from meridian.sim import mutants_coded as mutants
-from tests.journal.three_streams import LEASE, Owner, Stream
+from tests.journal.three_streams import LEASE, Owner, Stream, accept
 
 ONE, TWO, THREE = (1, 11), (2, 22), (3, 33)
 TXID = b"t" * 16
@@ -360,6 +361,10 @@ class World:
         self.readers = [CodedReader() for _ in range(3)] + [kinds[0]()]
         self.got: list[list[Record]] = [[] for _ in self.readers]
         self.at = [[0, 0, 0] for _ in self.readers]
+        self.place = Place()
+        self.places = [Places() for _ in self.readers]
+        self.through: dict[int, list[Record]] = {}
+        """What a checkpoint through n holds, as records."""
         self.lag_bytes = self.random.choice((0, 100, 10**9))
 
     def run(self, steps: int = 250) -> None:
@@ -393,19 +398,23 @@ class World:
             owner = random.choice(self.owners[-3:])
             owner.send(random.randrange(3))
             self.durable += owner.durable
-        elif dice < 0.95:
+        elif dice < 0.93:
             self.read(random.randrange(len(self.readers)), random.randrange(3), 8)
-        elif dice < 0.98:
+        elif dice < 0.95:
             self.beat()
-        else:
+        elif dice < 0.97:
             self.restart()
+        else:
+            self.cut()
 
     def own(self, *, unique: bool = False) -> None:
         number = 1 + max((owner.epoch[0] for owner in self.owners), default=0)
         if not unique and self.random.random() < 0.2 and number > 2:
             number -= self.random.randint(0, 1)
         epoch = (number, self.random.getrandbits(30))
-        owner = Owner(self.streams, epoch, self.random, self.lag_bytes, self.kinds)
+        owner = Owner(
+            self.streams, epoch, self.random, self.lag_bytes, self.kinds, lambda: self.place
+        )
         self.owners.append(owner)
 
     def read(self, index: int, stream: int, count: int) -> None:
@@ -418,6 +427,37 @@ class World:
         self.at[index][stream] += len(part)
         self.readers[index].take(stream, part)
         self.got[index] += self.readers[index].ready()
+        self.note(index)
+
+    def note(self, index: int) -> None:
+        core = Reader()
+        for record in self.got[index]:
+            accept(core, record)
+        self.places[index].note(core, self.readers[index].position(), (0, 0, 0))
+        self.through[core.n] = list(self.got[index])
+
+    def cut(self) -> None:
+        """The journal begins where some reader stood; who has not got that far, starts there."""
+        index = self.random.randrange(len(self.readers) - 1)
+        newest = max(self.through, default=0)
+        place = self.places[index].newest(newest - self.random.randint(0, 3))
+        if place is None or place.history.n <= self.place.history.n:
+            return
+        self.place = later(self.place, place)
+        starts = [one.index for one in self.place.streams.streams]
+        for stream, start in zip(self.streams, starts, strict=True):
+            stream.records[:start] = [None] * start  # type: ignore[list-item]
+        for number in range(len(self.readers)):
+            self.follow_cut(number)
+
+    def follow_cut(self, number: int) -> None:
+        """A reader of what is not there any more begins with the checkpoint."""
+        starts = [one.index for one in self.place.streams.streams]
+        if any(at < start for at, start in zip(self.at[number], starts, strict=True)):
+            self.readers[number] = type(self.readers[number])(self.place.streams)
+            self.at[number] = list(starts)
+            self.got[number] = list(self.through[self.place.history.n])
+            self.places[number] = Places()
 
     def beat(self) -> None:
         owner = self.random.choice(self.owners[-2:])
@@ -432,6 +472,7 @@ class World:
         position = self.readers[index].position()
         self.readers[index] = CodedReader(position)
         self.at[index] = [stream.index for stream in position.streams]
+        self.follow_cut(index)
 
     def check(self) -> None:
         histories = []
@@ -440,15 +481,12 @@ class World:
             accepted: dict[int, Record] = {}
             open_: dict[bytes, list[int]] = {}
             for record in got:
-                if record.epoch > core.epoch and record.kind != journal.EPOCH:
-                    # It was adopted; its marker is not numbered.
-                    core.accept(make(record.epoch, 0, journal.Marker(0)))
+                if record.epoch > core.epoch:
                     open_ = {}
                 if record.kind == journal.EPOCH:
-                    open_ = {}
                     core.accept(record)
                     continue
-                assert core.accept(record) is not None, record
+                assert accept(core, record), record
                 if record.kind == journal.BODY:
                     open_.setdefault(record.txid, []).append(record.n)
                 elif record.kind == journal.COMMIT:

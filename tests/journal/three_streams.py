@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from zlib import crc32
 
 from meridian.journal import core as journal
-from meridian.journal.coded import STREAMS, StreamLog
+from meridian.journal.coded import STREAMS, StreamLog, StreamPosition
 from meridian.journal.coded_reader import CodedReader
 from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.core import EpochId, Reader, make
+from meridian.journal.places import Place
 from meridian.journal.record import Record
 
 LEASE = 10**9
+
+
+def accept(core: Reader, record: Record) -> bool:
+    """Whether a journal's reader takes it; markers of adopted epochs are not told."""
+    if record.epoch > core.epoch and record.kind != journal.EPOCH:
+        core.accept(make(record.epoch, 0, journal.Marker(0)))
+    return core.accept(record) is not None
 
 
 class Stream:
@@ -20,12 +29,13 @@ class Stream:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        """By index; what was trimmed is None."""
         self.stalled = False
 
-    def log(self) -> StreamLog:
-        """What a reader of all of it makes of it."""
-        log = StreamLog()
-        for record in self.records:
+    def log(self, start: StreamPosition) -> StreamLog:
+        """What a reader from `start` on makes of it."""
+        log = StreamLog(start)
+        for record in self.records[start.index :]:
             log.accept(record)
         return log
 
@@ -39,8 +49,11 @@ class Owner:
         epoch: EpochId,
         random: Random,
         lag_bytes: int,
-        kinds: tuple[type[CodedReader], type[CodedWriter]] = (CodedReader, CodedWriter),
+        kinds: tuple[type[CodedReader], type[CodedWriter]],
+        place: Callable[[], Place],
     ) -> None:
+        self.place = place
+        """Where the journal begins now."""
         self.streams, self.epoch, self.random = streams, epoch, random
         self.lag_bytes = lag_bytes
         self.kinds = kinds
@@ -58,11 +71,12 @@ class Owner:
         self.random.shuffle(fenced)
         if len(fenced) < 2:
             return
-        reader = self.kinds[0]()
+        place = self.place()
+        reader = self.kinds[0](place.streams)
         history: list[Record] = []
         for stream in range(STREAMS):
             if stream in fenced or self.random.random() < 0.7:
-                part = self.streams[stream].records
+                part = self.streams[stream].records[place.streams.streams[stream].index :]
                 if stream not in fenced:
                     part = part[: self.random.randint(0, len(part))]
                 reader.take(stream, part)
@@ -70,12 +84,9 @@ class Owner:
         adoption = reader.adopt(fenced)
         if adoption is None:
             return
-        core = Reader()
+        core = Reader(place.history)
         for record in (*history, *adoption.records):
-            known = core.epoch
-            if record.epoch > known and record.kind != journal.EPOCH:
-                core.accept(make(record.epoch, 0, journal.Marker(0)))
-            assert core.accept(record) is not None, record
+            assert accept(core, record), record
         self.n, self.tau = core.n, core.tau
         self.writer = self.kinds[1](self.epoch, adoption, self.lag_bytes)
         for stream in fenced:
@@ -87,13 +98,14 @@ class Owner:
         one = self.streams[stream]
         if one.stalled:
             return False
-        if one.log().epoch < self.epoch:
+        start = self.place().streams.streams[stream]
+        if one.log(start).epoch < self.epoch:
             one.records.append(make(self.epoch, 0, journal.Marker(0)))
-        return one.log().epoch == self.epoch
+        return one.log(start).epoch == self.epoch
 
     def _open(self, stream: int) -> None:
         assert self.writer is not None
-        log = self.streams[stream].log()
+        log = self.streams[stream].log(self.place().streams.streams[stream])
         if log.epoch != self.epoch:
             self.writer.fenced(stream)
         elif self.writer.opened(stream, log.position_now()):
@@ -134,7 +146,7 @@ class Owner:
         if not writer.lanes[stream].open:
             if self._claim(stream):
                 self._open(stream)
-            elif one.log().epoch > self.epoch:
+            elif one.log(self.place().streams.streams[stream]).epoch > self.epoch:
                 writer.fenced(stream)
             return
         batch = writer.take(stream, 50)

@@ -14,8 +14,9 @@ from meridian.sim.world import MS, START, Clock, Node, S, World
 SEEDS = {
     344: "clocks stayed outside of their bounds after the healing",
     346: "a confirmed checkpoint carried rot of versions replaced before its tau",
-    992: "a clock that stood still made a timer fire without end",
     2407: "an owner wrote on in a stream that lost its tail and was filled up by others",
+    5444: "an attempt that a newer one had ended was taken for that one's end, again and again",
+    5582: "a voter that was sent keys ahead was not woken to compare them again",
     2529: "a commit whose tau lies seconds ahead was not waited for in the end",
 }
 

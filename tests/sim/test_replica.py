@@ -5,12 +5,11 @@ from __future__ import annotations
 from random import Random
 
 from meridian.journal.core import Lease, Marker, Position, Seal, make
-from meridian.sim.coded import CodedJournal
 from meridian.sim.disk import Disk
 from meridian.sim.messages import Parts, Records
 from meridian.sim.replica import Replica
 from meridian.sim.store import Store
-from meridian.sim.stream import Stream
+from meridian.sim.stream import SharedJournal
 from meridian.sim.swarm import choose
 from meridian.sim.world import World
 
@@ -20,7 +19,7 @@ EPOCH = (1, 7)
 
 def test_a_journal_trimmed_before_it_was_heard_of_needs_a_checkpoint() -> None:
     """Another replica read it, made a checkpoint and had it trimmed meanwhile: docs/bugs.md."""
-    journals: list[Disk | Stream | CodedJournal] = [Disk(Random(0))]
+    journals: list[Disk | SharedJournal] = [Disk(Random(0))]
     object_store: list[Store] = []
     replica = Replica(World(FILES, choose(FILES)), 0, journals, [], object_store, Parts())
     replica.start()
@@ -43,7 +42,7 @@ def test_a_journal_trimmed_before_it_was_heard_of_needs_a_checkpoint() -> None:
 
 
 def test_a_new_journal_is_read_from_its_beginning() -> None:
-    journals: list[Disk | Stream | CodedJournal] = [Disk(Random(0))]
+    journals: list[Disk | SharedJournal] = [Disk(Random(0))]
     replica = Replica(World(FILES, choose(FILES)), 0, journals, [], [], Parts())
     replica.start()
     new = Disk(Random(0))

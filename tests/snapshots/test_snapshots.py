@@ -387,6 +387,19 @@ def test_retention_removes_manifests_first_and_spares_what_is_under_way() -> Non
     assert retention.removable(found[:2], 1_000_000.0) == []
 
 
+def test_a_late_snapshot_behind_a_trim_displaces_nothing() -> None:
+    """A replica that lagged wrote it; the journals do not hold what follows it any more."""
+    names = [f"s/{tau:020d}-x" for tau in range(4)]
+    found = [e for n in names for e in entries(f"{n}/manifest", f"{n}/part-000000")]
+    gone = retention.removable(found, 1_000_000.0, 1, lambda name: name == names[1])
+    assert gone == [f"{n}/{what}" for n in (names[0], *names[2:]) for what in LAYOUT]
+    # Where none is readable, none is worth another one's place.
+    assert retention.removable(found, 1_000_000.0, 1, lambda name: False) == []
+
+
+LAYOUT = ("manifest", "part-000000")
+
+
 def test_journals_are_trimmed_behind_the_oldest_kept_snapshot() -> None:
     def one(**starts: int) -> Manifest:
         positions = {int(j[1:]): Position(n=n, epoch=(n, 1)) for j, n in starts.items()}

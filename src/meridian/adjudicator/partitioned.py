@@ -191,7 +191,7 @@ class Partitioned(ABC):
                 self.relations.rebase(event.tau, event.version)
                 effects += self._acquire(now, incoming)
         found, ended = self.voter.catalog(event.tau, event.version)
-        return effects + found + (self._unblock(now) if ended else [])
+        return effects + found + ([*self._unblock(now), *self.hold_timer()] if ended else [])
 
     def _now_durable(self, n: int) -> list[Effect]:
         """Go-aheads come before answers (5.3), so the caller answers later."""
@@ -453,7 +453,12 @@ class Partitioned(ABC):
         times = [self.voter.deadline(), self.ballots.deadline()]
         times += [until for _, _, until in self._blocked.values()]
         due = [time for time in times if time is not None]
-        return [SetTimer(HOLD_TIMER, min(due) + 1)] if due else []
+        timers: list[Effect] = [SetTimer(HOLD_TIMER, min(due) + 1)] if due else []
+        if self.voter.busy:
+            # A large transaction that ends as a voter's commit here gives keys that were sent
+            # ahead, and compared, more to be compared with.
+            timers.append(SetTimer(WORK_TIMER, 0))
+        return timers
 
     def _hold_due(self, now: Interval) -> list[Effect]:
         effects, ended = self.voter.due(now)

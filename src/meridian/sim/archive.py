@@ -111,7 +111,13 @@ class Archive:
     def _tidy(self, shard: str) -> None:
         """Old snapshots of a shard go."""
         entries = self.objects.list(shard)
-        for name in retention.removable(entries, self._fleet.world.now / 1e9, self.keep):
+        starts = {number: one.beginning for number, one in enumerate(self._fleet.journals)}
+
+        def readable(name: str) -> bool:
+            manifest = manifests.decode(self.objects.get(f"{name}/{MANIFEST_NAME}"))
+            return all(_reads_on(manifest, journal, start) for journal, start in starts.items())
+
+        for name in retention.removable(entries, self._fleet.world.now / 1e9, self.keep, readable):
             del self.objects.data[name]
 
     def trim(self) -> None:
@@ -119,7 +125,10 @@ class Archive:
         map_ = self._fleet.some_map()
         shards = list(dict.fromkeys(one.range for one in map_.shards))
         kept = [self._whole(shard_name(part)) for part in shards]
-        for journal, position in self._parts.trim(kept).items():
+        positions = self._parts.trim(kept)
+        for node in self._fleet.living():
+            node.cut({journal: position.n for journal, position in positions.items()})
+        for journal, position in positions.items():
             for owner in self._fleet.owners:
                 if owner.number == journal:
                     owner.trim(position.n)

@@ -11,7 +11,6 @@ from meridian.clock.tau import assigner_of
 from meridian.journal import core as journal
 from meridian.journal.core import Reader
 from meridian.sim.client import Txn
-from meridian.sim.coded import CodedJournal
 from meridian.sim.disk import Disk
 from meridian.sim.messages import Key
 from meridian.sim.plans import CATALOG, SID_FIRST, ConflictKey, version_of, writer_of
@@ -20,7 +19,7 @@ from meridian.sim.routed import Scanned
 from meridian.sim.shard_checks import check_replicas, check_scan, check_scans
 from meridian.sim.shard_replica import RangeReplica
 from meridian.sim.store import Store
-from meridian.sim.stream import Stream
+from meridian.sim.stream import SharedJournal
 from meridian.sim.world import SimulationError
 from meridian.wire.ops import decode_chunk
 from meridian.wire.partition import FIRST, LAST, Span
@@ -39,7 +38,7 @@ EXCLUDED = {
 """What a use of a relation excludes (docs/rfcs, "Catalog coherence", point 7; read: builds)."""
 FALSE_ABORTS = (Code.FLOOR, Code.PARTS, Code.RESOLVED, Code.CLOSED, Code.MOVED)
 
-Journal = Disk | Stream | CodedJournal
+Journal = Disk | SharedJournal
 
 
 class Truth:

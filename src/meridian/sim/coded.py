@@ -1,161 +1,62 @@
-"""A coded journal: three streams, and owners that take it over and write it (6.4, 6.5)."""
+"""An owner that takes a coded journal over and writes its three streams (6.4, 6.5)."""
 
 from __future__ import annotations
 
-from functools import partial
-from random import Random
-from typing import Any
-
 from meridian.adjudicator import events as ev
 from meridian.journal import core as journal
-from meridian.journal.coded import ADOPT, STREAMS, StreamLog
-from meridian.journal.coded_reader import CodedReader, with_markers
+from meridian.journal.coded import STREAMS
+from meridian.journal.coded_reader import with_markers
 from meridian.journal.coded_writer import CodedWriter
-from meridian.journal.core import Marker, Position, make
+from meridian.journal.core import Marker, make
 from meridian.journal.record import Record
-from meridian.sim.messages import Parts, Records, Stored
-from meridian.sim.owner import Owner
-from meridian.sim.stream import RESEND_NS, Publisher, Stream
-from meridian.sim.world import MS, World
+from meridian.sim.shared import SharedOwner
+from meridian.sim.stream import Stream, log_of
+from meridian.sim.world import MS
 
 PEEK_NS = 60 * MS
 """How long a new owner looks for the highest epoch before it claims a higher one."""
-POLL_NS = 20 * MS
 LANE_RECORDS = 16
 """Records on their way to one stream; more wait, and may be skipped there."""
 
 
-class CodedJournal:
-    """The three streams of one journal."""
-
-    def __init__(self, world: World, number: int, replicas: list[str], born: Position) -> None:
-        self.number = number
-        self.born = self.beginning = born
-        self.streams = [Stream(world, number, index) for index in range(STREAMS)]
-        for stream in self.streams:
-            stream.replicas = replicas
-
-    def history(self) -> list[Record]:
-        """Everything durable, as one stream."""
-        reader = CodedReader()
-        for index, stream in enumerate(self.streams):
-            reader.take(index, stream.history())
-        return reader.ready()
-
-    def lose_tail(self, random: Random) -> None:
-        """One stream comes back with less, but not less than both others hold."""
-        stream = random.choice(self.streams)
-        others = [_log(one.history()) for one in self.streams if one is not stream]
-        count = 0
-        for message in reversed(stream.model.messages):
-            if not all(_held(log, record) for log in others for record in message):
-                break
-            count += 1
-        if count:
-            stream.lose_tail(random.randint(1, count))
-
-
-def _log(records: list[Record]) -> StreamLog:
-    log = StreamLog()
-    for record in records:
-        log.accept(record)
-    return log
-
-
-def _held(log: StreamLog, record: Record) -> bool:
-    """Whether a stream holds what this record of another one says."""
-    if record.kind == journal.EPOCH:
-        return log.epoch >= record.epoch
-    segment = log.segment(record.epoch)
-    if segment is None:
-        return False
-    if record.kind in (ADOPT, journal.SEAL):
-        return True
-    return record.n in segment.records
-
-
-class CodedOwner(Owner):
+class CodedOwner(SharedOwner):
     """Claims three streams, begins once it has two of them, writes to all it has."""
 
-    def __init__(self, world: World, number: int, parts: Parts, name: str = "") -> None:
-        super().__init__(world, number, parts, name)
-        self.beginning = Position()
-        self._reset()
-
     def _reset(self) -> None:
-        self._publishers = [
-            Publisher(self, f"l{self.number}.{index}", partial(self._stored, index))
-            for index in range(STREAMS)
-        ]
-        self._epoch = (0, 0)
+        super()._reset()
         self._judged: set[int] = set()
         """Streams read through the own marker."""
         self._fenced: list[int] = []
         """Those where it is the highest."""
         self._writer: CodedWriter | None = None
         self._durable_n = 0
-        self._waiting = []
-        self._asked = {}
-        self._timers = {}
-        self._core = None
 
     def on_start(self) -> None:
         """Looks for the highest epoch, then claims the next."""
-        self._reset()
-        self._poll()
-        self.after(PEEK_NS, self._claim)
-        self.after(RESEND_NS, self._resend)
-
-    def on_crash(self) -> None:
-        """Nothing is lost: the streams are elsewhere."""
-        self._core = None
-
-    def _restart_soon(self) -> None:
-        """One that was fenced stays down until somebody starts it."""
-        if self.alive:
-            self.crash()
-
-    def trim(self, through_n: int) -> None:
-        """Streams are not trimmed in this world."""
+        super().on_start()
+        self.after(PEEK_NS, self._choose)
 
     # Take-over
 
-    def _poll(self) -> None:
-        for index, publisher in enumerate(self._publishers):
-            if index not in self._judged:
-                publisher.poll_claimed()
-        self.after(POLL_NS, self._poll)
+    def _unread(self) -> list[int]:
+        return [index for index in range(STREAMS) if index not in self._judged]
 
-    def _resend(self) -> None:
-        for publisher in self._publishers:
-            publisher.resend()
-        self.after(RESEND_NS, self._resend)
-
-    def _claim(self) -> None:
-        logs = [_log(publisher.read) for publisher in self._publishers]
-        if self._closed():
-            return
-        number = 1 + max(log.epoch[0] for log in logs)
-        self._epoch = (number, self._random.getrandbits(32))
-        for publisher in self._publishers:
-            publisher.claim(self._epoch)
-
-    def _closed(self) -> bool:
-        """A journal that ended: nothing is claimed any more, outcomes are told."""
-        reader = self.parts.coded_reader()
+    def _choose(self) -> None:
+        logs = [log_of(one.read, one.start) for one in self._publishers]
+        reader = self.parts.coded_reader(self._place.streams)
         for index, publisher in enumerate(self._publishers):
             reader.take(index, publisher.read)
         history = reader.ready()
-        if not any(record.kind == journal.CLOSE for record in history):
-            return False
-        logical = self._replay(self.beginning, history)
-        self._step(ev.Replayed(logical.position(), logical.epoch))
-        return True
+        if self._place.history.closed or any(one.kind == journal.CLOSE for one in history):
+            self._judged.update(range(STREAMS))
+            self._ended(history)
+        else:
+            self._claim_all(max(log.epoch[0] for log in logs))
 
     def _judge(self, index: int) -> None:
         """The stream was read through the own marker: whose is it?"""
         publisher = self._publishers[index]
-        log = _log(publisher.read[: publisher.through])
+        log = publisher.log()
         self._judged.add(index)
         if log.epoch == self._epoch:
             self._fenced.append(index)
@@ -170,10 +71,10 @@ class CodedOwner(Owner):
 
     def _begin(self) -> None:
         """Two streams are fenced: history is what they hold (6.5)."""
-        reader = self.parts.coded_reader()
+        reader = self.parts.coded_reader(self._place.streams)
         for index, publisher in enumerate(self._publishers):
-            end = publisher.through if index in self._fenced else None
-            reader.take(index, publisher.read[:end])
+            fenced = index in self._fenced
+            reader.take(index, publisher.claimed_part() if fenced else publisher.read)
         history = reader.ready()
         adoption = reader.adopt(self._fenced)
         if adoption is None:
@@ -185,9 +86,8 @@ class CodedOwner(Owner):
         self.world.trace("adopted", self.name, adoption.base, len(adoption.records))
         self._writer = self.parts.coded_writer(self._epoch, adoption, self.world.swarm.lag_bytes)
         for index in self._fenced:
-            publisher = self._publishers[index]
-            self._writer.opened(index, _log(publisher.read[: publisher.through]).position_now())
-        logical = self._replay(self.beginning, [*found, make(self._epoch, 0, Marker(self.number))])
+            self._writer.opened(index, self._publishers[index].log().position_now())
+        logical = self._follow([*found, make(self._epoch, 0, Marker(self.number))])
         self._step(ev.Replayed(logical.position(), self._epoch))
 
     # Appends
@@ -246,29 +146,17 @@ class CodedOwner(Owner):
         self._judged.discard(index)
         if index in self._fenced:
             self._fenced.remove(index)
-        self._publishers[index].claim(self._epoch)
+        self._claim(index)
 
     def _check_dead(self) -> None:
         if self._writer is not None and self._writer.dead:
             self._step(ev.AppendFailed("fenced"))
 
-    def receive(self, source: str, message: Any) -> None:
-        """As an owner, and the streams' answers."""
-        match message:
-            case Records():
-                self._publishers[message.stream].learn(message)
-                self._look(message.stream)
-            case Stored():
-                self._publishers[message.stream].hear(message)
-                self._look(message.stream)
-            case _:
-                super().receive(source, message)
-
     def _look(self, index: int) -> None:
         publisher = self._publishers[index]
         if not self.alive or self._epoch == (0, 0):
             return
-        if publisher.chain is not None and publisher.chain.broken:
+        if publisher.broken:
             self._broken(index)
         elif index not in self._judged and publisher.claimed:
             self._judge(index)

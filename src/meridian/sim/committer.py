@@ -11,7 +11,7 @@ import msgspec
 from meridian.adjudicator import events as ev
 from meridian.adjudicator.cut import Cut, cut, owners_of, pack
 from meridian.adjudicator.footprint import Footprint
-from meridian.sim.messages import Ask, AskMap, Peer, ThisMap
+from meridian.sim.messages import Ask, AskMap, Peer, ThisMap, Told
 from meridian.sim.world import MS, S, World
 from meridian.wire import votes
 from meridian.wire.partition import PartitionMap
@@ -48,6 +48,11 @@ def joined(cuts: list[Cut], owner: int) -> tuple[Footprint, tuple[tuple[int, byt
 def patience(world: World) -> int:
     """How long a transaction waits for others."""
     return LONG_PATIENCE_NS if world.swarm.long_pauses else PATIENCE_NS
+
+
+def _of_another(told: Told, attempt: int) -> bool:
+    """The end of an attempt that a newer one ended: who took it for that one's would end it too."""
+    return told.answer.outcome is ev.Outcome.RETRY and 0 < told.attempt < attempt
 
 
 class Committer:
@@ -116,6 +121,8 @@ class Committer:
                 yield from self._send(txn, chunks, flags, attempt)
             again = True
             told = yield random.randint(100 * MS, 400 * MS), txn.txid
+            while told is not None and _of_another(told, attempt):
+                told = yield random.randint(100 * MS, 400 * MS), txn.txid
             if told is None:
                 continue
             answer: ev.Answer = told.answer

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meridian.sim.client import Client
-from meridian.sim.coded import CodedJournal
 from meridian.sim.hosts import Host
 from meridian.sim.shard_replica import RangeReplica
+from meridian.sim.stream import SharedJournal
 from meridian.sim.world import MS, START, Node, S
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Faults:
                 world.at(moment(), self._takeover)
             kinds = ("elect", "step_down", "stop_leader", "fail_all")
             faults = world.random("faults/streams")
-            for coded in (one for one in self._run.journals if isinstance(one, CodedJournal)):
+            shared = [one for one in self._run.journals if isinstance(one, SharedJournal)]
+            for coded in (one for one in shared if one.coded):
                 for _ in range(swarm.lost_tails):
                     world.at(moment(), lambda coded=coded: coded.lose_tail(faults))  # type: ignore[misc]
             for _ in range(swarm.elections):

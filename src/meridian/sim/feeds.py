@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from meridian.journal.core import EpochId
+from meridian.journal.coded import StreamPosition
+from meridian.journal.coded_reader import CodedPosition
+from meridian.journal.core import EpochId, Reader
+from meridian.journal.places import UNREAD
 from meridian.journal.record import Record
 from meridian.sim.messages import Fetch, Parts, Records
+from meridian.sim.stream import SharedJournal
 
 
 class Feed:
-    """A file, by its owner, or a stream.  `at`: index of the last record read."""
+    """A file, by its owner.  `at`: index of the last record read."""
 
     def __init__(self, source: str, at: int) -> None:
         self._source = source
@@ -32,13 +36,39 @@ class Feed:
         return []
 
 
-class CodedFeed(Feed):
+class StreamFeed(Feed):
+    """A shared stream, from where its journal begins."""
+
+    def __init__(self, journal: SharedJournal, parts: Parts) -> None:
+        start = journal.place.streams.streams[0]
+        super().__init__(journal.streams[0].name, start.index)
+
+    def position(self, reader: Reader) -> CodedPosition:
+        """Where another one may go on, with all that was given accepted by `reader`."""
+        return CodedPosition(reader.epoch, reader.n, (StreamPosition(self._at),))
+
+    def generations(self) -> tuple[int, ...]:
+        """Of the streams, as far as they were read."""
+        return (UNREAD,)
+
+
+class CodedFeed(StreamFeed):
     """Three streams; what is durable for certain comes out."""
 
-    def __init__(self, number: int, parts: Parts) -> None:
-        self._feeds = [Feed(f"l{number}.{index}", 0) for index in range(3)]
-        self._generations = [-1, -1, -1]
-        self._reader = parts.coded_reader()
+    def __init__(self, journal: SharedJournal, parts: Parts) -> None:
+        place = journal.place.streams
+        starts = zip(journal.streams, place.streams, strict=True)
+        self._feeds = [Feed(stream.name, start.index) for stream, start in starts]
+        self._generations = [UNREAD] * len(self._feeds)
+        self._reader = parts.coded_reader(place)
+
+    def position(self, reader: Reader) -> CodedPosition:
+        """Where another one may go on."""
+        return self._reader.position()
+
+    def generations(self) -> tuple[int, ...]:
+        """Of the streams, as far as they were read."""
+        return tuple(self._generations)
 
     def fetches(self) -> list[tuple[str, Fetch]]:
         """One question to each stream."""
@@ -47,7 +77,7 @@ class CodedFeed(Feed):
     def take(self, message: Records) -> list[Record] | None:
         """A stream that came back with less than it had is read from its beginning."""
         known = self._generations[message.stream]
-        if known not in (-1, message.generation):
+        if known not in (UNREAD, message.generation):
             return None
         self._generations[message.stream] = message.generation
         records = self._feeds[message.stream].take(message)

@@ -6,19 +6,19 @@ from typing import Any
 
 from meridian.crossbar import core as xb
 from meridian.journal.core import Add, Payload, Position, Reader
+from meridian.journal.places import Places
 from meridian.journal.record import Record
-from meridian.sim.coded import CodedJournal
 from meridian.sim.disk import Disk
-from meridian.sim.feeds import CodedFeed, Feed
+from meridian.sim.feeds import CodedFeed, Feed, StreamFeed
 from meridian.sim.lane import Lane
 from meridian.sim.messages import Beat, Parts, Records, Trimmed, Want
 from meridian.sim.owner import Owner
-from meridian.sim.stream import Stream
+from meridian.sim.stream import SharedJournal
 from meridian.sim.world import MS, Node, SimulationError, World
 
 POLL_NS = 20 * MS
 
-Journal = Disk | Stream | CodedJournal
+Journal = Disk | SharedJournal
 
 
 class Follower(Node):
@@ -48,6 +48,7 @@ class Follower(Node):
         self._bar = xb.Crossbar()
         self._readers: dict[int, Reader] = {}
         self._feeds: dict[int, Feed] = {}
+        self._passed: dict[int, Places] = {}
         self._unopened: list[int] = []
         """Journals that were heard of and cannot be read yet."""
         self._wanted = 0
@@ -125,10 +126,12 @@ class Follower(Node):
         return True
 
     def _feed(self, number: int, start: Position) -> Feed:
-        swarm = self.world.swarm
-        if swarm.streams and swarm.coded:
-            return CodedFeed(number, self.parts)
-        return Feed(f"l{number}" if swarm.streams else f"o{number}", start.n)
+        journal = self.journals[number]
+        self._passed[number] = Places()
+        if not isinstance(journal, SharedJournal):
+            return Feed(f"o{number}", start.n)
+        kind = CodedFeed if journal.coded else StreamFeed
+        return kind(journal, self.parts)
 
     def _hear(self, number: int) -> None:
         if number not in self._readers and number not in self._unopened:
@@ -200,6 +203,17 @@ class Follower(Node):
                 self._hear(payload.journal)
         if accepted:
             self.cross(xb.Accepted(number, accepted))
+            feed = self._feeds[number]
+            if isinstance(feed, StreamFeed):
+                self._passed[number].note(reader, feed.position(reader), feed.generations())
+
+    def cut(self, positions: dict[int, int]) -> None:
+        """What a durable checkpoint holds, through these records, goes from shared streams."""
+        for number, journal in enumerate(self.journals):
+            if isinstance(journal, SharedJournal) and number in self._passed:
+                place = self._passed[number].newest(positions.get(number, 0))
+                if place is not None:
+                    journal.cut(place)
 
     def read_on(self, number: int, reader: Reader) -> None:
         """One more record of a journal was accepted."""

@@ -28,7 +28,7 @@ from meridian.control.performer import Performer
 from meridian.control.views import Action, Report
 from meridian.crossbar.core import Crossbar
 from meridian.journal.chain import Chain
-from meridian.journal.coded_reader import CodedReader
+from meridian.journal.coded_reader import CodedPosition, CodedReader
 from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
@@ -52,6 +52,8 @@ class Told(msgspec.Struct, frozen=True):
     """An owner to a query processor."""
 
     answer: Answer
+    attempt: int = 0
+    """Which was asked for: giving up an earlier one says nothing of the one under way."""
 
 
 class GateTold(msgspec.Struct, frozen=True):
@@ -148,9 +150,10 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class Trimmed(msgspec.Struct, frozen=True):
-    """What a replica asked for was trimmed: it must start from a checkpoint."""
+    """What was asked for was trimmed: a replica must start from a checkpoint."""
 
     journal: int
+    stream: int = 0
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -286,7 +289,7 @@ class Parts(msgspec.Struct, frozen=True):
     crossbar: Callable[[], Crossbar] = Crossbar
     reader: Callable[[Position], Reader] = Reader
     storage: Callable[[int, int, dict[int, int]], Core] = Core
-    coded_reader: Callable[[], CodedReader] = CodedReader
+    coded_reader: Callable[[CodedPosition], CodedReader] = CodedReader
     coded_writer: Callable[..., CodedWriter] = CodedWriter
     coded_fences: int = 2
     """Streams that a new owner reads through its own marker before it begins."""

@@ -10,8 +10,9 @@ from meridian.adjudicator.core import Adjudicator
 from meridian.clock.tau import Interval
 from meridian.journal.chain import Chain
 from meridian.journal.coded import SHARD, STREAMS, Segment, StreamPosition, body_of, shard_of
-from meridian.journal.coded_reader import Adoption, CodedReader
+from meridian.journal.coded_reader import Adoption, CodedPosition, CodedReader
 from meridian.journal.coded_writer import CodedWriter
+from meridian.journal.core import Reader
 from meridian.journal.record import Record
 from meridian.sim.messages import Parts
 from meridian.sim.plans import KINDS
@@ -134,6 +135,21 @@ class AnyGeneration(Chain):
         pass
 
 
+class ForgetsSeal(CodedReader):
+    """Positions do not say which SEAL is the highest, in history and in each stream."""
+
+    def position(self) -> CodedPosition:
+        streams = tuple(StreamPosition(one.index) for one in super().position().streams)
+        return CodedPosition(n=self.n, streams=streams)
+
+
+class TrimsInside(Reader):
+    """Takes a place inside an open large transaction for one where reading may begin."""
+
+    def open_n(self) -> int | None:
+        return None
+
+
 class CoversUndurable(Adjudicator):
     """Heartbeats name a record that is not durable."""
 
@@ -150,22 +166,36 @@ def _parts(**parts: object) -> Parts:
     return Parts(swarm=CODED, **parts)  # type: ignore[arg-type]
 
 
-def _large(**parts: object) -> Parts:
-    """With many large transactions."""
+def _large(trimmed: int | None = None, **parts: object) -> Parts:
+    """With many large transactions; with so many checkpoints."""
     weights = tuple({"read": 1, "update": 1, "large": 6}.get(kind, 0) for kind in KINDS)
-    return Parts(swarm={**CODED, "weights": weights}, **parts)  # type: ignore[arg-type]
+    swarm = {**CODED, "weights": weights}
+    if trimmed is not None:
+        swarm |= {"checkpoints": trimmed, **PLAIN}
+    return Parts(swarm=swarm, **parts)  # type: ignore[arg-type]
+
+
+PLAIN: dict[str, object] = {"sharded": False, "controllers": 0}
 
 
 def _shrinking(**parts: object) -> Parts:
     """With streams that lose their tails, and many take-overs."""
-    lost = {
-        "lost_tails": 12,
-        "takeovers": 30,
-        "elections": 0,
-        "dies_sealing": 0.3,
-        "delay": (MS, MS),
-    }
-    return Parts(swarm={**CODED, **lost}, **parts)  # type: ignore[arg-type]
+    lost = {"lost_tails": 12, "takeovers": 30, "elections": 0, "dies_sealing": 0.3}
+    return Parts(swarm={**CODED, **PLAIN, **lost, "delay": (MS, MS)}, **parts)  # type: ignore[arg-type]
+
+
+def _lagging(**parts: object) -> Parts:
+    """With streams that lose their tails and others that lag, of one journal."""
+    zero = dict.fromkeys(("moves", "adds", "closes", "rots", "crashes"), 0)
+    lost = {"lost_tails": 12, "takeovers": 12, "elections": 12, "election": (100 * MS, 600 * MS)}
+    lag = {"lag_bytes": 300, "crash_at_append": 0.0, "dies_sealing": 0.0}
+    one = {"partitioned": False, "owners": 1, **zero, **lag}
+    return Parts(swarm={**CODED, **PLAIN, **one, **lost}, **parts)  # type: ignore[arg-type]
+
+
+def _trimming(**parts: object) -> Parts:
+    """With checkpoints, and many large transactions."""
+    return _large(trimmed=8, **parts)
 
 
 CODED_MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
@@ -178,7 +208,9 @@ CODED_MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
     ("coded: commit before its bodies", "6.4", 400, _large(coded_writer=CommitFirst)),
     ("coded: skips what one other holds", "6.2", 100, _parts(coded_writer=SkipsFreely)),
     ("coded: seals what it has not copied", "6.5", 200, _parts(coded_writer=NoAdoption)),
-    ("coded: trusts a stream that lost", "6.4", 400, _parts(coded_writer=TrustsOldAnswers)),
+    ("coded: trusts a stream that lost", "6.4", 100, _lagging(coded_writer=TrustsOldAnswers)),
     ("coded: trusts a stream filled up again", "6.4", 400, _shrinking(chain=AnyGeneration)),
+    ("coded: trim without the highest SEAL", "6.7", 100, _trimming(coded_reader=ForgetsSeal)),
+    ("coded: trim in an open transaction", "6.7", 200, _trimming(reader=TrimsInside)),
     ("coded: heartbeat names what is not durable", "4.6", 400, _parts(adjudicator=CoversUndurable)),
 )

@@ -57,7 +57,8 @@ class Owner(Node):
         self._records: list[Record] = []
         self._waiting: list[Record] = []
         self._syncing = False
-        self._asked: dict[int, tuple[str, bytes]] = {}
+        self._asked: dict[int, tuple[str, int]] = {}
+        """Who asked, and with which attempt."""
         self._next_to = 0
         self.spans: tuple[Span, ...] = (EVERYTHING,)
         """What its adjudicator was made to own."""
@@ -160,12 +161,12 @@ class Owner(Node):
                 world.trace("append", self.name, record.n, record.kind, record.tau)
                 self._sync()
             case ev.Answer():
-                source, _ = self._asked.pop(effect.to, ("", b""))
+                source, attempt = self._asked.pop(effect.to, ("", 0))
                 world.trace("answer", self.name, effect.outcome, effect.tau, effect.code)
                 if effect.outcome is ev.Outcome.COMMITTED:
                     self.heat.committed(self.clock.now().earliest)
                 if source:
-                    world.send(self.name, source, Told(effect))
+                    world.send(self.name, source, Told(effect, attempt))
             case ev.Heartbeat():
                 world.trace("heartbeat", self.name, effect.n, effect.tau)
                 for replica in self.replicas:
@@ -196,7 +197,7 @@ class Owner(Node):
             case ev.StillOwner():
                 world.trace("still owner", self.name, len(effect.spans))
             case ev.Gated():
-                source, _ = self._asked.pop(effect.to, ("", b""))
+                source, _ = self._asked.pop(effect.to, ("", 0))
                 asked = self._gates.pop(effect.to)
                 world.trace("gated", self.name, effect.code, effect.tau)
                 self._watch.answered(self.clock.now().earliest, asked, effect.code)
@@ -358,17 +359,17 @@ class Owner(Node):
     ) -> None:
         if isinstance(event, ev.Gate):
             self._next_to += 1
-            self._asked[self._next_to] = (source, event.txid)
+            self._asked[self._next_to] = (source, 0)
             event = msgspec.structs.replace(event, to=self._next_to)
             self._gates[self._next_to] = event
         elif isinstance(event, ev.Commit):
             if self.world.controllers:
                 self._feel(event)
             self._next_to += 1
-            self._asked[self._next_to] = (source, event.txid)
+            self._asked[self._next_to] = (source, event.attempt)
             event = msgspec.structs.replace(event, to=self._next_to)
         elif isinstance(event, ev.Status):
             self._next_to += 1
-            self._asked[self._next_to] = (source, event.txid)
+            self._asked[self._next_to] = (source, 0)
             event = ev.Status(self._next_to, event.txid, event.tau_start)
         self._step(event)

@@ -64,6 +64,7 @@ class Replica(Follower):
         self.object_store.append(copy)
         for owner in self.owners:
             owner.trim(copy.positions.get(owner.number, 0))
+        self.cut(copy.positions)
 
     # Bit rot and the checks that find it
 

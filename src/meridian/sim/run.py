@@ -7,7 +7,7 @@ import msgspec
 from meridian.journal.core import Position
 from meridian.sim.checkers import check_all, check_ranges
 from meridian.sim.client import Client
-from meridian.sim.coded import CodedJournal, CodedOwner
+from meridian.sim.coded import CodedOwner
 from meridian.sim.disk import Disk
 from meridian.sim.faults import Faults
 from meridian.sim.fleet import Fleet
@@ -19,9 +19,10 @@ from meridian.sim.owner import Owner
 from meridian.sim.plans import SIDS
 from meridian.sim.prober import Prober
 from meridian.sim.replica import Replica
+from meridian.sim.shared import StreamOwner
 from meridian.sim.steering import Steerer, Steering
 from meridian.sim.store import Store
-from meridian.sim.stream import Stream, StreamOwner
+from meridian.sim.stream import SharedJournal, Stream
 from meridian.sim.swarm import Swarm, choose
 from meridian.sim.world import START, Node, S, SimulationError, World
 from meridian.sim.writes import Writes
@@ -59,7 +60,7 @@ class Run:
         self.swarm = msgspec.structs.replace(swarm or choose(seed), **parts.swarm)
         world = self.world = World(seed, self.swarm, story, writes)
         swarm_ = self.swarm
-        self.journals: list[Disk | Stream | CodedJournal] = []
+        self.journals: list[Disk | SharedJournal] = []
         self.owners: list[Owner] = []
         self._parts = parts
         self.everyone: list[Owner] = []
@@ -103,23 +104,18 @@ class Run:
     def _build_owner(self, number: int, born: Position) -> None:
         """A journal with its owners; all its taus exceed that of `born`."""
         world, parts = self.world, self._parts
-        journal: Disk | Stream | CodedJournal
+        journal: Disk | SharedJournal
         if self.swarm.streams:
-            kind = CodedOwner if self.swarm.coded else StreamOwner
-            owners: list[Owner] = []
-            for name in (f"o{number}", f"o{number}b"):
-                owner = kind(world, number, parts, name)
-                owner.beginning = born
-                owners.append(owner)
-            if self.swarm.coded:
-                journal = CodedJournal(world, number, self._replica_names(), born)
-            else:
-                journal = Stream(world, number)
-                journal.replicas = self._replica_names()
+            coded = self.swarm.coded
+            shared = SharedJournal(world, number, self._replica_names(), born, coded=coded)
+            kind = CodedOwner if coded else StreamOwner
+            names = (f"o{number}", f"o{number}b")
+            owners: list[Owner] = [kind(world, number, parts, name, shared) for name in names]
+            journal = shared
         else:
             owners = [Owner(world, number, parts)]
             journal = owners[0].disk
-        journal.born = journal.beginning = born
+            journal.born = journal.beginning = born
         assert number == len(self.journals)
         self.journals.append(journal)
         self.owners.append(owners[0])
@@ -291,11 +287,9 @@ class Run:
         )
 
 
-def streams_of(journal: Disk | Stream | CodedJournal) -> list[Stream]:
+def streams_of(journal: Disk | SharedJournal) -> list[Stream]:
     """The shared streams that a journal lies in."""
-    if isinstance(journal, CodedJournal):
-        return journal.streams
-    return [journal] if isinstance(journal, Stream) else []
+    return journal.streams if isinstance(journal, SharedJournal) else []
 
 
 def run_seed(

@@ -1,29 +1,21 @@
-"""A journal as a shared stream (sim/nats.py), and owners that may contend for it.
-
-What fences is the epoch rule of the readers, and that an owner's chain ends for good at the first
-rejection and acknowledges only in order (journal/chain.py).
-"""
+"""Shared streams (sim/nats.py) as nodes, and the journals that lie in one or in three of them."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from random import Random
 from typing import Any
 
-import msgspec
-
-from meridian.adjudicator import events as ev
-from meridian.journal.chain import Chain, Publish
-from meridian.journal.core import EpochId, Marker, Position, make
+from meridian.journal import core as journal
+from meridian.journal.coded import ADOPT, STREAMS, StreamLog, StreamPosition
+from meridian.journal.coded_reader import CodedPosition, CodedReader
+from meridian.journal.core import Position
+from meridian.journal.places import UNREAD, Place, later
 from meridian.journal.record import Record
-from meridian.sim.messages import Fetch, Parts, Records, Stored, StreamPut
+from meridian.sim.messages import Fetch, Records, Stored, StreamPut, Trimmed
 from meridian.sim.nats import Ack, JetStream
-from meridian.sim.owner import FETCH_RECORDS, Owner
-from meridian.sim.world import MS, Node, World
-
-WINDOW = 4
-"""Messages of one owner on their way at once."""
-RESEND_NS = 120 * MS
+from meridian.sim.owner import FETCH_RECORDS
+from meridian.sim.world import Node, World
 
 
 class Stream(Node):
@@ -33,9 +25,6 @@ class Stream(Node):
         super().__init__(world, f"l{number}" if index is None else f"l{number}.{index}")
         self.number = number
         self.index = index or 0
-        self.beginning = Position()
-        """Nothing is trimmed; the tau is that of its ADD."""
-        self.born = self.beginning
         self.replicas: list[str] = []
         self.generation = 0
         """Grows when the stream comes back with less than it had."""
@@ -70,6 +59,21 @@ class Stream(Node):
         self._next.clear()
         self._early.clear()
 
+    def cut(self, index: int) -> None:
+        """Messages that end at or before record `index` are gone for readers."""
+        place = bisect_right(self._ends, index)
+        self.model.purge(place + 1)
+
+    @property
+    def first(self) -> int:
+        """Index of the first record that was not cut."""
+        gone = self.model.first - 1
+        return (self._ends[gone - 1] if gone else 0) + 1
+
+    def begin_of(self, place: int) -> int:
+        """Records before message `place`, the first of which is 0."""
+        return self._ends[place - 1] if place else 0
+
     def lose_tail(self, count: int) -> None:
         """The last messages are gone, as after a restore."""
         self.world.trace("lost tail", self.name, count)
@@ -93,6 +97,9 @@ class Stream(Node):
     def _fetch(self, source: str, message: Fetch) -> None:
         length = self.model.length(self.world.now)
         if length is None:
+            return
+        if message.after + 1 < self.first:
+            self.world.send(self.name, source, Trimmed(self.number, self.index))
             return
         end = self._ends[length - 1] if length else 0
         first = bisect_left(self._ends, message.after + 1)
@@ -150,221 +157,84 @@ class Stream(Node):
         self.world.send(self.name, source, told)
 
 
-class Publisher:
-    """One owner's hold on one stream: its marker, what it read through it, then a chain."""
+class SharedJournal:
+    """A journal in one stream, or coded in three."""
 
-    def __init__(self, owner: Owner, target: str, stored: Callable[[list[Record]], None]) -> None:
-        self.read: list[Record] = []
-        self.through: int | None = None
-        """Records through the own marker, once it is stored."""
-        self.chain: Chain | None = None
-        self._owner = owner
-        self._target = target
-        self._stored = stored
-        # Two incarnations must never share ids: the second one's messages would be dropped.
-        self._writer = owner.parts.writer_id(owner.name, owner.incarnation)
-        self._numbers = 0
-        self._marker: Publish | None = None
-        self._generation = 0
-        """Of the stream as it was read, or as it took the marker."""
+    def __init__(
+        self, world: World, number: int, replicas: list[str], born: Position, *, coded: bool
+    ) -> None:
+        self.world = world
+        self.number = number
+        self.coded = coded
+        indexes: list[int | None] = [*range(STREAMS)] if coded else [None]
+        self.streams = [Stream(world, number, index) for index in indexes]
+        for stream in self.streams:
+            stream.replicas = replicas
+        self.born = born
+        start = CodedPosition(streams=(StreamPosition(),) * len(self.streams))
+        self.place = Place(born, start)
+        """Where reading begins: what the metadata store says."""
 
     @property
-    def claimed(self) -> bool:
-        """The stream was read through the own marker."""
-        return self.through is not None and len(self.read) >= self.through
+    def beginning(self) -> Position:
+        """Everything through it was trimmed."""
+        return self.place.history
 
-    def poll(self) -> None:
-        """Asks for what is not read yet, and again for what is not answered."""
-        if self.chain is None or self.chain.broken:
-            self._send(Fetch(len(self.read)))
+    def cut(self, place: Place) -> None:
+        """Everything before `place` is in a durable checkpoint (6.7)."""
+        known = zip(place.generations, self.streams, strict=True)
+        if place.history.n <= self.beginning.n or any(
+            generation not in (UNREAD, stream.generation) for generation, stream in known
+        ):
+            return
+        self.place = later(self.place, place)
+        self.world.trace("trim", f"l{self.number}", place.history.n)
+        for stream, at in zip(self.streams, self.place.streams.streams, strict=True):
+            stream.cut(at.index)
 
-    def resend(self) -> None:
-        """What has no answer is sent again."""
-        if self._marker is not None and self.through is None:
-            self._put(self._marker)
-        if self.chain is not None and not self.chain.broken:
-            for message in self.chain.unanswered():
-                self._put(message)
+    def history(self) -> list[Record]:
+        """Everything durable, as one stream."""
+        if not self.coded:
+            return self.streams[0].history()
+        reader = CodedReader()
+        for index, stream in enumerate(self.streams):
+            reader.take(index, stream.history())
+        return reader.ready()
 
-    def claim(self, epoch: EpochId) -> None:
-        """The marker: no expectation, the stream decides who is owner."""
-        self.read, self.through, self.chain = [], None, None
-        marker = make(epoch, 0, Marker(self._owner.number))
-        self._marker = Publish(self._numbers, None, [marker])
-        self._numbers += 1
-        self._put(self._marker)
+    def lose_tail(self, random: Random) -> None:
+        """One stream comes back with less, but not less than both others hold.
 
-    def learn(self, message: Records) -> bool:
-        """Records of the stream; whether they end there, as far as the server knows."""
-        if message.generation != self._generation and not self._another(message.generation):
-            return False
-        for index, record in enumerate(message.records, message.first):
-            if index == len(self.read) + 1:
-                self.read.append(record)
-        if len(message.records) == FETCH_RECORDS:
-            self.poll()
-            return False
-        return message.first + len(message.records) == len(self.read) + 1
+        Nor less than was trimmed: reading it begins there.
+        """
+        stream = random.choice(self.streams)
+        others = [log_of(one.history()) for one in self.streams if one is not stream]
+        kept = self.place.streams.streams[stream.index].index
+        messages = stream.model.messages
+        count = 0
+        for place in reversed(range(len(messages))):
+            held = all(_held(log, record) for log in others for record in messages[place])
+            if not held or stream.begin_of(place) < kept:
+                break
+            count += 1
+        if count:
+            stream.lose_tail(random.randint(1, count))
 
-    def _another(self, generation: int) -> bool:
-        """The stream came back with less; whether its records may be taken from the beginning."""
-        if generation < self._generation:
-            return False
-        if self.chain is not None:
-            # The marker may be gone with the tail: it must be claimed again.
-            self.chain.broken = True
-            return False
-        self._generation, self.read = generation, []
+
+def log_of(records: list[Record], start: StreamPosition | None = None) -> StreamLog:
+    """What a reader makes of one stream's records."""
+    log = StreamLog(start)
+    for record in records:
+        log.accept(record)
+    return log
+
+
+def _held(log: StreamLog, record: Record) -> bool:
+    """Whether a stream holds what this record of another one says."""
+    if record.kind == journal.EPOCH:
+        return log.epoch >= record.epoch
+    segment = log.segment(record.epoch)
+    if segment is None:
+        return False
+    if record.kind in (ADOPT, journal.SEAL):
         return True
-
-    def append(self, records: list[Record]) -> None:
-        """Behind everything appended before."""
-        assert self.chain is not None
-        for record in records:
-            self.chain.append(record)
-        self._publish()
-
-    def _publish(self) -> None:
-        assert self.chain is not None
-        for message in self.chain.publish():
-            self._put(message)
-        self._numbers = self.chain.next_number
-
-    def hear(self, message: Stored) -> None:
-        """An answer."""
-        if message.writer != self._writer:
-            return
-        if self._marker is not None and message.number == self._marker.number:
-            if self.through is None and message.accepted:
-                self.through = message.records
-                if message.generation != self._generation:
-                    self._generation, self.read = message.generation, []
-                self.chain = self._owner.parts.chain(
-                    message.messages, self._numbers, WINDOW, 2_000, message.generation
-                )
-                self.poll_claimed()
-            return
-        if self.chain is None or message.number <= (self._marker.number if self._marker else -1):
-            return
-        if not message.accepted:
-            self.chain.rejected(message.number, message.messages, message.generation)
-            return
-        for batch in self.chain.stored(message.number, message.messages, message.generation):
-            self._stored(batch)
-            if not self._owner.alive or self.chain is None:
-                return
-        if not self.chain.broken:
-            self._publish()
-
-    def poll_claimed(self) -> None:
-        """Reads on to the own marker."""
-        self._send(Fetch(len(self.read)))
-
-    def _put(self, message: Publish) -> None:
-        put = StreamPut(self._writer, *msgspec.structs.astuple(message))
-        self._send(put)
-
-    def _send(self, message: Fetch | StreamPut) -> None:
-        self._owner.world.send(self._owner.name, self._target, message)
-
-
-class StreamOwner(Owner):
-    """Owner of a stream: takes over by a marker, reads through it, then seals and serves."""
-
-    def __init__(self, world: World, number: int, parts: Parts, name: str = "") -> None:
-        super().__init__(world, number, parts, name)
-        self.beginning = Position()
-        self._reset()
-
-    def _reset(self) -> None:
-        self._publisher = Publisher(self, f"l{self.number}", self._durable)
-        self._epoch = (0, 0)
-        self._waiting = []
-        self._asked = {}
-        self._timers = {}
-        self._core = None
-
-    def on_start(self) -> None:
-        """Reads what is there, to know which epoch to claim."""
-        self._reset()
-        self._poll()
-        self.after(RESEND_NS, self._resend)
-
-    def on_crash(self) -> None:
-        """Nothing is lost: the stream is elsewhere."""
-        self._core = None
-
-    def _restart_soon(self) -> None:
-        """One that was fenced stays down until somebody starts it."""
-        if self.alive:
-            self.crash()
-
-    # Start
-
-    def _poll(self) -> None:
-        if self._core is None:
-            self._publisher.poll_claimed()
-            self.after(20 * MS, self._poll)
-
-    def _learn(self, message: Records) -> None:
-        if self._core is not None:
-            return
-        end = self._publisher.learn(message)
-        if self._publisher.claimed:
-            self._begin()
-        elif end and self._epoch == (0, 0):
-            self._claim()
-
-    def _claim(self) -> None:
-        reader = self.parts.reader(self.beginning)
-        for record in self._publisher.read:
-            reader.accept(record)
-        if reader.closed:
-            # Nothing is written any more: only outcomes are told.
-            self._replay(self.beginning, self._publisher.read)
-            self._step(ev.Replayed(reader.position(), reader.epoch))
-            return
-        self._epoch = (reader.epoch[0] + 1, self._random.getrandbits(32))
-        self._publisher.claim(self._epoch)
-
-    def _begin(self) -> None:
-        """Everything through the own marker was read."""
-        publisher = self._publisher
-        reader = self._replay(self.beginning, publisher.read[: publisher.through])
-        if reader.epoch != self._epoch:
-            self._core = None
-            self.after(0, self._restart_soon)
-            return
-        self._step(ev.Replayed(reader.position(), self._epoch))
-
-    # Appends
-
-    def _resend(self) -> None:
-        self._publisher.resend()
-        self.after(RESEND_NS, self._resend)
-
-    def _sync(self) -> None:
-        if self._waiting:
-            batch, self._waiting = self._waiting, []
-            self._publisher.append(batch)
-            self._buggify()
-
-    def _durable(self, batch: list[Record]) -> None:
-        if not self._buggify():
-            self._step(ev.Appended(batch[-1].n))
-
-    def trim(self, through_n: int) -> None:
-        """Streams are not trimmed in this world."""
-
-    def receive(self, source: str, message: Any) -> None:
-        """As an owner, and the stream's answers."""
-        match message:
-            case Records():
-                self._learn(message)
-            case Stored():
-                self._publisher.hear(message)
-                chain = self._publisher.chain
-                if self.alive and chain is not None and chain.broken:
-                    self._step(ev.AppendFailed("fenced"))
-            case _:
-                super().receive(source, message)
+    return record.n in segment.records

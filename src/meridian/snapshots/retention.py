@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from meridian.journal.core import Position
 from meridian.snapshots.manifest import MANIFEST_NAME, Manifest
@@ -14,9 +14,17 @@ ORPHAN_AGE_S = 24 * 3600
 """Parts without a manifest that are younger may belong to a snapshot that is being written."""
 
 
-def removable(entries: Sequence[Entry], now_s: float, keep: int = KEEP) -> list[str]:
+def removable(
+    entries: Sequence[Entry],
+    now_s: float,
+    keep: int = KEEP,
+    readable: Callable[[str], bool] = lambda name: True,
+) -> list[str]:
     """Objects of one shard to delete, in this order.
 
+    `readable`: whether the journals still hold what follows the snapshot of this directory. One of
+    a replica that lagged may come after they were trimmed behind another, with a higher tau even
+    (a heartbeat moves it): it must not take that one's place.
     A manifest goes before its parts, so that a half deleted snapshot is none.
     """
     assert keep >= 1
@@ -24,8 +32,10 @@ def removable(entries: Sequence[Entry], now_s: float, keep: int = KEEP) -> list[
     for entry in entries:
         by_name.setdefault(entry.name.rpartition("/")[0], []).append(entry)
     whole = [name for name in sorted(by_name) if _manifest(by_name[name])]
+    useful = [name for name in whole if readable(name)]
+    kept = useful[-keep:] or whole
     names: list[str] = []
-    for name in whole[:-keep]:
+    for name in (one for one in whole if one not in kept):
         names += _manifest(by_name[name]) + _parts(by_name[name])
     for name in sorted(by_name):
         youngest = max(entry.modified_s for entry in by_name[name])
