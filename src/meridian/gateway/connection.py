@@ -14,15 +14,14 @@ from meridian.limits import (
     CONNECTION_OUTPUT_BYTES,
     CONNECTION_REQUESTS,
     CONNECTION_STALL_MS,
-    FRAME_SIZE_BYTES,
 )
 from meridian.wire import frames
+from meridian.wire.splitter import Splitter
 
 if TYPE_CHECKING:
     from meridian.gateway.requests import Requests
 
 _HIGH_WATER_BYTES = 1 << 20
-_HEADER = frames.HEADER_SIZE_BYTES
 
 
 class Connection(asyncio.Protocol):
@@ -43,7 +42,7 @@ class Connection(asyncio.Protocol):
         """Transaction ids whose PART frames came on this connection, not yet committed."""
         self.committing = 0
         """Commits under way: they may still land, so the connection's advisory locks last."""
-        self._buffer = bytearray()
+        self._splitter = Splitter()
         self._holds = 0
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -62,36 +61,20 @@ class Connection(asyncio.Protocol):
         for stop in list(self.running.values()):
             stop()
         self.running.clear()
-        self._buffer.clear()
+        self._splitter = Splitter()
         self.requests.closed(self)
 
     def data_received(self, data: bytes) -> None:
-        buffer: bytes | bytearray = data
-        if self._buffer:
-            self._buffer += data
-            buffer = self._buffer
-        taken = self._take_frames(buffer)
-        if buffer is data:
-            if taken < len(data):
-                self._buffer += memoryview(data)[taken:]
-        else:
-            del self._buffer[:taken]
-
-    def _take_frames(self, buffer: bytes | bytearray) -> int:
-        """Handles the whole frames of the buffer; returns how many bytes they took."""
-        start, end = 0, len(buffer)
-        while end - start >= _HEADER and self.transport is not None:
-            size_bytes = int.from_bytes(buffer[start : start + _HEADER], "little")
-            if size_bytes > FRAME_SIZE_BYTES:
-                self.cut(f"frame of {size_bytes} bytes")
-                break
-            after = start + _HEADER + size_bytes
-            if after > end:
-                break
-            body = bytes(buffer[start + _HEADER : after])
-            start = after
+        bodies = self._splitter.feed(data)
+        while self.transport is not None:
+            try:
+                body = next(bodies, None)
+            except MeridianError as error:
+                self.cut(str(error))
+                return
+            if body is None:
+                return
             self.requests.handle(self, body)
-        return start
 
     def pause_writing(self) -> None:
         """The client reads too slowly: take no more requests, cut it when that lasts."""
