@@ -477,6 +477,22 @@ def test_request_before_hello(tmp_path: Path) -> None:
     run(work())
 
 
+def test_frames_in_pieces_and_one_that_is_too_long(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with running(tmp_path) as node:
+            connection, transport = connect(node)
+            sent = b"".join(frames.frame((frames.BEGIN, number, 0)) for number in range(2, 9))
+            for byte in sent:
+                connection.data_received(bytes((byte,)))
+            await asyncio.sleep(0.1)
+            assert sorted(answer[1] for answer in transport.answers()) == list(range(2, 9))
+            begin = frames.frame((frames.BEGIN, 9, 0))
+            connection.data_received(begin + b"\xff\xff\xff\x7f" + begin)
+            assert transport.aborted and node.counters.connections_cut == 1
+
+    run(work())
+
+
 def test_get_of_many_keys(tmp_path: Path) -> None:
     async def work() -> None:
         async with running(tmp_path) as node:
