@@ -196,20 +196,29 @@ def _lost_reason(truth: Truth, txn: Txn, log: list[Txn]) -> bool:
     """A voter's no may rest on a commit that its crash undid before it was durable.
 
     Alone, an owner's abort would have gone with it: its record comes later in the same journal.
+    The vote, though, is in another owner's: it stays when the commit goes with the voter. In flight
+    means in conflict (5.1), for uses of relations as for keys, so such an abort is allowed.
     """
     if txn.owners == 1:
         return False
-    writes, shares = txn.writes.writes(), txn.writes.shared()
     return any(
         other is not txn
         and other.txid not in truth.taus
         and (txn.end is None or other.begin < txn.end)
-        and not (
-            writes.isdisjoint(other.writes.writes() | other.writes.shared())
-            and shares.isdisjoint(other.writes.writes())
-        )
+        and _at_odds(txn, other)
         for other in log
     )
+
+
+def _at_odds(txn: Txn, other: Txn) -> bool:
+    """Whether one's commit is a reason for the other's abort: keys, or uses of relations."""
+    writes, shares = txn.writes.writes(), txn.writes.shared()
+    if not writes.isdisjoint(other.writes.writes() | other.writes.shared()):
+        return True
+    if not shares.isdisjoint(other.writes.writes()):
+        return True
+    theirs = other.writes.modes()
+    return any((sid, use) in theirs for sid, mode in txn.writes.modes() for use in EXCLUDED[mode])
 
 
 def _after(taus: list[int], tau: int, before: int) -> bool:

@@ -40,7 +40,9 @@ class Replica(Follower):
         self._token = 0
         self._check = SelfCheck(number, patience_ns=S)
         self._discard = False
-        self._agreed = 0
+        self._agreed = False
+        """Found equal to others by a check that began after the healing: nothing rots since."""
+        self._began_healed = False
         self._publishing: Store | None = None
         self._tried: Store | None = None
         """A checkpoint that waits for another replica to confirm it, and whether it did before."""
@@ -78,7 +80,8 @@ class Replica(Follower):
         """Complete through tau and, where values rot, found equal to the others since."""
         if self.complete < tau:
             return False
-        if self.world.swarm.rots and self._agreed < tau - S:
+        # Completeness may run ahead of the clock: a tau does not tell when a check was made.
+        if self.world.swarm.rots and not self._agreed:
             return False
         self.store.forget_old_rot()
         return True
@@ -93,6 +96,8 @@ class Replica(Follower):
         if self._publishing is not None:
             tau = self._publishing.tau
         if tau > self.store.horizon:
+            if not self._check.busy:
+                self._began_healed = self.world.healed
             self._judge(agreement.Due(tau, peers))
         self.after(CHECK_NS, self._check_others)
 
@@ -122,11 +127,12 @@ class Replica(Follower):
         self.world.trace("verdict", self.name, type(verdict).__name__)
         publishing, self._publishing = self._publishing, None
         if isinstance(verdict, agreement.Agreed):
-            self._agreed = max(self._agreed, verdict.tau)
+            self._agreed = self._agreed or self._began_healed
             if publishing is not None and publishing.tau == verdict.tau:
                 self._publish(publishing)
         elif isinstance(verdict, agreement.RemoveSelf):
             self._discard = True
+            self._agreed = False
             self.crash()
             self.start()
 
