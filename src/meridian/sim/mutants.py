@@ -21,7 +21,13 @@ from meridian.journal import core as journal
 from meridian.journal.chain import Chain
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
-from meridian.sim import gate_mutants, steering_mutants, topology_mutants, vote_mutants
+from meridian.sim import (
+    gate_mutants,
+    shard_mutants,
+    steering_mutants,
+    topology_mutants,
+    vote_mutants,
+)
 from meridian.sim.messages import Parts
 from meridian.sim.mutants_coded import CODED_MUTANTS
 from meridian.storage import core as st
@@ -485,6 +491,7 @@ MUTANTS = (
     *(Mutant(*row) for row in topology_mutants.MUTANTS),
     *(Mutant(*row) for row in gate_mutants.MUTANTS),
     *(Mutant(*row) for row in steering_mutants.MUTANTS),
+    *(Mutant(*row) for row in shard_mutants.MUTANTS),
 )
 
 

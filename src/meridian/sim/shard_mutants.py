@@ -132,18 +132,18 @@ def _newest_only(kept: Sequence[Sequence[Manifest]]) -> dict[int, Position]:
 MUTANTS = (
     ("answers for places it does not own", "8", 20, Parts(ranges=_OwnsEverything)),
     ("reads below the base of a range", "8", 200, Parts(ranges=_NoBase)),
-    ("serves an added range before it is complete", "8", 200, Parts(lanes_apart=False)),
+    ("serves an added range before it is complete", "8", 400, Parts(lanes_apart=False)),
     (
         "gives up ranges without asking for the map",
         "8",
         50,
         Parts(performer=_TrustsOrders),
     ),
-    ("performs orders after their time", "8", 50, Parts(performer=_NoExpiry)),
+    ("performs orders after their time", "8", 150, Parts(performer=_NoExpiry)),
     ("router: a part's answer is the whole answer", "8", 50, Parts(router=_WholePart)),
     ("router: pages in the order they came", "8", 50, Parts(router=_PagesOutOfOrder)),
     ("crossbar: a range without its lower end", "7", 50, Parts(crossbar=_DropsBorder)),
-    ("snapshot: the manifest before the parts", "6.7", 100, Parts(manifest_last=False)),
+    ("snapshot: the manifest before the parts", "6.7", 250, Parts(manifest_last=False)),
     ("trim: a shard without a snapshot", "6.7", 100, Parts(trim=_some_shards)),
     (
         "trim: behind the newest snapshot of any shard",
