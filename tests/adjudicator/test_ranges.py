@@ -339,6 +339,18 @@ def test_a_range_for_a_journal_that_ended_comes_back() -> None:
     assert zero.core.ranges.covers([(place("q"), LAST)]), "its journal says so"
 
 
+def test_a_move_before_the_end_of_the_journal_is_told_after_it_too() -> None:
+    """Whoever ordered it missed the first answer: nothing else would ever tell it."""
+    two = Cluster("m")
+    moved(two, 1, 0, place("m"), LAST)
+    version = two.map.version
+    order = Move(place("m"), LAST, 0, version)
+    assert isinstance(closing(two, 1)[-1], Closed)
+    (told,) = two.nodes[1].step(order)
+    assert isinstance(told, Moved) and told.handover.target == 0
+    assert two.nodes[1].step(Move(place("m"), LAST, 0, version + 1)) == []
+
+
 def test_only_the_end_of_the_journal_declines_a_range() -> None:
     """A CLOSE that is not durable may never have been: the range could be acquired after all."""
     two = Cluster("m")

@@ -478,7 +478,7 @@ class Partitioned(ABC):
     # Ranges (5.8)
 
     def _move(self, now: Interval, event: Move) -> list[Effect]:
-        if not self.serving or self.membership.closing or event.target == self.number:
+        if not self.serving or event.target == self.number:
             return []
         ranges = self.ranges
         if event.version <= ranges.version:
@@ -487,7 +487,8 @@ class Partitioned(ABC):
             if done is None or done.version != event.version:
                 return [Unmoved(event.version)]
             return [] if ranges.pending else [Moved(done)]
-        if ranges.pending or not ranges.covers(event.parts()):
+        # What was done before the journal ended is still told: the first answer may be lost.
+        if self.membership.closing or ranges.pending or not ranges.covers(event.parts()):
             return []
         ledger = self.ledger
         # Above every commit and promise, those included whose outcome is not known here.
