@@ -385,3 +385,13 @@ def test_a_deposed_owner_does_not_take_what_it_believes_to_own() -> None:
     (released,) = [one for _, one in two.sent if isinstance(one, Released)]
     zero.core = stale
     assert zero.step(Heard(released)) == []
+
+
+def test_a_new_owner_of_an_ended_journal_still_says_that_a_range_has_moved() -> None:
+    two = Cluster("m")
+    version = two.map.version + 1
+    moved(two, 1, 0, place("m"), LAST)
+    assert isinstance(closing(two, 1)[-1], Closed)
+    two.nodes[1].start()
+    (told,) = two.nodes[1].step(Move(place("m"), LAST, 0, version))
+    assert isinstance(told, Moved)

@@ -184,6 +184,8 @@ class Adjudicator(Partitioned):
         if position.closed:
             # The journal takes no more records, so there is no epoch to begin: outcomes only.
             self.ledger.end(position.tau)
+            # CLOSE came after whatever was released had been acquired.
+            self.ranges.pending = False
             self.serving = self.sealed = True
             return [Serving()]
         marked = event.epoch == position.epoch

@@ -234,7 +234,7 @@ def _steered(mix: Swarm, random: Random) -> Swarm:
     hosts = random.choice((3, 4, 5))
     copies = random.choice((1, 2, 2, 3))
     rots = mix.rots if copies > 1 else 0
-    long_pauses = random.choice((0, 0, 0, 0, 1, 2))
+    long_pauses = random.choice((0, 0, 0, 0, 0, 0, 0, 0, 1, 2))
     return msgspec.structs.replace(
         mix,
         disturbers=0,
@@ -244,7 +244,7 @@ def _steered(mix: Swarm, random: Random) -> Swarm:
         rots=rots,
         streams=random.random() < 0.6,
         controllers=random.choice((1, 1, 2)),
-        safety_ns=(40_000 if long_pauses else random.choice((8_000, 12_000))) * MS,
+        safety_ns=(40_000 if long_pauses else random.choice((6_000, 9_000))) * MS,
         deaths=random.choice((0, 0, 1, 2)) if hosts - copies > 1 else 0,
         zone_crashes=random.choice((0, 0, 1, 2)),
         one_way_cuts=random.choice((0, 0, 1, 3)),
