@@ -130,3 +130,19 @@ def test_a_draft_never_holds_the_loop_for_long() -> None:
     assert worst < 0.05, f"{worst * 1000:.1f} ms"
     assert draft.count == 600_000
     assert SLICE_KEYS <= 65_536
+
+
+def test_a_large_transaction_that_is_heard_of_late_counts_at_its_tau() -> None:
+    """Not later: what began after it and before it was heard of is not refused (seed 50072)."""
+    window = Window(0)
+    draft = window.open_draft(5)
+    draft.add([1, 2], [3])
+    window.work(draft)
+    assert draft.ready
+    window.record(20, [9], [])
+    window.publish_late(draft, 10)
+    assert window.conflicts(9, [1], []) and window.conflicts(9, [3], [])
+    assert not window.conflicts(10, [1], []) and not window.conflicts(10, [3], [])
+    assert window.conflicts(19, [9], []) and not window.conflicts(20, [9], [])
+    window.expire(11)
+    assert window.floor == 10 and window.conflicts(19, [9], [])

@@ -302,11 +302,21 @@ class Window:
         self._publish(draft, tau)
 
     def publish_late(self, draft: Draft, tau: int) -> None:
-        """The same where another adjudicator decided it, or may have: `tau` may lie below others.
-
-        It counts as if it came just now: what began meanwhile is refused needlessly, never wrongly.
-        """
-        self._publish(draft, max(tau, self._open.newest))
+        """The same where another adjudicator decided it, or may have: `tau` may be below others."""
+        if tau > self._open.newest:
+            self._publish(draft, tau)
+            return
+        self._drafts.remove(draft)
+        layer = Layer(tau, draft.writes, draft.shares)
+        at = len(self._closed)
+        while at and self._closed[at - 1].newest > tau:
+            at -= 1
+        self._closed.insert(at, layer)
+        self._closed_count += len(layer)
+        for other in self._drafts:
+            if tau > other.tau_start:
+                other.observe_layer(layer)
+        self._make_room()
 
     def _publish(self, draft: Draft, tau: int) -> None:
         self._drafts.remove(draft)

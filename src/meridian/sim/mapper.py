@@ -141,8 +141,23 @@ class Mapper(Node):
         source = self._true.owner(lo)
         assert FIRST <= lo < hi <= LAST and target != source
         moved = self._true.moved(lo, hi, target)
-        self._plan = source, ev.Move(lo, hi, target, moved.version), moved
+        more = self._more(source, hi)
+        for further_lo, further_hi in more:
+            moved = moved.moved(further_lo, further_hi, target)
+        moved = PartitionMap(self._true.version + 1, moved.starts, moved.owners)
+        self._plan = source, ev.Move(lo, hi, target, moved.version, more), moved
         self.world.trace("move", self.name, source, target, lo, hi)
+
+    def _more(self, source: int, above: Place) -> tuple[tuple[Place, Place], ...]:
+        """Further ranges of the same owner that go with it."""
+        random, swarm = self.world.random("moves/more"), self.world.swarm
+        ends = [*self._true.starts[1:], LAST]
+        rows = zip(self._true.starts, ends, self._true.owners, strict=True)
+        own = [(lo, hi) for lo, hi, owner in rows if owner == source and lo >= above]
+        if not own or random.random() >= swarm.moves_more:
+            return ()
+        self.world.count("move of several ranges")
+        return tuple(sorted(random.sample(own, random.randint(1, min(3, len(own))))))
 
     def _ask(self) -> None:
         if self.world.healed:

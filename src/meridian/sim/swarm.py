@@ -63,6 +63,8 @@ class Swarm(msgspec.Struct, frozen=True, kw_only=True):
     """Ranges that move in the middle."""
     moves_at_votes: float
     """Chance that a range moves right after a vote for it."""
+    moves_more: float
+    """Chance that further ranges of the same owner go with a range that moves."""
     crash_at_vote: float
     """Chance that an adjudicator crashes right after a vote or a verdict of its own."""
     wide: float
@@ -187,6 +189,7 @@ def choose(seed: int) -> Swarm:
         moves_at_votes=votes.choice((0, 0, 0.02, 0.1)) if partitioned else 0,
         crash_at_vote=votes.choice((0.0, 0.0, 0.01, 0.05)) if partitioned else 0.0,
         wide=votes.choice((0.0, 0.3, 0.8)),
+        moves_more=Random(f"{seed}/swarm/more").choice((0.0, 0.0, 0.0, 0.5)),
         ahead=Random(f"{seed}/swarm/ahead").choice((0.0, 0.3, 1.0)) if partitioned else 0.0,
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
         work_keys=random.choice((1 << 16, 1)),

@@ -53,12 +53,14 @@ FOCUS: dict[str, object] = {
     "keys": 3,
     "moves": 0,
     "moves_at_votes": 0.0,
+    "moves_more": 0.0,
     "wide": 0.8,
     "ahead": 0.0,
     "weights": (0, 3, 2, 0, 0, 0, 1, 0, 0),
 }
 """Much contention among three owners, late and doubled messages, and nothing else."""
 MOVING = {**FOCUS, "moves_at_votes": 0.03, "late": 0.3, "late_delay": (5 * MS, 90 * MS)}
+SEVERAL = {**MOVING, "moves_more": 1.0}
 AHEAD = {**FOCUS, "ahead": 1.0, "drop": 0.0}
 SCHEMA = {**FOCUS, "drop": 0.1, "weights": (0, 1, 1, 0, 0, 0, 0, 3, 0)}
 TAKEN = {**FOCUS, "crashes": 6, "weights": (0, 2, 1, 0, 0, 0, 0, 2, 0)}
@@ -408,6 +410,22 @@ class KeepsReleased(Adjudicator):
         return effects
 
 
+class ReleasesOne(Adjudicator):
+    """Goes on with the further ranges of a hand-over."""
+
+    def _move(self, now: Interval, event: ev.Move) -> list[ev.Effect]:
+        effects = super()._move(now, event)
+        if event.more and effects and isinstance(effects[0], ev.Append):
+            self.ranges.acquire(event.more, 0)
+        return effects
+
+    def _acquire(self, now: Interval, handover: Handover) -> list[ev.Effect]:
+        # What it kept may come back: it has it already.
+        for lo, hi in handover.parts():
+            self.ranges.release([(lo, hi)])
+        return super()._acquire(now, handover)
+
+
 # Keys sent ahead
 
 
@@ -509,6 +527,7 @@ MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
     ("acquires without a floor", "5.8", 150, parts(AcquiresWithoutFloor)),
     ("acquires a range twice", "5.8", 150, parts(AcquiresTwice)),
     ("keeps a range that it released", "5.8", 300, parts(KeepsReleased, swarm=MOVING)),
+    ("releases one of several ranges", "5.8", 60, parts(ReleasesOne, swarm=SEVERAL)),
     ("ignores relation locks", "9", 300, parts(relations=NoRelationLocks)),
     ("ignores global reach", "9", 300, parts(relations=NoGlobalReach, swarm=SCHEMA)),
     ("ignores the reach of versions", "9", 300, parts(relations=NoReach, swarm=SCHEMA)),
