@@ -81,6 +81,7 @@ class Adjudicator(Partitioned):
     ) -> None:
         super().__init__(number, start or journal.Position(), window_keys, spans)
         self.dead = False
+        self.in_flight = IN_FLIGHT
         self.commits_count = 0
         self.aborts_count: dict[Code, int] = {}
         self._seal_n = 0
@@ -94,6 +95,8 @@ class Adjudicator(Partitioned):
         """What to do about one event, in order.  After Fatal nothing comes any more."""
         if self.dead:
             return []
+        if self.gates:
+            self.gates.expire(now.earliest)
         effects = self._take(now, event)
         alarm = self.gates.alarm
         if alarm is not None:
@@ -227,7 +230,7 @@ class Adjudicator(Partitioned):
             return [Answer(to, txid, Outcome.RETRY, 0, Code.STARTING)]
         if tau_start > now.latest + TAU_FUTURE_NS:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.CLOCK)]
-        if self.ledger.under_way + len(self._stalled) + len(self.gates.held) >= IN_FLIGHT:
+        if self.ledger.under_way + len(self._stalled) + len(self.gates.held) >= self.in_flight:
             return [Answer(to, txid, Outcome.RETRY, 0, Code.BUSY)]
         return None
 

@@ -72,6 +72,12 @@ class Gates:
             self._remove(txid)
             self.alarm = 0
 
+    def expire(self, now: int) -> None:
+        """Ends gates whose time is over."""
+        for txid, (_, until) in list(self._gates.items()):
+            if until <= now:
+                self.end(txid)
+
     def _remove(self, txid: bytes) -> None:
         sids, _ = self._gates.pop(txid, ((), 0))
         for sid in sids:
@@ -121,10 +127,8 @@ class Gates:
         return len(self.held) + len(self.large) < GATED_COMMITS
 
     def release(self, now: int) -> tuple[list[Held], list[Held]]:
-        """Ends gates whose time is over.  Returns who may be decided, and who waited too long."""
-        for txid, (_, until) in list(self._gates.items()):
-            if until <= now:
-                self._remove(txid)
+        """Returns who may be decided, and who waited too long."""
+        self.expire(now)
         free: list[Held] = []
         late: list[Held] = []
         for txid, held in list(self.held.items()):

@@ -69,6 +69,8 @@ class Client(Node):
         super().__init__(world, f"q{number}")
         self._parts = parts
         self.log: list[Txn] = []
+        self.think_ns = (0, 20 * MS)
+        """Between reads and COMMIT."""
         self.stopping = False
         self._routes = routes
         """Journals whose owners take commits; a hint, shared with the run."""
@@ -196,6 +198,8 @@ class Client(Node):
 
     def _statements(self, txn: Txn, plan: Plan) -> Wait:
         world, random, name = self.world, self._random, txn.name
+        while world.machine is not None and not world.machine.up:
+            yield MS, None
         self.log.append(txn)
         txn.begin = world.now
         now = self.clock.now()
@@ -203,7 +207,7 @@ class Client(Node):
         if not (yield from self._read(txn, plan)):
             txn.status = "aborted"
             return
-        yield random.randint(0, 20 * MS), None
+        yield random.randint(*self.think_ns), None
         statements = world.random(f"statements/{self._number}")
         buffer = world.writes
         txn.writes = perform(buffer, statements, plan, name, txn.seen, txn.tau_start)
@@ -216,7 +220,7 @@ class Client(Node):
         stale = random.random() < 0.2
         txn.catver = random.randint(1, version) if stale else version
         chunks, flags = send(buffer, txn.txid, txn.tau_start, txn.catver, plan.chunk_bytes)
-        world.using[txn.txid] = tuple(txn.writes.sids())
+        world.using[txn.txid] = txn.writes.using()
         world.trace("sends", self.name, len(chunks), [crc32(chunk) for chunk in chunks])
         if self.world.swarm.partitioned:
             yield from self.committer.commit(txn, chunks, flags)

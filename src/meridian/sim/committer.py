@@ -105,7 +105,7 @@ class Committer:
         leader = owners_of([cut(chunk, self._map) for chunk in chunks], self._map)[0]
         txn.owner = leader
         txn.txid = votes.name_leader(txn.txid, leader)
-        world.using[txn.txid] = tuple(txn.writes.sids())
+        world.using[txn.txid] = txn.writes.using()
         attempt, again, unsure, sent = 0, False, False, 0
         deadline = world.now + patience(world)
         self._sent = None

@@ -6,6 +6,7 @@ itself, and the file may end anywhere among them.  A failed sync leaves everythi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from meridian.journal import record as format_
@@ -19,8 +20,9 @@ SECTOR_BYTES = 64
 class Disk:
     """One append-only file in the format of the file backend."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, reader: Callable[[Position], Reader] = Reader) -> None:
         self._random = random
+        self._reader = reader
         self.data = bytearray()
         self.durable_bytes = 0
         self.durable_n = 0
@@ -34,7 +36,7 @@ class Disk:
 
     def trim(self, through_n: int) -> None:
         """Cuts durable records off the beginning, up to a position outside of open transactions."""
-        reader = Reader(self.beginning)
+        reader = self._reader(self.beginning)
         offset, cut, position = 0, 0, self.beginning
         gone: list[Record] = []
         kept = 0

@@ -188,6 +188,10 @@ class Faults:
         group = [node]
         if self.swarm.colocated and not isinstance(node, Client):
             group = [*self._run.owners, *self._run.replicas]
+        machine = self.world.machine
+        if machine is not None and len(group) > 1:
+            machine.stop()
+            self.world.at(self.world.now + down, machine.start)
         for member in group:
             member.crash()
         for member in group:

@@ -1,4 +1,4 @@
-"""Gates in the world (docs/rfcs, "Catalog coherence", point 8): who asks for one, and who watches.
+"""Gates in the world (docs/rfcs, "Catalog coherence", point 8), and who watches owners.
 
 A schema change that rewrites or validates a relation closes a gate at every owner before it takes
 tau_start.  The watch of an owner knows only what its core said: while a gate is closed, no commit
@@ -12,9 +12,15 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from meridian.adjudicator import events as ev
+from meridian.clock.tau import Interval
 from meridian.journal import core as journal
 from meridian.journal.record import Record
-from meridian.limits import GATE_MS
+from meridian.limits import (
+    COMMIT_LEAD_MAX_NS,
+    GATE_MS,
+    HEARTBEAT_AHEAD_NS,
+    TAU_FUTURE_NS,
+)
 from meridian.sim.messages import Ask, GateTold
 from meridian.sim.world import MS, SimulationError, World
 
@@ -28,7 +34,7 @@ TRIES = 8
 
 
 class Watch:
-    """The gates that one owner said are closed, as long as it lives.
+    """What one owner said, as long as it lives: the gates it closed, how far its promises go.
 
     A commit by votes was held elsewhere before the gate closed there; its leader looks at all its
     relations, so the rule holds for whole transactions.
@@ -38,6 +44,9 @@ class Watch:
         self._world = world
         self._name = name
         self._gates: dict[bytes, tuple[frozenset[int], int]] = {}
+        self._lease_old = 0
+        self._lease: int | None = None
+        """That is durable; None: not known here (shared streams)."""
 
     def answered(self, now: int, asked: ev.Gate, code: ev.Code) -> None:
         """The owner answered a GATE."""
@@ -48,8 +57,31 @@ class Watch:
             until = now + min(asked.hold_ns, GATE_MS * MS)
             self._gates[asked.txid] = held | set(asked.sids), until
 
-    def decided(self, now: int, record: Record) -> None:
-        """The owner appends a decision. Raises SimulationError when a gate forbids it."""
+    def beat(self, latest: int, tau: int) -> None:
+        """A heartbeat. Raises SimulationError when it promises more than a reader may ask for."""
+        lead = TAU_FUTURE_NS + max(COMMIT_LEAD_MAX_NS, HEARTBEAT_AHEAD_NS)
+        if tau > max(latest + lead, self._lease_old):
+            raise SimulationError(f"promise: {self._name} promises {tau - latest} ns ahead")
+        if self._lease is not None and tau > max(self._lease, self._lease_old):
+            raise SimulationError(f"promise: {self._name} goes beyond its durable lease")
+
+    def durable(self, batch: list[Record]) -> None:
+        """Records of the owner's own disk."""
+        for record in batch:
+            lease = getattr(journal.payload_of(record), "lease", 0)
+            self._lease = max(lease, self._lease or 0)
+
+    def appended(self, now: Interval, record: Record) -> None:
+        """A record of the owner. Raises SimulationError when it may not decide so."""
+        payload = journal.payload_of(record)
+        if isinstance(payload, journal.Seal):
+            self._lease_old = payload.lease_old
+        ahead = payload.tau_start - now.latest if isinstance(payload, journal.Commit) else 0
+        if ahead > TAU_FUTURE_NS:
+            raise SimulationError(f"tau_start: {self._name} takes one {ahead} ns ahead")
+        self._decided(now.earliest, record, payload)
+
+    def _decided(self, now: int, record: Record, payload: journal.Payload) -> None:
         if record.kind not in (journal.COMMIT, journal.ABORT):
             return
         used = self._world.using.get(record.txid, ())
@@ -60,12 +92,9 @@ class Watch:
         self._gates.pop(record.txid, None)
         if record.kind == journal.COMMIT and held:
             raise SimulationError(f"gate: {self._name} let {record.txid.hex()} pass")
-        if record.kind == journal.ABORT and not held and self._gated(record):
+        gated = isinstance(payload, journal.Abort) and payload.code == ev.Code.GATED
+        if gated and not held:
             raise SimulationError(f"gate: {self._name} held {record.txid.hex()} for none")
-
-    def _gated(self, record: Record) -> bool:
-        payload = journal.payload_of(record)
-        return isinstance(payload, journal.Abort) and payload.code == ev.Code.GATED
 
 
 class Gate:

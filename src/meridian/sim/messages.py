@@ -34,6 +34,8 @@ from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.routing.core import Router
 from meridian.routing.map import ShardMap
+from meridian.sim.machine import Machine
+from meridian.sim.world import World
 from meridian.snapshots.manifest import Manifest
 from meridian.snapshots.retention import trim_positions
 from meridian.storage.core import Core
@@ -308,5 +310,8 @@ class Parts(msgspec.Struct, frozen=True):
     control: Callable[[Policy, int], Control] = Control
     writer_id: Callable[[str, int], str] = "{}.{}".format
     """Names an incarnation of an owner: the first part of its message ids."""
+    machine: Callable[[World], Machine] = Machine
+    heartbeats_wait: bool = False
+    """Breaks rule 5.9: an owner gives no heartbeat before every other one has given one."""
     tau_start_latest: bool = True
     """Rule 4.3: tau_start is the upper edge of the clock."""

@@ -23,6 +23,7 @@ from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
 from meridian.sim import (
     gate_mutants,
+    must_mutants,
     shard_mutants,
     steering_mutants,
     topology_mutants,
@@ -491,6 +492,7 @@ MUTANTS = (
     *(Mutant(*row) for row in topology_mutants.MUTANTS),
     *(Mutant(*row) for row in gate_mutants.MUTANTS),
     *(Mutant(*row) for row in steering_mutants.MUTANTS),
+    *(Mutant(*row) for row in must_mutants.MUTANTS),
     *(Mutant(*row) for row in shard_mutants.MUTANTS),
 )
 

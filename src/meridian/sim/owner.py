@@ -33,7 +33,7 @@ from meridian.sim.messages import (
     Want,
 )
 from meridian.sim.plans import CATALOG, version_of
-from meridian.sim.world import MS, Node, World
+from meridian.sim.world import MS, Node, SimulationError, World
 from meridian.wire.partition import EVERYTHING, Span
 from meridian.wire.votes import Ask as Ask_
 from meridian.wire.votes import Message, Vote
@@ -50,7 +50,7 @@ class Owner(Node):
         self.number = number
         self.parts = parts
         self.replicas: list[str] = []
-        self.disk = Disk(world.random(f"disk/{number}"))
+        self.disk = Disk(world.random(f"disk/{number}"), parts.reader)
         self.served = 0
         self._random = world.random(f"sync/{self.name}")
         self._core: Adjudicator | None = None
@@ -58,6 +58,8 @@ class Owner(Node):
         self._waiting: list[Record] = []
         self._syncing = False
         self._asked: dict[int, tuple[str, int]] = {}
+        self._txids: dict[int, bytes] = {}
+        """Of commits and questions for outcomes that were asked."""
         """Who asked, and with which attempt."""
         self._next_to = 0
         self.spans: tuple[Span, ...] = (EVERYTHING,)
@@ -67,6 +69,12 @@ class Owner(Node):
         self._catalog_asked: dict[int, str] = {}
         self._timers: dict[str, int] = {}
         self._watch = Watch(world, self.name)
+        self._started = 0
+        self._beat_at = -1
+        self._several: set[bytes] = set()
+        """Transactions of several chunks."""
+        self._settled: set[bytes] = set()
+        """Transactions whose outcome is durable."""
         self._gates: dict[int, ev.Gate] = {}
 
     def on_start(self) -> None:
@@ -87,11 +95,15 @@ class Owner(Node):
         self._core = self.parts.adjudicator(self.number, start, keys, self.spans)
         self._catalog_reads, self._catalog_asked = {}, {}
         self._core.window.work_keys = self.world.swarm.work_keys
+        self._core.in_flight = self.world.swarm.in_flight
+        self._started = self.world.now
         reader = self.parts.reader(start)
+        self._settled = {record.txid for record in records}
         for record in records:
             payload = reader.accept(record)
             if payload is not None:
                 self._step(ev.Replay(record, payload))
+        self.clock.observe(reader.position().tau)
         self.world.trace("start", self.name, len(records), reader.lease)
         return reader
 
@@ -139,7 +151,13 @@ class Owner(Node):
         if self.alive:
             self.crash()
             delay = self._random.choice((MS // 10, self._random.randint(MS, 200 * MS)))
-            self.world.at(self.world.now + delay, lambda: None if self.alive else self.start())
+            self.world.at(self.world.now + delay, self._restart)
+
+    def _restart(self) -> None:
+        machine = self.world.machine
+        # A data plane that starts reads all its journals before anybody is served.
+        if not self.alive and (machine is None or machine.up):
+            self.start()
 
     def _step(self, event: ev.Event) -> None:
         core = self._core
@@ -157,7 +175,7 @@ class Owner(Node):
             case ev.Append():
                 record = effect.record
                 self._waiting.append(record)
-                self._watch.decided(self.clock.now().earliest, record)
+                self._watch.appended(self.clock.now(), record)
                 world.trace("append", self.name, record.n, record.kind, record.tau)
                 self._sync()
             case ev.Answer():
@@ -167,7 +185,11 @@ class Owner(Node):
                     self.heat.committed(self.clock.now().earliest)
                 if source:
                     world.send(self.name, source, Told(effect, attempt))
+            case ev.Heartbeat() if self.parts.heartbeats_wait and not self._others_beat():
+                pass
             case ev.Heartbeat():
+                self._beat_at = world.now
+                self._watch.beat(self.clock.now().latest, effect.tau)
                 world.trace("heartbeat", self.name, effect.n, effect.tau)
                 for replica in self.replicas:
                     beat = Beat(self.number, effect.epoch, effect.n, effect.tau)
@@ -205,6 +227,11 @@ class Owner(Node):
                     world.send(self.name, source, GateTold(self.number, effect))
             case ev.Refused():
                 pass
+
+    def _others_beat(self) -> bool:
+        """For the mutant of rule 5.9."""
+        others = [one for one in self.world.nodes.values() if isinstance(one, Owner)]
+        return all(one.number == self.number or one._beat_at >= self._started for one in others)
 
     def _send(self, effect: ev.Send) -> None:
         if isinstance(effect.message, Vote) and effect.message.code:
@@ -306,6 +333,8 @@ class Owner(Node):
             # Durable, and nobody was told.
             return
         self._records += batch
+        self._settled.update(record.txid for record in batch)
+        self._watch.durable(batch)
         self._push(batch)
         self._step(ev.Appended(batch[-1].n))
         self._sync()
@@ -372,4 +401,22 @@ class Owner(Node):
             self._next_to += 1
             self._asked[self._next_to] = (source, 0)
             event = ev.Status(self._next_to, event.txid, event.tau_start)
+        if isinstance(event, ev.Commit | ev.Status):
+            self._txids[event.to] = event.txid
         self._step(event)
+        if isinstance(event, ev.Commit):
+            self._bounded(event)
+
+    def _bounded(self, event: ev.Commit) -> None:
+        """Rule 5.9; those that wait for votes and large ones have bounds of their own.
+
+        Who asks for an outcome that is durable waits for the clock only.
+        """
+        swarm = self.world.swarm
+        if event.parts:
+            self._several.add(event.txid)
+        waiting = {self._txids[to] for to in self._asked if to in self._txids}
+        waiting -= self._several | self._settled
+        alone = not swarm.partitioned and not swarm.streams
+        if alone and len(waiting) > swarm.in_flight:
+            raise SimulationError(f"{self.name}: {len(waiting)} commits wait")

@@ -73,6 +73,15 @@ class WriteSet:
         """Conflict keys shared."""
         return {(sid, IDENTITY, key) for sid, key in self.shares}
 
+    def using(self) -> tuple[int, ...]:
+        """Relations that a gate may hold this for: touched, or changed in their schema."""
+        found = dict.fromkeys(self.sids())
+        for op in self.schema:
+            sid = op.table_sid if isinstance(op, wire.Create) else op.sid
+            if sid:
+                found[sid] = None
+        return tuple(found)
+
     def lock(self, key: Key, mode: int) -> None:
         """The strongest lock of a key counts."""
         self.locks[key] = max(mode, self.locks.get(key, mode))

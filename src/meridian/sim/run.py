@@ -60,6 +60,8 @@ class Run:
         self.swarm = msgspec.structs.replace(swarm or choose(seed), **parts.swarm)
         world = self.world = World(seed, self.swarm, story, writes)
         swarm_ = self.swarm
+        if swarm_.machine and swarm_.colocated:
+            world.machine = parts.machine(world)
         self.journals: list[Disk | SharedJournal] = []
         self.owners: list[Owner] = []
         self._parts = parts
@@ -198,6 +200,8 @@ class Run:
         if self.fleet is not None:
             nodes += [*self.fleet.nodes(), *self.disturbers, *self.fleet.living()]
         nodes += self._steerers()
+        if world.machine is not None:
+            world.machine.start()
         for node in nodes:
             if not node.alive:
                 node.start()

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from meridian.adjudicator.core import IN_FLIGHT
+
 MS = 1_000_000
 
 
@@ -76,6 +78,10 @@ class Swarm(msgspec.Struct, frozen=True, kw_only=True):
     work_keys: int
     """Keys compared in one go; few make large transactions take many steps."""
     keys: int
+    machine: bool
+    """Colocated: all read one clock over a wall that steps, also while the data plane is down."""
+    in_flight: int
+    """Decisions under way at an owner, beyond which commits have to come again."""
     gates: float
     """Chance that a transaction rewrites a relation behind a gate, where schemas change."""
     sharded: bool = False
@@ -194,6 +200,8 @@ def choose(seed: int) -> Swarm:
         window_keys=random.choice((1 << 20, 1 << 20, 4, 16)),
         work_keys=random.choice((1 << 16, 1)),
         keys=random.choice((3, 6, 20)),
+        machine=colocated and Random(f"{seed}/swarm/machine").random() < 0.5,
+        in_flight=Random(f"{seed}/swarm/in_flight").choice((IN_FLIGHT, IN_FLIGHT, 2)),
         gates=Random(f"{seed}/swarm/gates").choice((0.0, 0.0, 0.02, 0.08)),
         weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(9)),
     )

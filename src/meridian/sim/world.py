@@ -10,12 +10,15 @@ import hashlib
 import heapq
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meridian.clock.tau import Interval
 from meridian.sim.cwrites import default_writes
 from meridian.sim.swarm import Swarm
 from meridian.sim.writes import Writes
+
+if TYPE_CHECKING:
+    from meridian.sim.machine import Machine
 
 MS = 1_000_000
 S = 1_000 * MS
@@ -64,6 +67,9 @@ class Clock:
             bound = 20 * self._error + 5 * MS
         self._offset = self._random.randint(-bound, bound) if bound else 0
 
+    def observe(self, tau: int) -> None:
+        """A clock with bounds needs no journal to tell it the time."""
+
     def heal(self) -> None:
         """Its bounds hold again, once it is no longer ahead of them."""
         if self._world.swarm.false_bounds:
@@ -79,7 +85,11 @@ class Node:
         self.alive = False
         self.incarnation = 0
         self.paused_until = 0
-        self.clock = Clock(world, world.swarm.clock_error, world.random("clock/" + name))
+        self.clock: Clock | Machine = (
+            world.machine.of(self)
+            if world.machine is not None
+            else Clock(world, world.swarm.clock_error, world.random("clock/" + name))
+        )
         world.nodes[name] = self
 
     def start(self) -> None:
@@ -143,6 +153,8 @@ class World:
         self.healed = False
         self.story: list[str] | None = [] if keep_trace else None
         self.counts: dict[str, int] = {}
+        self.machine: Machine | None = None
+        """The clock of all nodes, where they share one."""
         self.using: dict[bytes, tuple[int, ...]] = {}
         """Relations that a transaction writes or locks, once it commits."""
         self.expired: dict[bytes, list[int]] = {}

@@ -9,7 +9,7 @@ import importlib
 
 from meridian.sim.experiments.report import Report
 
-NAMES = ("crossbar", "nines", "scaling", "statements")
+NAMES = ("contention", "crossbar", "nines", "scaling", "statements")
 
 
 def run(name: str, seed: int = 1) -> Report:
