@@ -284,7 +284,7 @@ class Adjudicator(Partitioned):
             and not event.parts
             and event.txid not in self._live
             and self.outcomes.floor <= event.tau_start <= now.latest + TAU_FUTURE_NS
-            and self.ledger.under_way < IN_FLIGHT
+            and self.ledger.under_way < self.in_flight
             and self.outcomes.find(event.txid, event.tau_start) is None
         )
 
