@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from meridian.adjudicator.events import AppendAll, Commit, Effect
 from meridian.adjudicator.footprint import NO_SCHEMA, Footprint, plain_writes
-from meridian.adjudicator.ledger import IN_FLIGHT, Decision
+from meridian.adjudicator.ledger import Decision
 from meridian.clock.tau import Interval
 from meridian.journal.record import Record
 from meridian.limits import TAU_FUTURE_NS
@@ -44,7 +44,7 @@ def decide(core: Adjudicator, now: Interval, events: Sequence[Commit]) -> list[R
     txids = [event.txid for event in events]
     starts = [event.tau_start for event in events]
     first, last = min(starts), max(starts)
-    if core.ledger.under_way + len(events) > IN_FLIGHT or any(map(_is_special, events)):
+    if core.ledger.under_way + len(events) > core.in_flight or any(map(_is_special, events)):
         return None
     if first < core.window.floor or core.window.receiving or last > now.latest + TAU_FUTURE_NS:
         return None

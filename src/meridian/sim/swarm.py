@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from meridian.adjudicator.core import IN_FLIGHT
+from meridian.adjudicator.ledger import IN_FLIGHT
 
 MS = 1_000_000
 
