@@ -187,6 +187,8 @@ class Committer:
         owners = owners_of(cuts, self._map)
         everywhere = any(one.everywhere for one in cuts)
         voters = tuple(owner for owner in owners if owner != leader)
+        if voters:
+            self.client.world.voted[txn.txid] = None
         txn.owners = max(txn.owners, len({*owners, leader}))
         epoch = self._epochs.get(leader, (0, 0)) if voters else (0, 0)
         if epoch > (0, 0) or not voters:

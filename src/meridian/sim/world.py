@@ -157,6 +157,8 @@ class World:
         """The clock of all nodes, where they share one."""
         self.using: dict[bytes, tuple[int, ...]] = {}
         """Relations that a transaction writes or locks, once it commits."""
+        self.voted: dict[bytes, None] = {}
+        """Transactions that asked others than their leader for votes."""
         self.expired: dict[bytes, list[int]] = {}
         """Promises that ended without a verdict: the taus by transaction id."""
         self.owners: dict[int, list[str]] = {}

@@ -20,7 +20,7 @@ from meridian.sim.swarm import choose
 from meridian.sim.world import MS, SimulationError, World
 
 POLICIES = ("at once", "exponential", "by age")
-CLIENTS = (2, 4, 8, 16)
+CLIENTS = (4, 16)
 THINK_NS = (4 * MS, 8 * MS)
 """Between read and COMMIT; the slowest client takes twice as long as the fastest."""
 WON = 2.0
