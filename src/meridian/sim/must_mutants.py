@@ -33,6 +33,9 @@ ASTRAY = {
     **ALONE, "colocated": False, "clock_error": 100 * MS, "false_bounds": True, "clock_steps": 6,
     "clients": 6, "delay": (20_000, 100_000),
 }  # fmt: skip
+CONTENDED = {
+    **ALONE, "colocated": False, "streams": True, "takeovers": 12, "late": 0.1, "double": 0.3,
+}  # fmt: skip
 EAGER = {**ALONE, "eager": 0.3, "eager_ns": 3 * S}
 HASTY = {
     **ALONE, "eager": 0.2, "eager_ns": 900 * MS, "crashes": 6, "sync": (5 * MS, 40 * MS),
@@ -162,6 +165,6 @@ MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
     ("heartbeats wait for others'", "5.9", 60, Parts(heartbeats_wait=True, swarm=TWO)),
     ("takes commits without bound", "5.9", 60, _parts(Unbounded, swarm=CROWD)),
     ("tells a failed append as failed", "6.8", 60, _parts(ToldAsFailed, swarm=FAILING)),
-    ("reads on behind a gap", "6.2", 100, Parts(reader=OverGaps)),
+    ("reads on behind a gap", "6.2", 60, Parts(reader=OverGaps, swarm=CONTENDED)),
     ("trims inside a transaction", "6.7", 100, Parts(reader=ForgetsOpen, swarm=TRIMMED)),
 )
