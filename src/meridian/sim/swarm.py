@@ -205,8 +205,13 @@ def choose(seed: int) -> Swarm:
         gates=Random(f"{seed}/swarm/gates").choice((0.0, 0.0, 0.02, 0.08)),
         weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(9)),
     )
+    return mix if changing else _spread(mix, seed)
+
+
+def _spread(mix: Swarm, seed: int) -> Swarm:
+    """In half of the runs storage lies in ranges on hosts; control cores steer some of these."""
     shards = Random(f"{seed}/swarm/shards")
-    if changing or shards.random() >= 0.5:
+    if shards.random() >= 0.5:
         return mix
     sharded = _sharded(mix, shards)
     control = Random(f"{seed}/swarm/control")
