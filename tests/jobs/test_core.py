@@ -162,3 +162,16 @@ def test_a_step_too_large_for_a_transaction_is_made_smaller(driver: Driver) -> N
         step = driver.past(driver.ask(Refused("a", "54000", "too large", "", 1.0)))
     assert budgets == [100, 25, 6, 1]
     assert step == Fail("a", "54000", "too large", "")
+
+
+@pytest.mark.parametrize(("row_ms", "least"), [(0.0, core.BUDGET_FIRST_ROWS), (50.0, 1)])
+def test_a_busy_machine_makes_no_tiny_steps(driver: Driver, row_ms: float, least: int) -> None:
+    """Each step costs 300 ms whatever it does: fewer rows in it would only make more of them."""
+    step = driver.start("a")
+    budgets = []
+    for _ in range(10):
+        assert isinstance(step, Step)
+        budgets.append(step.budget)
+        taken = 300.0 + row_ms * step.budget
+        step = driver.past(driver.ask(Stepped("a", "build", step.budget, taken)))
+    assert min(budgets) == least

@@ -15,6 +15,8 @@ BUDGET_FIRST_ROWS = 100
 BUDGET_MAX_ROWS = 2_000
 STEP_MS = 40.0
 """A step aims at this: short, for what is written meanwhile makes it be made again."""
+SLOW_STEP_MS = 1_000.0
+"""Up to this a step of BUDGET_FIRST_ROWS may take, on a machine that is busy otherwise."""
 REST = 0.5
 """Rest after a step, in units of its duration: others keep well over half of everything."""
 PAUSE_FIRST_MS = 10.0
@@ -172,7 +174,9 @@ class Core:
         pace.due_ms = now_ms + REST * event.elapsed_ms
         if event.rows >= pace.budget:
             fitting = int(event.rows * STEP_MS / max(event.elapsed_ms, 0.1))
-            pace.budget = max(1, min(fitting, 2 * pace.budget, BUDGET_MAX_ROWS))
+            # What each step costs anyway must not shrink it until it gets nowhere.
+            least = BUDGET_FIRST_ROWS if event.elapsed_ms < SLOW_STEP_MS else 1
+            pace.budget = max(1, min(max(fitting, least), 2 * pace.budget, BUDGET_MAX_ROWS))
 
     def _refused(self, now_ms: float, event: Refused) -> None:
         pace = self.jobs.get(event.id)
