@@ -17,6 +17,7 @@ from tests.jobs.tables import Session, Writers, compare, connect, one, wait_for
 from tests.jobs.test_kill import free_port
 
 ROWS = 30_000
+FEWER = 6_000
 ALTER = "ALTER TABLE k ALTER a TYPE bigint, ADD s bigserial, ADD w uuid DEFAULT gen_random_uuid()"
 
 
@@ -40,12 +41,12 @@ def work(session: Session, rng: random.Random) -> None:
     )
 
 
-def fill(dsn: str) -> None:
+def fill(dsn: str, rows: int = ROWS) -> None:
     with connect(dsn) as session:
         session.execute("CREATE TABLE k (id int PRIMARY KEY, a int, said text)")
         session.execute("CREATE INDEX k_a ON k (a)")
         session.execute(
-            f"INSERT INTO k SELECT i, i % 100, i % 100 FROM generate_series(1, {ROWS}) i".encode()
+            f"INSERT INTO k SELECT i, i % 100, i % 100 FROM generate_series(1, {rows}) i".encode()
         )
 
 
@@ -107,6 +108,7 @@ def alter(dsn: str) -> threading.Thread:
     return thread
 
 
+@pytest.mark.nightly
 def test_killed_again_and_again(tmp_path: Path) -> None:
     wreck = Wreck(tmp_path / "data")
     try:
@@ -149,14 +151,14 @@ class Timed:
         return 1000 * taken[int(len(taken) * 0.99)] if taken else 0.0
 
 
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_writers_on_both_instances(tmp_path: Path, kill: bool) -> None:
     embedded = Embedded(tmp_path / "data", "--query-hosts", "2")
     embedded.start()
     first, second = embedded.dsns
     timed = Timed()
     try:
-        fill(first)
+        fill(first, ROWS if kill else FEWER)
         with Writers(first, 2, timed.work) as here, Writers(second, 2, timed.work) as there:
             wait_for(lambda: here.done > 100 and there.done > 100)
             began = time.monotonic()
