@@ -152,7 +152,8 @@ CREATE FUNCTION meridian.jobs(OUT job_id text, OUT status text, OUT job_type tex
 		OUT rows_done int8, OUT rows_estimated int8)
 	RETURNS SETOF record
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_jobs_sql';
-CREATE FUNCTION meridian.job_step(id text, budget int4, gate bool, OUT next text, OUT rows_read int8)
+CREATE FUNCTION meridian.job_step(id text, budget int4, gate bool, OUT next text, OUT rows_read int8,
+	OUT busy_ms float8)
 	RETURNS record
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mer_job_step_sql';
 CREATE FUNCTION meridian.job_fail(id text, state text, message text, detail text) RETURNS void

@@ -86,6 +86,10 @@ extern void mer_job_check_id(const char *id);
 
 /* ---------- jobs_build.c: one step ---------- */
 
+/* A step's own work begins; its milliseconds since, without waits for storage. */
+extern void mer_job_work_begins(void);
+extern double mer_job_work_ms(void);
+
 extern const char *mer_job_build_step(const char *id, int budget, bool gate, int64 *rows);
 extern bool mer_job_drop_indexes(MerJob *job);
 extern void mer_job_mark_valid(Oid index, bool valid);

@@ -40,6 +40,7 @@
 #include "jobs.h"
 #include "rewrite.h"
 #include "utility.h"
+#include "wire.h"
 
 #define STEP_BYTES (512 * 1024)
 #define STEP_ROWS_MAX 2000
@@ -70,6 +71,30 @@ typedef struct Build
 	MerBytes	last;			/* key of the last row looked at */
 	bool		ended;			/* there are no more rows */
 } Build;
+
+/* ---------- how long ---------- */
+
+static instr_time work_began;
+static instr_time waited_before;
+
+void
+mer_job_work_begins(void)
+{
+	INSTR_TIME_SET_CURRENT(work_began);
+	waited_before = mer_wire_waited;
+}
+
+double
+mer_job_work_ms(void)
+{
+	instr_time	work;
+	instr_time	waited = mer_wire_waited;
+
+	INSTR_TIME_SET_CURRENT(work);
+	INSTR_TIME_SUBTRACT(work, work_began);
+	INSTR_TIME_SUBTRACT(waited, waited_before);
+	return INSTR_TIME_GET_MILLISEC(work) - INSTR_TIME_GET_MILLISEC(waited);
+}
 
 /* ---------- reading rows ---------- */
 
@@ -535,6 +560,7 @@ mer_job_build_step(const char *id, int budget, bool gate, int64 *rows)
 	/* Its version was compared: from here on the catalog knows what the job was ordered for. */
 	if (!mer_job_get(id, &job))
 		return "gone";
+	mer_job_work_begins();
 	AcceptInvalidationMessages();
 	if (OidIsValid(target) && heap == NULL && OidIsValid(IndexGetRelation(target, true)))
 		return "again";

@@ -61,14 +61,17 @@ mer_jobs_sql(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* job_step(id, budget, gate): one step; what comes next, and how many rows it has looked at */
+/*
+ * job_step(id, budget, gate): one step; what comes next, how many rows it has
+ * looked at, and how long that took (without waits for storage and without its commit)
+ */
 Datum
 mer_job_step_sql(PG_FUNCTION_ARGS)
 {
 	char	   *id = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	TupleDesc	desc;
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
+	Datum		values[3];
+	bool		nulls[3] = {false, false, false};
 	int64		rows;
 
 	mer_job_check_id(id);
@@ -76,6 +79,7 @@ mer_job_step_sql(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	values[0] = CStringGetTextDatum(mer_job_build_step(id, PG_GETARG_INT32(1), PG_GETARG_BOOL(2), &rows));
 	values[1] = Int64GetDatum(rows);
+	values[2] = Float8GetDatum(rows > 0 ? mer_job_work_ms() : 0.0);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 

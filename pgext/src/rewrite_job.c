@@ -4,9 +4,10 @@
  *
  * copy: rows in key order; every few steps the marks that writers left are
  * worked off instead, so that they do not pile up.  catchup: the marks, round
- * after round.  switch: once a round fits a step, writers are held, the last
- * marks are worked off and ALTER TABLE takes the new rows over, in one commit.
- * fail: everything hidden goes.
+ * after round; if rounds hardly get shorter, writers are held during each step.
+ * switch: once a round fits a step, writers are held, the last marks are worked
+ * off and ALTER TABLE takes the new rows over, in one commit.  fail: everything
+ * hidden goes.
  */
 #include "postgres.h"
 
@@ -39,7 +40,6 @@
 #define STEP_ROWS_MAX 2000
 #define STEP_BYTES_EXPECTED (4 * 1024 * 1024)
 #define SWEEP_EVERY 4			/* steps of a copy */
-#define GATE_AFTER_STEPS 200	/* of catching up: writers are faster than the job */
 
 int			mer_rewrite_online_rows = 10000;
 
@@ -390,13 +390,46 @@ copy_step(Step *s)
 		mer_job_set_bytes(s->job, JOB_POSITION, position.data, position.len);
 }
 
+/* While catching up, the position says how long rounds are. */
+typedef struct Rounds
+{
+	long		before;			/* marks in the last round; 0: there was none */
+	long		now;			/* in this one so far */
+	int			holds;			/* writers are faster than the job */
+} Rounds;
+
+static Rounds
+get_rounds(const MerJob *job)
+{
+	Rounds		rounds = {0};
+
+	(void) sscanf(job->field[JOB_POSITION].data, "%ld %ld %d", &rounds.before, &rounds.now,
+				  &rounds.holds);
+	return rounds;
+}
+
 static void
 catchup_step(Step *s)
 {
+	Rounds		rounds = get_rounds(s->job);
 	bool		whole = s->job->field[JOB_MARK].len == 0;
+	bool		ended = work_off_marks(s, NULL);
 
-	if (work_off_marks(s, NULL) && whole)
+	rounds.now += s->read;
+	if (ended && whole)
+	{
 		next_phase(s->job, "switch");
+		return;
+	}
+	if (rounds.before > 0 && rounds.now > rounds.before / 4 * 3)
+		rounds.holds = 1;
+	if (ended)
+	{
+		rounds.before = Max(rounds.now, 4);
+		rounds.now = 0;
+	}
+	mer_job_set(s->job, JOB_POSITION,
+				psprintf("%ld %ld %d", rounds.before, rounds.now, rounds.holds));
 }
 
 static void
@@ -521,7 +554,7 @@ open_table(MerJob *seen, bool gate)
 		return NULL;
 	table = try_table_open(relid, switches ? AccessExclusiveLock : AccessShareLock);
 	gate = gate || switches ||
-		(mer_job_is(seen, JOB_PHASE, "catchup") && mer_job_int(seen, JOB_AT) >= GATE_AFTER_STEPS);
+		(mer_job_is(seen, JOB_PHASE, "catchup") && get_rounds(seen).holds);
 	if (table && gate)
 		mer_gate_for_all(relid);
 	return table;
@@ -536,6 +569,7 @@ mer_rewrite_step(MerJob *seen, int budget, bool gate, int64 *rows)
 	/* Its version was compared: from here on the catalog knows what the job was ordered for. */
 	if (!mer_job_get(seen->id, &job))
 		return "gone";
+	mer_job_work_begins();
 	AcceptInvalidationMessages();
 	if (!mer_job_is(&job, JOB_PHASE, seen->field[JOB_PHASE].data) ||
 		!mer_job_is(&job, JOB_AT, seen->field[JOB_AT].data))

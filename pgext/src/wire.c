@@ -549,13 +549,22 @@ wait_for_answer(uint32 id)
 	return reply;
 }
 
+instr_time	mer_wire_waited;
+
 MerReply
 mer_wire_wait(uint32 id)
 {
+	instr_time	began,
+				now;
+
+	INSTR_TIME_SET_CURRENT(began);
 	for (;;)
 	{
 		MerReply	reply = wait_for_answer(id);
 
+		INSTR_TIME_SET_CURRENT(now);
+		INSTR_TIME_ACCUM_DIFF(mer_wire_waited, now, began);
+		began = now;
 		if (reply.type != MER_ERROR)
 			return reply;
 		if (mer_stale_retry == NULL || !mer_stale_retry(&reply, &id))

@@ -8,7 +8,12 @@
 
 #include "meridian.h"
 
+#include "portability/instr_time.h"
+
 #define MER_NO_TIMEOUT (-1)
+
+/* What mer_wire_wait has waited so far. */
+extern instr_time mer_wire_waited;
 
 /*
  * Send and wait without throwing: no interrupts are served (the caller holds

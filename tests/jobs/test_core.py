@@ -47,6 +47,11 @@ class Driver:
         return effect
 
 
+def stepped(id_: str, phase: str, rows: int, elapsed_ms: float) -> Stepped:
+    """A step that waited for nothing."""
+    return Stepped(id_, phase, rows, elapsed_ms, elapsed_ms)
+
+
 @pytest.fixture
 def driver() -> Driver:
     return Driver()
@@ -71,7 +76,7 @@ def test_steps_grow_to_their_time_and_rest_as_long(driver: Driver) -> None:
         assert isinstance(step, Step)
         seen.append(step.budget)
         # 50 rows a millisecond.
-        wait = driver.ask(Stepped("a", "build", step.budget, step.budget / 50))
+        wait = driver.ask(stepped("a", "build", step.budget, step.budget / 50))
         assert isinstance(wait, Wait | ListJobs)
         if isinstance(wait, Wait):
             assert wait.ms >= core.REST * step.budget / 50 or wait.ms <= core.LIST_MS
@@ -83,7 +88,7 @@ def test_steps_grow_to_their_time_and_rest_as_long(driver: Driver) -> None:
 def test_a_short_step_at_the_end_does_not_change_the_size(driver: Driver) -> None:
     step = driver.start("a")
     assert isinstance(step, Step)
-    again = driver.past(driver.ask(Stepped("a", "finish", 3, 20.0)))
+    again = driver.past(driver.ask(stepped("a", "finish", 3, 20.0)))
     assert again == step
 
 
@@ -93,7 +98,7 @@ def test_conflicts_shrink_the_step_to_one_row_and_never_end_the_job(driver: Driv
         assert isinstance(step, Step)
         step = driver.past(driver.ask(Refused("a", "40001", "conflict", "", 5.0)))
     assert step == Step("a", 1, gate=True)
-    assert driver.past(driver.ask(Stepped("a", "build", 1, 1.0))) == Step("a", 2)
+    assert driver.past(driver.ask(stepped("a", "build", 1, 1.0))) == Step("a", 2)
 
 
 def test_an_error_of_the_job_ends_it_with_its_words(driver: Driver) -> None:
@@ -113,7 +118,7 @@ def test_failures_around_the_job_are_borne_for_a_while(driver: Driver, sqlstate:
 
 def test_a_step_that_came_too_early_is_made_again_after_a_pause(driver: Driver) -> None:
     step = driver.start("a")
-    assert driver.ask(Stepped("a", "again", 0, 0.1)) == Wait(core.PAUSE_FIRST_MS)
+    assert driver.ask(stepped("a", "again", 0, 0.1)) == Wait(core.PAUSE_FIRST_MS)
     driver.now += core.PAUSE_FIRST_MS
     assert driver.ask(Woken()) == step
 
@@ -125,16 +130,16 @@ def test_jobs_take_turns(driver: Driver) -> None:
         assert isinstance(step, Step)
         turns.append(step.id)
         driver.now += 10
-        step = driver.past(driver.ask(Stepped(step.id, "build", 1, 10.0)))
+        step = driver.past(driver.ask(stepped(step.id, "build", 1, 10.0)))
     assert {turns.count(id_) for id_ in "abc"} <= {9, 10, 11}
 
 
 def test_ended_and_unlisted_jobs_are_forgotten(driver: Driver) -> None:
     driver.start("a", "b", "c")
-    driver.ask(Stepped("a", "completed", 0, 1.0))
+    driver.ask(stepped("a", "completed", 0, 1.0))
     driver.ask(Listed(["c"]))
     assert list(driver.core.jobs) == ["c"]
-    driver.ask(Stepped("b", "build", 0, 1.0))
+    driver.ask(stepped("b", "build", 0, 1.0))
     driver.ask(Refused("b", "22012", "x", "", 1.0))
     assert list(driver.core.jobs) == ["c"]
 
@@ -173,5 +178,17 @@ def test_a_busy_machine_makes_no_tiny_steps(driver: Driver, row_ms: float, least
         assert isinstance(step, Step)
         budgets.append(step.budget)
         taken = 300.0 + row_ms * step.budget
-        step = driver.past(driver.ask(Stepped("a", "build", step.budget, taken)))
+        step = driver.past(driver.ask(stepped("a", "build", step.budget, taken)))
     assert min(budgets) == least
+
+
+def test_who_waits_long_makes_large_steps(driver: Driver) -> None:
+    """Large commits of others lie before each step: more rows in it cost nothing more."""
+    step = driver.start("a")
+    for _ in range(10):
+        assert isinstance(step, Step)
+        before = driver.now
+        event = Stepped("a", "build", step.budget, 3000.0, step.budget / 1000)
+        step = driver.past(driver.ask(event))
+        assert driver.now - before <= core.REST * core.REST_OF_MS
+    assert step == Step("a", core.BUDGET_MAX_ROWS)

@@ -19,6 +19,8 @@ SLOW_STEP_MS = 1_000.0
 """Up to this a step of BUDGET_FIRST_ROWS may take, on a machine that is busy otherwise."""
 REST = 0.5
 """Rest after a step, in units of its duration: others keep well over half of everything."""
+REST_OF_MS = 400.0
+"""Of a longer step only so much counts."""
 PAUSE_FIRST_MS = 10.0
 PAUSE_LAST_MS = 1_000.0
 CONFLICTS_MAX = 5
@@ -46,12 +48,17 @@ class Listed:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A step was committed: `next` is the job's phase now, or its status at its end."""
+    """A step was committed: `next` is the job's phase now, or its status at its end.
+
+    `busy_ms`: the part of `elapsed_ms` that grows with its rows. The rest is waiting: for storage
+    to be complete, for its commit.
+    """
 
     id: str
     next: str
     rows: int
     elapsed_ms: float
+    busy_ms: float
 
 
 @dataclass(frozen=True)
@@ -171,11 +178,12 @@ class Core:
             pace.due_ms = now_ms + PAUSE_FIRST_MS
             return
         pace.failures = pace.conflicts = 0
-        pace.due_ms = now_ms + REST * event.elapsed_ms
+        # Who waited long has not kept others from anything all the while.
+        pace.due_ms = now_ms + REST * min(event.elapsed_ms, REST_OF_MS)
         if event.rows >= pace.budget:
-            fitting = int(event.rows * STEP_MS / max(event.elapsed_ms, 0.1))
+            fitting = int(event.rows * STEP_MS / max(event.busy_ms, 0.1))
             # What each step costs anyway must not shrink it until it gets nowhere.
-            least = BUDGET_FIRST_ROWS if event.elapsed_ms < SLOW_STEP_MS else 1
+            least = BUDGET_FIRST_ROWS if event.busy_ms < SLOW_STEP_MS else 1
             pace.budget = max(1, min(max(fitting, least), 2 * pace.budget, BUDGET_MAX_ROWS))
 
     def _refused(self, now_ms: float, event: Refused) -> None:

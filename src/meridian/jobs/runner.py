@@ -101,14 +101,14 @@ class Runner:
         began = time.monotonic()
         try:
             cursor = await session.execute(
-                "SELECT next, rows_read FROM meridian.job_step(%s, %s, %s)",
+                "SELECT next, rows_read, busy_ms FROM meridian.job_step(%s, %s, %s)",
                 (step.id, step.budget, step.gate),
             )
             row = await cursor.fetchone()
         except psycopg.Error as error:
             return _refused(session, step.id, error, began)
         assert row is not None
-        return Stepped(step.id, row[0], row[1], _ms_since(began))
+        return Stepped(step.id, row[0], row[1], _ms_since(began), row[2])
 
     async def _fail(self, session: Connection, fail: Fail) -> Event:
         began = time.monotonic()
