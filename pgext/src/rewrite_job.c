@@ -435,10 +435,14 @@ catchup_step(Step *s)
 static void
 close_all(Step *s)
 {
-	table_close(s->table, NoLock);
-	table_close(s->rows, NoLock);
-	table_close(s->marks, NoLock);
-	s->table = NULL;
+	Relation   *rels[] = {&s->table, &s->rows, &s->marks};
+
+	for (int i = 0; i < (int) lengthof(rels); i++)
+	{
+		if (*rels[i])
+			table_close(*rels[i], NoLock);
+		*rels[i] = NULL;
+	}
 }
 
 /* No more rows than fit memory well, going by their size so far. */
@@ -560,38 +564,51 @@ open_table(MerJob *seen, bool gate)
 	return table;
 }
 
+/* The job's row as of tau_start still stands; what it needs is there or was dropped. */
+static void
+step_of(Step *s, int budget)
+{
+	if (mer_job_is(s->job, JOB_PHASE, "fail"))
+	{
+		(void) mer_rewrite_drop(s->job);
+		end_job(s->job, "failed", NULL);
+	}
+	else if (s->table == NULL || !open_hidden(s))
+		end_job(s->job, "cancelled", "the table was dropped");
+	else
+	{
+		s->budget = fitting(s->table, budget);
+		make_step(s);
+	}
+}
+
 const char *
 mer_rewrite_step(MerJob *seen, int budget, bool gate, int64 *rows)
 {
 	Step		s = {.table = open_table(seen, gate)};
 	MerJob		job;
+	const char *next = "gone";
 
 	/* Its version was compared: from here on the catalog knows what the job was ordered for. */
-	if (!mer_job_get(seen->id, &job))
-		return "gone";
-	mer_job_work_begins();
-	AcceptInvalidationMessages();
-	if (!mer_job_is(&job, JOB_PHASE, seen->field[JOB_PHASE].data) ||
-		!mer_job_is(&job, JOB_AT, seen->field[JOB_AT].data))
-		return "again";
-	s.job = &job;
-	if (mer_job_is(&job, JOB_PHASE, "fail"))
+	if (mer_job_get(seen->id, &job))
 	{
-		(void) mer_rewrite_drop(&job);
-		end_job(&job, "failed", NULL);
+		mer_job_work_begins();
+		AcceptInvalidationMessages();
+		s.job = &job;
+		next = "again";
+		/* Nobody else has made this step, and the table is not one just made elsewhere. */
+		if (mer_job_is(&job, JOB_PHASE, seen->field[JOB_PHASE].data) &&
+			mer_job_is(&job, JOB_AT, seen->field[JOB_AT].data) &&
+			(s.table != NULL || mer_job_is(&job, JOB_PHASE, "fail") ||
+			 !OidIsValid(get_rel_type_id((Oid) mer_job_int(&job, JOB_TABLE_ID)))))
+		{
+			step_of(&s, budget);
+			*rows = s.read;
+			mer_job_put(&job, false);
+			next = pstrdup(mer_job_finished(&job) ? job.field[JOB_STATUS].data :
+						   job.field[JOB_PHASE].data);
+		}
 	}
-	else if (s.table == NULL && OidIsValid(get_rel_type_id((Oid) mer_job_int(&job, JOB_TABLE_ID))))
-		return "again";
-	else if (s.table == NULL || !open_hidden(&s))
-		end_job(&job, "cancelled", "the table was dropped");
-	else
-	{
-		s.budget = fitting(s.table, budget);
-		make_step(&s);
-		*rows = s.read;
-	}
-	if (s.table)
-		close_all(&s);
-	mer_job_put(&job, false);
-	return pstrdup(mer_job_finished(&job) ? job.field[JOB_STATUS].data : job.field[JOB_PHASE].data);
+	close_all(&s);
+	return next;
 }

@@ -312,6 +312,19 @@ def test_cancelled_by_its_statement(slow: Session) -> None:
     assert one(slow, status) == "cancelled"
 
 
+def test_cancelled_at_any_time(cluster: Server, slow: Session) -> None:
+    with psycopg.connect(cluster.dsn, autocommit=True) as watching:
+        for ms in range(100, 700, 60):
+            slow.execute(f"SET statement_timeout = '{ms}ms'".encode())
+            with contextlib.suppress(psycopg.errors.QueryCanceled):
+                slow.execute(f"ALTER TABLE r {SLOW}".encode())
+                break
+        slow.execute("RESET statement_timeout")
+        wait_for(lambda: one(slow, HIDDEN) == 0)
+        # It would have been lost with any backend that crashed.
+        assert one(watching, "SELECT 1") == 1
+
+
 def test_cancelled_by_another_session(cluster: Server, slow: Session) -> None:
     altering = Altering(cluster.dsn, SLOW)
     slow.execute(f"CALL sys.cancel_job('{under_way(slow)}')".encode())
