@@ -30,6 +30,7 @@ def quiet(seed: int, *, coded: bool = True) -> Swarm:
         choose(seed), streams=True, coded=coded, colocated=False, owners=1, replicas=1, clients=4,
         false_bounds=False, clock_error=0,
         safety_ns=10_500 * MS, sharded=False, controllers=0, gates=0.0,
+        hot=0.0, keys=20, window_keys=1 << 20, work_keys=1 << 16,
         delay=(50_000, MS), sync=(MS, 3 * MS),
         partitioned=False, weights=weights, **zero, **chances,
     )  # fmt: skip
@@ -78,7 +79,7 @@ def test_reads_and_commits_survive_one_stream_of_three_that_stalls_for_nine_seco
 ) -> None:
     healthy = Story(index, [])
     story = Story(index, [f"l0.{index}"])
-    assert story.lag_s < 0.5 and story.longest_s < 0.5
+    assert story.lag_s < 0.5 and story.longest_s < healthy.longest_s + 0.5
     assert story.commits > healthy.commits * 0.8
 
 
