@@ -136,8 +136,11 @@ class Archive:
     # Reading
 
     def _whole(self, shard: str) -> list[Manifest]:
+        """Those that the journals go on from: one that was behind a trim is none."""
         names = [e.name for e in self.objects.list(shard) if e.name.endswith(MANIFEST_NAME)]
-        return [manifests.decode(self.objects.get(name)) for name in names]
+        found = [manifests.decode(self.objects.get(name)) for name in names]
+        starts = {number: one.beginning for number, one in enumerate(self._fleet.journals)}
+        return [one for one in found if all(_reads_on(one, j, p) for j, p in starts.items())]
 
     def _all(self) -> list[tuple[str, Manifest]]:
         """Every whole snapshot with its directory."""
