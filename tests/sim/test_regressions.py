@@ -19,6 +19,7 @@ SEEDS = {
     5582: "a voter that was sent keys ahead was not woken to compare them again",
     2529: "a commit whose tau lies seconds ahead was not waited for in the end",
     7390: "an abort rested on a relation's use by a commit that a crash undid",
+    32187: "a check for rot as of a tau below the rotten version",
     16175: "a check for rot ahead of the clock was taken for one after the rot",
 }
 

@@ -40,8 +40,8 @@ class Replica(Follower):
         self._token = 0
         self._check = SelfCheck(number, patience_ns=S)
         self._discard = False
-        self._agreed = False
-        """Found equal to others by a check that began after the healing: nothing rots since."""
+        self._agreed = 0
+        """Found equal to others as of this tau, after the healing: nothing rots since."""
         self._began_healed = False
         self._publishing: Store | None = None
         self._tried: Store | None = None
@@ -81,7 +81,7 @@ class Replica(Follower):
         if self.complete < tau:
             return False
         # Completeness may run ahead of the clock: a tau does not tell when a check was made.
-        if self.world.swarm.rots and not self._agreed:
+        if self.world.swarm.rots and self._agreed < max(self.store.tau, 1):
             return False
         self.store.forget_old_rot()
         return True
@@ -127,12 +127,13 @@ class Replica(Follower):
         self.world.trace("verdict", self.name, type(verdict).__name__)
         publishing, self._publishing = self._publishing, None
         if isinstance(verdict, agreement.Agreed):
-            self._agreed = self._agreed or self._began_healed
+            if self._began_healed:
+                self._agreed = max(self._agreed, verdict.tau)
             if publishing is not None and publishing.tau == verdict.tau:
                 self._publish(publishing)
         elif isinstance(verdict, agreement.RemoveSelf):
             self._discard = True
-            self._agreed = False
+            self._agreed = 0
             self.crash()
             self.start()
 
