@@ -12,6 +12,9 @@ from meridian.wire.partition import Handover
 CHANGING: dict[str, object] = {
     **FOCUS,
     "owners": 2,
+    "sharded": False,
+    "controllers": 0,
+    "safety_ns": 5_000_000_000,
     "adds": 3,
     "closes": 2,
     "moves": 20,
