@@ -20,6 +20,7 @@ SEEDS = {
     2529: "a commit whose tau lies seconds ahead was not waited for in the end",
     7390: "an abort rested on a relation's use by a commit that a crash undid",
     32187: "a check for rot as of a tau below the rotten version",
+    125: "after the last commit nobody asked for the tau that a check of it looks from",
     16175: "a check for rot ahead of the clock was taken for one after the rot",
 }
 

@@ -76,6 +76,10 @@ class Replica(Follower):
         if rotten is not None:
             self.world.trace("rot", self.name, *rotten)
 
+    def demand(self, tau: int) -> None:
+        """As if a reader waited for `tau`; a check of that looks from a little later."""
+        super().demand(tau + CHECK_LAG_NS if self.world.swarm.rots else tau)
+
     def settled(self, tau: int) -> bool:
         """Complete through tau and, where values rot, found equal to the others since."""
         if self.complete < tau:
