@@ -21,6 +21,7 @@ SEEDS = {
     7390: "an abort rested on a relation's use by a commit that a crash undid",
     32187: "a check for rot as of a tau below the rotten version",
     125: "after the last commit nobody asked for the tau that a check of it looks from",
+    10433: "the same where what is applied lies above the newest tau that was asked for",
     16175: "a check for rot ahead of the clock was taken for one after the rot",
 }
 

@@ -77,8 +77,9 @@ class Replica(Follower):
             self.world.trace("rot", self.name, *rotten)
 
     def demand(self, tau: int) -> None:
-        """As if a reader waited for `tau`; a check of that looks from a little later."""
-        super().demand(tau + CHECK_LAG_NS if self.world.swarm.rots else tau)
+        """As if a reader waited for `tau`; where values rot, for a check of all that is there."""
+        checked = max(tau, self.store.tau) + CHECK_LAG_NS
+        super().demand(checked if self.world.swarm.rots else tau)
 
     def settled(self, tau: int) -> bool:
         """Complete through tau and, where values rot, found equal to the others since."""
