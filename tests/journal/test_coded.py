@@ -328,6 +328,19 @@ def test_a_stream_that_lost_its_tail_is_repaired() -> None:
     assert kinds == [(1, journal.SEAL), (5, journal.SKIP), (6, journal.LEASE)]
 
 
+def test_what_a_stream_holds_without_an_answer_counts_once_it_is_read() -> None:
+    """Nothing follows a commit record that waits, so no other answer would release it."""
+    writer = writing()
+    writer.append(body(2, b"abc"))
+    writer.append(make(ONE, 3, journal.Commit(LEASE, 0, 0, 0, (2,), 0, b""), 5, TXID))
+    push(writer, 0)
+    assert ns(writer.take(1, 10**6)) == [1, 2]
+    writer.closed(1)
+    assert writer.opened(1, StreamPosition(4, ONE, 2, True))
+    assert writer.durable_n == 2
+    assert ns(push(writer, 0)) == [3]
+
+
 def test_a_stream_that_cannot_be_repaired_stays_out() -> None:
     writer = writing(lag_bytes=0)
     for n in range(2, 6):

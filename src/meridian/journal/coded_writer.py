@@ -118,6 +118,8 @@ class CodedWriter:
         lane.skips = [(a, min(b, lane.n)) for a, b in lane.skips if a <= lane.n]
         lane.next = lane.n + 1 if end.sealed else 0
         lane.open = self._skippable(stream, max(lane.next, self._seal_n + 1))
+        # It may hold what no answer told of; nothing more need come to make that durable.
+        self._count()
         return lane.open
 
     def closed(self, stream: int) -> None:
@@ -173,6 +175,10 @@ class CodedWriter:
             if record.n >= self._seal_n:
                 assert record.n > lane.n
                 lane.n = record.n
+        self._count()
+
+    def _count(self) -> None:
+        """What is valid on two streams is durable."""
         self.durable_n = max(self.durable_n, sorted(lane.n for lane in self.lanes)[1])
         self._release()
         self._drop()

@@ -62,7 +62,9 @@ class CodedOwner(SharedOwner):
             self._fenced.append(index)
             if self._writer is not None and not self._writer.opened(index, log.position_now()):
                 self.world.trace("left out", self.name, index)
-            self._pump()
+            self._tell()
+            if self.alive:
+                self._pump()
         elif self._writer is not None:
             self._writer.fenced(index)
             self._check_dead()
@@ -130,11 +132,14 @@ class CodedOwner(SharedOwner):
         writer.stored(index, len(batch))
         if self._buggify():
             return
-        if writer.durable_n > self._durable_n:
-            self._durable_n = writer.durable_n
-            self._step(ev.Appended(self._durable_n))
+        self._tell()
         if self.alive:
             self._pump()
+
+    def _tell(self) -> None:
+        if self._writer is not None and self._writer.durable_n > self._durable_n:
+            self._durable_n = self._writer.durable_n
+            self._step(ev.Appended(self._durable_n))
 
     def _broken(self, index: int) -> None:
         """Fenced, or the stream lost something: its marker tells."""

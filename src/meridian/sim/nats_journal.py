@@ -81,11 +81,12 @@ class NatsJournal:
 class NatsReader:
     """One pass over the stream; `end_place` is set once it has run to the end."""
 
-    def __init__(self, journal: NatsJournal, from_n: int) -> None:
+    def __init__(self, journal: NatsJournal, from_n: int, patience_ns: int = PATIENCE_NS) -> None:
         self.from_n = from_n
         self.end_place: int | None = None
         self.end_n = 0
         self._journal = journal
+        self._patience_ns = patience_ns
 
     def __iter__(self) -> Iterator[Record]:
         place = 1
@@ -104,12 +105,18 @@ class NatsReader:
         self.end_place = place - 1
 
     def _fetch(self, place: int) -> tuple[int, list[list[Record]]]:
-        """Asks until somebody answers, and again while the answer is older than what is known."""
+        """Asks until somebody answers, and again while the answer is older than what is known.
+
+        Raises MeridianError JOURNAL_UNAVAILABLE after `patience_ns`.
+        """
         journal = self._journal
+        until = journal.time.now + self._patience_ns
         while True:
             found = journal.stream.read(journal.time.now, place, READ_MESSAGES)
             if found is not None and (found[1] or place > journal.known_place):
                 return found
+            if journal.time.now >= until:
+                raise MeridianError(Kind.JOURNAL_UNAVAILABLE, why="its stream does not answer")
             journal.time.wait()
 
     def _check_trimmed(self, messages: list[list[Record]]) -> None:
@@ -117,6 +124,38 @@ class NatsReader:
         first = messages[0][0].n if messages else self.from_n + 1
         if 0 < self.from_n < first:
             raise MeridianError(Kind.JOURNAL_TRIMMED, journal=0, first=first, n=self.from_n)
+
+
+class Line:
+    """A chain's messages to one stream and the answers to them; `stored` hears of its batches."""
+
+    def __init__(
+        self, journal: NatsJournal, place: int, stored: Callable[[list[Record]], None]
+    ) -> None:
+        # Ids of two chains must differ: a repetition is answered with the first one's place.
+        journal.writers += 1
+        self.chain = Chain(place)
+        self._journal = journal
+        self._key = f"{journal.name}/{journal.writers}"
+        self._stored = stored
+
+    def send(self, messages: list[Publish]) -> bool:
+        """Whether anybody answered."""
+        journal = self._journal
+        answered = False
+        for message in messages:
+            key = f"{self._key}/{message.number}"
+            ack = journal.stream.publish(journal.time.now, key, message.expected, message.records)
+            if ack is None:
+                continue
+            answered = True
+            if not ack.stored:
+                self.chain.rejected(message.number, ack.place)
+                continue
+            for batch in self.chain.stored(message.number, ack.place):
+                journal.known_place = max(journal.known_place, ack.place)
+                self._stored(batch)
+        return answered
 
 
 class NatsWriter:
@@ -131,12 +170,9 @@ class NatsWriter:
         failed: Callable[[AppendFailed], None],
     ) -> None:
         self._journal = journal
-        self._chain = Chain(place)
-        # Ids of two writers must differ: a repetition is answered with the first one's place.
-        journal.writers += 1
-        self._number = journal.writers
+        self._line = Line(journal, place, durable)
+        self._chain = self._line.chain
         self._next_n = n + 1
-        self._durable = durable
         self._failed = failed
         self._waited_ns = 0
         self.dead = False
@@ -152,6 +188,11 @@ class NatsWriter:
         self._next_n += 1
         if not self.dead:
             self._chain.append(record)
+
+    def extend(self, records: list[Record]) -> None:
+        """Queues records that come together."""
+        for record in records:
+            self.append(record)
 
     def flush(self) -> None:
         """Publishes what waits and hears the answers."""
@@ -171,19 +212,8 @@ class NatsWriter:
                 self._send(self._chain.publish())
 
     def _send(self, messages: list[Publish]) -> None:
-        journal = self._journal
-        for message in messages:
-            key = f"{journal.name}/{self._number}/{message.number}"
-            ack = journal.stream.publish(journal.time.now, key, message.expected, message.records)
-            if ack is None:
-                continue
+        if self._line.send(messages):
             self._waited_ns = 0
-            if not ack.stored:
-                self._chain.rejected(message.number, ack.place)
-                continue
-            for batch in self._chain.stored(message.number, ack.place):
-                journal.known_place = max(journal.known_place, ack.place)
-                self._durable(batch)
 
     def _fail(self, why: str) -> None:
         self.dead = True
