@@ -259,7 +259,7 @@ def slow(cluster: Server) -> Iterator[Session]:
         make(session)
         session.execute(
             "CREATE OR REPLACE FUNCTION slowly(text) RETURNS int IMMUTABLE LANGUAGE plpgsql AS"
-            " $$BEGIN PERFORM pg_sleep(0.0005) WHERE $1 LIKE '%5'; RETURN $1::int; END$$"
+            " $$BEGIN PERFORM pg_sleep(0.008) WHERE $1 LIKE '%5'; RETURN $1::int; END$$"
         )
         yield session
 
