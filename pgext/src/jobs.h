@@ -119,7 +119,7 @@ extern bool mer_job_rewrites(PlannedStmt *pstmt, const char *text, bool top_leve
 
 /* Wait until a job has ended; raises its error if it did not complete. */
 extern void mer_job_wait(const char *id, bool cancels);
-extern void mer_job_cancel(const char *id);
+extern bool mer_job_cancel(const char *id);
 
 extern void mer_jobs_init(void);
 

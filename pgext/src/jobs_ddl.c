@@ -307,16 +307,23 @@ wait_for_catalog(MerJob *job)
 	}
 }
 
-/* The user gave up on CREATE INDEX: nothing is left of it. */
+/*
+ * The user gave up on the statement: nothing is left of it.  Comes back if the
+ * job has ended meanwhile: how it did is then the answer.
+ */
 static void
 cancel_and_leave(const char *id)
 {
+	bool		cancelled;
+
 	QueryCancelPending = false;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	mer_job_cancel(id);
+	cancelled = mer_job_cancel(id);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	StartTransactionCommand();
+	if (!cancelled)
+		return;
 	QueryCancelPending = true;
 	InterruptPending = true;
 	CHECK_FOR_INTERRUPTS();
@@ -363,8 +370,11 @@ mer_job_wait(const char *id, bool cancels)
 	MemoryContextDelete(cxt);
 }
 
-/* In this transaction.  No step is on its way once the tables are locked. */
-void
+/*
+ * In this transaction; false: the job has ended.  No step is on its way once
+ * the tables are locked.
+ */
+bool
 mer_job_cancel(const char *id)
 {
 	MerJob		job;
@@ -372,7 +382,7 @@ mer_job_cancel(const char *id)
 
 	mer_job_peek_existing(id, &job);
 	if (mer_job_finished(&job))
-		return;
+		return false;
 	dropped = mer_job_drop_indexes(&job);
 	if (!mer_job_get(id, &job) || mer_job_finished(&job))
 		ereport(ERROR,
@@ -386,6 +396,7 @@ mer_job_cancel(const char *id)
 	mer_job_set(&job, JOB_PHASE, "");
 	mer_job_set(&job, JOB_POSITION, "");
 	mer_job_put(&job, false);
+	return true;
 }
 
 /* ---------- after the statement ---------- */

@@ -170,6 +170,6 @@ mer_cancel_job(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for job \"%s\"", id)));
-	mer_job_cancel(id);
+	(void) mer_job_cancel(id);
 	PG_RETURN_VOID();
 }
