@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from meridian.crossbar import core as xb
@@ -21,7 +22,7 @@ POLL_NS = 20 * MS
 Journal = Disk | SharedJournal
 
 
-class Follower(Node):
+class Follower(Node, ABC):
     """Reads journals through one crossbar, which feeds its lanes."""
 
     ranged = False
@@ -64,17 +65,17 @@ class Follower(Node):
 
     # For subclasses
 
+    @abstractmethod
     def may_serve(self, lane: Lane, token: int) -> None:
         """The read `token` may run, as far as this lane is concerned."""
-        raise NotImplementedError
 
+    @abstractmethod
     def may_not_serve(self, lane: Lane, token: int, reason: int) -> None:
         """The read `token` is refused by this lane."""
-        raise NotImplementedError
 
+    @abstractmethod
     def waiting_tau(self) -> int:
         """The highest tau that a reader waits for."""
-        raise NotImplementedError
 
     def polled(self) -> bool:
         """Something to do every now and then. True: it has begun to read anew."""
