@@ -161,6 +161,26 @@ def test_the_port_is_free_again_after_a_kill(embedded: Embedded, tmp_path: Path)
     again.stop()
 
 
+def test_a_lock_file_of_a_process_id_that_lives_on_blocks_nothing(embedded: Embedded) -> None:
+    """A zombie that nobody reaps keeps its id, and ids are given to others."""
+    running = json.loads((embedded.directory / "run.json").read_text())
+    port = embedded.dsn.rpartition(":")[2].partition("/")[0]
+    lock = Path(running["socket_directory"]) / f".s.PGSQL.{port}.lock"
+    user = lock.owner()
+    embedded.kill("everything")
+    other = subprocess.Popen(["sleep", "60"], user=user if os.geteuid() == 0 else None)
+    try:
+        lines = lock.read_text().splitlines(keepends=True)
+        lock.write_text("".join([f"{other.pid}\n", *lines[1:]]))
+        again = Embedded(embedded.directory, "--port", port)
+        again.start()
+        assert again.dsn == embedded.dsn
+        again.stop()
+    finally:
+        other.kill()
+        other.wait()
+
+
 @pytest.mark.parametrize("role", ["data-plane", "postmaster", "backend"])
 def test_what_dies_comes_back(embedded: Embedded, role: str) -> None:
     connection = psycopg.connect(embedded.dsn, autocommit=True)

@@ -134,6 +134,7 @@ class InstanceKeeper(Keeper):
 
     async def _spawn(self) -> None:
         await asyncio.to_thread(processes.kill_leftovers, self.instance.data)
+        processes.forget_sockets(self.site.sockets, self.port)
         self.instance.write_config(self._settings(is_open=False))
         self.child = child = await Child.spawn(
             self.instance.command(), self.log, lambda _: None, **self.instance.popen_options()

@@ -71,6 +71,16 @@ def kill_leftovers(data: Path, patience_s: float = STOP_TIMEOUT_S) -> int:
     return found
 
 
+def forget_sockets(directory: Path, port: int) -> None:
+    """Remove the socket at `port` and its lock file, which an earlier postmaster left.
+
+    That postmaster must have ended. Its process id may be another process by now, or a zombie that
+    nobody reaps (a container's first process often does not): PostgreSQL would refuse to start.
+    """
+    for name in (f".s.PGSQL.{port}.lock", f".s.PGSQL.{port}"):
+        (directory / name).unlink(missing_ok=True)
+
+
 def end_all(
     find: Callable[[], list[int]], polite: signal.Signals, patience_s: float = STOP_TIMEOUT_S
 ) -> int:
