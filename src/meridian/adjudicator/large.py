@@ -14,6 +14,9 @@ from meridian.adjudicator.window import Draft, keys_of
 from meridian.wire.partition import NOBODY, Span
 from meridian.wire.votes import Tally
 
+LARGE_KEYS = 4_096
+"""A write set with more keys is compared with the window in slices."""
+
 
 class Large:
     """Its keys lie in `draft`, its relations in `prints`, its chunks in the journal at `bodies`."""
@@ -87,3 +90,8 @@ class Large:
 def without_keys(print_: Footprint) -> Footprint:
     """Only the relations of a footprint."""
     return msgspec.structs.replace(print_, writes=b"", shares=b"", checks=b"")
+
+
+def is_large(print_: Footprint) -> bool:
+    """Whether it is compared in slices although it came in one chunk."""
+    return len(print_.writes) + len(print_.shares) + len(print_.checks) > 8 * LARGE_KEYS
