@@ -11,6 +11,18 @@ from collections.abc import Iterable
 import msgspec
 
 from meridian.adjudicator.footprint import BadWriteSet, Footprint, dense, footprint
+from meridian.adjudicator.ops import (
+    Add,
+    Alter,
+    Check,
+    Create,
+    Delete,
+    Drop,
+    Lock,
+    Others,
+    Put,
+    Share,
+)
 from meridian.wire.ops import SID_CATALOG
 from meridian.wire.partition import PartitionMap
 from meridian.wire.votes import Tally
@@ -20,68 +32,8 @@ Bounds = tuple[tuple[int, bytes, bytes], ...]
 """(storage id, first key, last key) of every piece."""
 
 
-class _Put(msgspec.Struct, array_like=True, tag=1):
-    sid: int
-    flags: int
-    attnums: msgspec.Raw
-    keys: list[bytes]
-    w: bytes
-    i: bytes
-
-
-class _Delete(msgspec.Struct, array_like=True, tag=2):
-    sid: int
-    flags: int
-    keys: list[bytes]
-    w: bytes
-    i: bytes
-
-
-class _Lock(msgspec.Struct, array_like=True, tag=3):
-    sid: int
-    keys: list[bytes]
-    w: bytes
-    i: bytes
-
-
-class _Share(msgspec.Struct, array_like=True, tag=4):
-    sid: int
-    keys: list[bytes]
-    r: bytes
-    i: bytes
-
-
-class _Big(msgspec.Struct, array_like=True, tag=5):
-    sid: int
-
-
-class _Create(msgspec.Struct, array_like=True, tag=6):
-    sid: int
-
-
-class _Add(msgspec.Struct, array_like=True, tag=7):
-    sid: int
-
-
-class _Drop(msgspec.Struct, array_like=True, tag=8):
-    sid: int
-
-
-class _Notify(msgspec.Struct, array_like=True, tag=9):
-    channel: bytes
-
-
-class _Check(msgspec.Struct, array_like=True, tag=10):
-    sid: int
-    keys: list[bytes]
-    r: bytes
-
-
-class _Alter(msgspec.Struct, array_like=True, tag=11):
-    sid: int
-
-
-_Op = _Put | _Delete | _Lock | _Share | _Big | _Create | _Add | _Drop | _Notify | _Check | _Alter
+_Keys = list[bytes]
+_Op = Put[_Keys] | Delete[_Keys] | Lock[_Keys] | Share[_Keys] | Check[_Keys] | Others
 _decode = msgspec.msgpack.Decoder(list[_Op]).decode
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Footprint).decode
@@ -147,21 +99,21 @@ def cut(chunk: bytes, map_: PartitionMap) -> Cut:
     pieces: dict[int, _Pieces] = {}
     for op in ops:
         match op:
-            case _Create() | _Add() | _Drop() | _Alter():
+            case Create() | Add() | Drop() | Alter():
                 everywhere = True
-            case _Lock() if op.keys[:1] == [b""]:
+            case Lock() if op.keys[:1] == [b""]:
                 # Rows may be locked in the same op, behind the relation.
                 everywhere = True
                 _deal(pieces, map_, "writes", op.sid, op.keys[1:], op.w[8:], op.i[8:])
-            case _Share() if op.keys[:1] == [b""]:
+            case Share() if op.keys[:1] == [b""]:
                 everywhere = True
                 _deal(pieces, map_, "shares", op.sid, op.keys[1:], op.r[8:], op.i[8:])
-            case _Put() | _Delete() | _Lock():
+            case Put() | Delete() | Lock():
                 everywhere = everywhere or op.sid == SID_CATALOG
                 _deal(pieces, map_, "writes", op.sid, op.keys, op.w, op.i)
-            case _Share():
+            case Share():
                 _deal(pieces, map_, "shares", op.sid, op.keys, op.r, op.i)
-            case _Check():
+            case Check():
                 _deal(pieces, map_, "checks", op.sid, op.keys, op.r, b"")
             case _:
                 pass

@@ -10,88 +10,25 @@ from typing import Any
 
 import msgspec
 
+from meridian.adjudicator.ops import (
+    Add,
+    Check,
+    Create,
+    Delete,
+    Drop,
+    Lock,
+    Others,
+    Put,
+    Share,
+)
 from meridian.wire.ops import BUILDING, KIND_INDEX, SID_CATALOG
 from meridian.wire.reach import COLUMN_REACH, EVERYBODY, Reach, decode_reach
 
-
-class _Put(msgspec.Struct, array_like=True, tag=1):
-    sid: int
-    flags: int
-    attnums: msgspec.Raw
-    keys: msgspec.Raw
-    w: bytes
-    i: bytes
-    rows: msgspec.Raw
-
-
-class _Delete(msgspec.Struct, array_like=True, tag=2):
-    sid: int
-    flags: int
-    keys: msgspec.Raw
-    w: bytes
-    i: bytes
-
-
-class _Lock(msgspec.Struct, array_like=True, tag=3):
-    sid: int
-    keys: msgspec.Raw
-    w: bytes
-    i: bytes
-
-
-class _Share(msgspec.Struct, array_like=True, tag=4):
-    sid: int
-    keys: msgspec.Raw
-    r: bytes
-    i: bytes
-
-
-class _Big(msgspec.Struct, array_like=True, tag=5):
-    sid: int
-    attnum: int
-    keys: msgspec.Raw
-    values: msgspec.Raw
-
-
-class _Create(msgspec.Struct, array_like=True, tag=6):
-    sid: int
-    kind: int
-    columns: Any
-    table_sid: int
-    flags: int = 0
-
-
-class _Add(msgspec.Struct, array_like=True, tag=7):
-    sid: int
-    attnum: int
-    column_class: int
-    default: Any
-
-
-class _Drop(msgspec.Struct, array_like=True, tag=8):
-    sid: int
-
-
-class _Notify(msgspec.Struct, array_like=True, tag=9):
-    channel: msgspec.Raw
-    payload: msgspec.Raw
-
-
-class _Check(msgspec.Struct, array_like=True, tag=10):
-    sid: int
-    keys: msgspec.Raw
-    r: bytes
-
-
-class _Alter(msgspec.Struct, array_like=True, tag=11):
-    sid: int
-    flags: int
-
-
-_Op = _Put | _Delete | _Lock | _Share | _Big | _Create | _Add | _Drop | _Notify | _Check | _Alter
+_Raw = msgspec.Raw
+_Op = Put[_Raw] | Delete[_Raw] | Lock[_Raw] | Share[_Raw] | Check[_Raw] | Others
+_KeyLock = Lock[_Raw] | Share[_Raw]
+_SchemaOp = Create | Add | Drop
 _decode = msgspec.msgpack.Decoder(list[_Op]).decode
-
-
 _ZERO = bytes(8)
 
 
@@ -147,34 +84,34 @@ def footprint(chunk: bytes) -> Footprint:
     if len(ops) == 1:
         # Nearly all transactions of one table without indexes; the rest below is the rule.
         op = ops[0]
-        if isinstance(op, _Put) and op.sid != SID_CATALOG and not op.i and not len(op.w) % 8:
+        if isinstance(op, Put) and op.sid != SID_CATALOG and not op.i and not len(op.w) % 8:
             sids = (op.sid,)
             return Footprint(op.w, b"", b"", sids, NO_SCHEMA, 0, sids)
     writes: list[bytes] = []
     shares: list[bytes] = []
     checks: list[bytes] = []
     written: dict[int, None] = {}
-    locks: list[_Lock | _Share] = []
-    schema_ops: list[_Create | _Add | _Drop] = []
+    locks: list[_KeyLock] = []
+    schema_ops: list[_SchemaOp] = []
     catalog_version, reach = 0, None
     for op in ops:
         # Rows first: nearly all ops are.
-        if isinstance(op, (_Put, _Delete)):
+        if isinstance(op, (Put, Delete)):
             writes += (op.w, dense(op.i))
             if op.sid != SID_CATALOG:
                 written[op.sid] = None
-            elif isinstance(op, _Put):
+            elif isinstance(op, Put):
                 catalog_version = _version_of(op.keys)
                 reach = _reach_of(op)
-        elif isinstance(op, _Lock):
+        elif isinstance(op, Lock):
             writes += (op.w, dense(op.i))
             locks.append(op)
-        elif isinstance(op, _Share):
+        elif isinstance(op, Share):
             shares += (dense(op.r), dense(op.i))
             locks.append(op)
-        elif isinstance(op, _Check):
+        elif isinstance(op, Check):
             checks.append(op.r)
-        elif isinstance(op, (_Create, _Add, _Drop)):
+        elif isinstance(op, (Create, Add, Drop)):
             schema_ops.append(op)
     used = written
     if locks:
@@ -209,7 +146,7 @@ def plain_writes(chunks: list[bytes]) -> tuple[bytes, list[int], dict[int, int]]
         for number, ops in enumerate(map(_decode, chunks)):
             size_bytes = 0
             for op in ops:
-                if not isinstance(op, _Put | _Delete) or op.i or op.sid == SID_CATALOG:
+                if not isinstance(op, Put | Delete) or op.i or op.sid == SID_CATALOG:
                     return None
                 writes.append(op.w)
                 size_bytes += len(op.w)
@@ -227,7 +164,7 @@ _Locks = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 NO_LOCKS: _Locks = ((), (), ())
 
 
-def _locks(ops: list[_Lock | _Share]) -> _Locks:
+def _locks(ops: list[_KeyLock]) -> _Locks:
     """Relations with locked rows, locked relations, shared relations."""
     rows: dict[int, None] = {}
     locked: dict[int, None] = {}
@@ -235,7 +172,7 @@ def _locks(ops: list[_Lock | _Share]) -> _Locks:
     for op in ops:
         count, first_is_empty = _head(op.keys)
         if first_is_empty:
-            (locked if isinstance(op, _Lock) else shared)[op.sid] = None
+            (locked if isinstance(op, Lock) else shared)[op.sid] = None
         if count > first_is_empty:
             rows[op.sid] = None
     return tuple(rows), tuple(locked), tuple(shared)
@@ -257,7 +194,7 @@ def _head(keys: msgspec.Raw) -> tuple[int, bool]:
     return count, data[size_bytes : size_bytes + 2] == b"\xc4\x00"
 
 
-def _reach_of(op: _Put) -> Reach:
+def _reach_of(op: Put[_Raw]) -> Reach:
     """Column 3 of a row of the catalog log."""
     try:
         attnums = msgspec.msgpack.decode(op.attnums, type=list[int])
@@ -289,13 +226,13 @@ def _version_of(keys: msgspec.Raw) -> int:
     return int.from_bytes(decoded[-1], "big")
 
 
-def _schema(ops: list[_Create | _Add | _Drop]) -> Schema:
-    created = {op.sid: None for op in ops if isinstance(op, _Create)}
-    tables = any(op.kind != KIND_INDEX for op in ops if isinstance(op, _Create))
+def _schema(ops: list[_SchemaOp]) -> Schema:
+    created = {op.sid: None for op in ops if isinstance(op, Create)}
+    tables = any(op.kind != KIND_INDEX for op in ops if isinstance(op, Create))
     touched: dict[int, None] = {}
     read: dict[int, None] = {}
     for op in ops:
-        if isinstance(op, _Create):
+        if isinstance(op, Create):
             if op.table_sid and op.table_sid not in created:
                 touched[op.table_sid] = None
                 if not op.flags & BUILDING:
@@ -303,6 +240,6 @@ def _schema(ops: list[_Create | _Add | _Drop]) -> Schema:
         elif op.sid not in created:
             touched[op.sid] = None
             # A DROP beside a new table may be the switch of a rewrite: its rows were read.
-            if isinstance(op, _Drop) and tables:
+            if isinstance(op, Drop) and tables:
                 read[op.sid] = None
     return Schema(tuple(touched), tuple(read))

@@ -22,11 +22,11 @@ from meridian.journal.record import Record
 from meridian.sim.nats import JetStream
 from meridian.sim.nats_journal import (
     PATIENCE_NS,
-    RETRY_NS,
     AppendFailed,
     Line,
     NatsJournal,
     NatsReader,
+    StreamWriter,
     VirtualTime,
 )
 
@@ -199,7 +199,7 @@ class _Lane:
             self.log.accept(record)
 
 
-class CodedJournalWriter:
+class CodedJournalWriter(StreamWriter):
     """One owner.  Appending its marker takes the journal over; the SEAL comes next."""
 
     def __init__(
@@ -209,18 +209,15 @@ class CodedJournalWriter:
         durable: Callable[[list[Record]], None],
         failed: Callable[[AppendFailed], None],
     ) -> None:
-        self.dead = False
+        super().__init__(journal.time, n, failed)
         self.found: list[Record] = []
         """Behind what the reader delivered: history as the marker found it, before the SEAL."""
-        self.next_n = n + 1
         self._journal = journal
         self._lanes: list[_Lane] = []
         self._coded: CodedWriter | None = None
         self._waiting: list[Record] = []
         self._untold: deque[Record] = deque()
         self._durable = durable
-        self._failed = failed
-        self._waited_ns = 0
 
     @property
     def waiting_bytes(self) -> int:
@@ -232,20 +229,12 @@ class CodedJournalWriter:
         if record.kind == core.EPOCH:
             self._claim(record)
             return
-        assert record.n == self.next_n, (record.n, self.next_n)
-        self.next_n += 1
-        if not self.dead:
-            self._waiting.append(record)
+        super().append(record)
 
-    def extend(self, records: list[Record]) -> None:
-        """Queues records that come together."""
-        for record in records:
-            self.append(record)
+    def _queue(self, record: Record) -> None:
+        self._waiting.append(record)
 
-    def flush(self) -> None:
-        """Sends what waits, until it is durable."""
-        if self.dead:
-            return
+    def _flush(self) -> None:
         batch, self._waiting = self._waiting, []
         for record in batch:
             assert self._coded is not None, "the marker comes first"
@@ -253,11 +242,6 @@ class CodedJournalWriter:
             self._untold.append(record)
         while self._untold and not self.dead:
             self._step()
-
-    def close(self) -> None:
-        """Writes what waits, then ends."""
-        self.flush()
-        self.dead = True
 
     # Take-over
 
@@ -333,11 +317,6 @@ class CodedJournalWriter:
             self._durable(batch)
 
     def _wait(self) -> None:
-        self._waited_ns += RETRY_NS
-        self._journal.time.wait()
+        super()._wait()
         if self._waited_ns > PATIENCE_NS:
             self._fail("no answer")
-
-    def _fail(self, why: str) -> None:
-        self.dead = True
-        self._failed(AppendFailed(why))

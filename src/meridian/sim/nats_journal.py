@@ -6,6 +6,7 @@ an election, only moves the virtual clock.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 from meridian.errors import Kind, MeridianError
@@ -158,7 +159,61 @@ class Line:
         return answered
 
 
-class NatsWriter:
+class StreamWriter(ABC):
+    """What writers over modelled streams share: n without gaps, patience, one end."""
+
+    def __init__(self, time: VirtualTime, n: int, failed: Callable[[AppendFailed], None]) -> None:
+        self.dead = False
+        self.next_n = n + 1
+        self._time = time
+        self._failed = failed
+        self._waited_ns = 0
+
+    @property
+    @abstractmethod
+    def waiting_bytes(self) -> int:
+        """Payload bytes that nothing has taken yet."""
+
+    @abstractmethod
+    def _queue(self, record: Record) -> None:
+        """The next record, until `flush`."""
+
+    @abstractmethod
+    def _flush(self) -> None:
+        """Sends what waits; returns when all is answered, or when this writer is dead."""
+
+    def append(self, record: Record) -> None:
+        """Queues a record."""
+        assert record.n == self.next_n, (record.n, self.next_n)
+        self.next_n += 1
+        if not self.dead:
+            self._queue(record)
+
+    def extend(self, records: list[Record]) -> None:
+        """Queues records that come together."""
+        for record in records:
+            self.append(record)
+
+    def flush(self) -> None:
+        """Sends what waits, until it is durable."""
+        if not self.dead:
+            self._flush()
+
+    def close(self) -> None:
+        """Writes what waits, then ends."""
+        self.flush()
+        self.dead = True
+
+    def _wait(self) -> None:
+        self._waited_ns += RETRY_NS
+        self._time.wait()
+
+    def _fail(self, why: str) -> None:
+        self.dead = True
+        self._failed(AppendFailed(why))
+
+
+class NatsWriter(StreamWriter):
     """Appends through a chain; `flush` returns when all is answered."""
 
     def __init__(
@@ -169,35 +224,19 @@ class NatsWriter:
         durable: Callable[[list[Record]], None],
         failed: Callable[[AppendFailed], None],
     ) -> None:
-        self._journal = journal
+        super().__init__(journal.time, n, failed)
         self._line = Line(journal, place, durable)
         self._chain = self._line.chain
-        self._next_n = n + 1
-        self._failed = failed
-        self._waited_ns = 0
-        self.dead = False
 
     @property
     def waiting_bytes(self) -> int:
         """Payload bytes that no message has taken yet."""
         return self._chain.waiting_bytes
 
-    def append(self, record: Record) -> None:
-        """Queues a record."""
-        assert record.n == self._next_n, (record.n, self._next_n)
-        self._next_n += 1
-        if not self.dead:
-            self._chain.append(record)
+    def _queue(self, record: Record) -> None:
+        self._chain.append(record)
 
-    def extend(self, records: list[Record]) -> None:
-        """Queues records that come together."""
-        for record in records:
-            self.append(record)
-
-    def flush(self) -> None:
-        """Publishes what waits and hears the answers."""
-        if self.dead:
-            return
+    def _flush(self) -> None:
         self._send(self._chain.publish())
         while not self._chain.idle and not self.dead:
             if self._chain.broken:
@@ -206,20 +245,10 @@ class NatsWriter:
                 self._fail("no answer")
             else:
                 again = self._chain.unanswered()
-                self._waited_ns += RETRY_NS
-                self._journal.time.wait()
+                self._wait()
                 self._send(again)
                 self._send(self._chain.publish())
 
     def _send(self, messages: list[Publish]) -> None:
         if self._line.send(messages):
             self._waited_ns = 0
-
-    def _fail(self, why: str) -> None:
-        self.dead = True
-        self._failed(AppendFailed(why))
-
-    def close(self) -> None:
-        """Writes what waits, then ends."""
-        self.flush()
-        self.dead = True
