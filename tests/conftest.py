@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.processes import descendants
+from tests.ephemeral import ephemeral
 
 STATE = tempfile.mkdtemp(prefix="meridian-tests-")
 """Where PostgreSQL's directories go under root: pytest's own directories are closed to others."""
@@ -53,19 +52,8 @@ class Server:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Server]:
     """`meridian dev --ephemeral`, as a user starts it."""
-    with tempfile.TemporaryFile() as errors:
-        command = [sys.executable, "-m", "meridian", "dev", "--ephemeral", "--port", "0", "--json"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            process.wait(30)
-            errors.seek(0)
-            pytest.fail(f"meridian dev ended: {errors.read().decode()[-4000:]}")
-        facts = json.loads(line)
+    with ephemeral() as facts:
         yield Server(facts["dsn"], Path(facts["dir"]), facts["pid"])
-        process.terminate()
-        assert process.wait(30) == 0
 
 
 @pytest.fixture(scope="session")

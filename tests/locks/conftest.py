@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+
+from tests.ephemeral import ephemeral
 
 Session = psycopg.Connection
 Connect = Callable[..., Session]
@@ -21,29 +19,8 @@ INSTANCES = 2
 @pytest.fixture(scope="session")
 def two_instances() -> Iterator[list[str]]:
     """The DSNs of an ephemeral cluster."""
-    with tempfile.TemporaryFile() as errors:
-        command = [
-            sys.executable,
-            "-m",
-            "meridian",
-            "dev",
-            "--ephemeral",
-            "--port",
-            "0",
-            "--json",
-            "--query-hosts",
-            str(INSTANCES),
-        ]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            process.wait(30)
-            errors.seek(0)
-            pytest.fail(f"meridian dev ended: {errors.read().decode()[-4000:]}")
-        yield json.loads(line)["dsns"]
-        process.terminate()
-        assert process.wait(30) == 0
+    with ephemeral("--query-hosts", str(INSTANCES)) as facts:
+        yield facts["dsns"]
 
 
 @pytest.fixture

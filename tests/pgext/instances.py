@@ -1,19 +1,19 @@
-"""A cluster of two instances for the tests of one module."""
+"""A cluster of two instances for the tests of one module, and sessions there."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import psycopg.conninfo
-import pytest
+
+from tests.ephemeral import ephemeral
+
+Pair = tuple[psycopg.Connection[Any], psycopg.Connection[Any]]
 
 _sockets: dict[str, str] = {}
 
@@ -29,30 +29,17 @@ def superuser(dsn: str) -> psycopg.Connection[Any]:
 @contextlib.contextmanager
 def two_instances() -> Iterator[tuple[str, str]]:
     """The DSNs of two instances of one ephemeral cluster."""
-    with tempfile.TemporaryFile() as errors:
-        command = [
-            sys.executable,
-            "-m",
-            "meridian",
-            "dev",
-            "--ephemeral",
-            "--port",
-            "0",
-            "--json",
-            "--query-hosts",
-            "2",
-        ]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            process.wait(30)
-            errors.seek(0)
-            pytest.fail(f"meridian dev ended: {errors.read().decode()[-4000:]}")
-        facts = json.loads(line)
+    with ephemeral("--query-hosts", "2") as facts:
         first, second = facts["dsns"]
         run = json.loads((Path(facts["dir"]) / "run.json").read_text())
         _sockets[first] = _sockets[second] = run["socket_directory"]
         yield first, second
-        process.terminate()
-        assert process.wait(30) == 0
+
+
+@contextlib.contextmanager
+def emptied(dsns: Iterable[str]) -> Iterator[Pair]:
+    """Sessions at two instances, and nothing in the schema public."""
+    here, there = (psycopg.connect(dsn, autocommit=True) for dsn in dsns)
+    with here, there:
+        here.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        yield here, there

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.pgext.instances import superuser, two_instances
+from tests.pgext.instances import Pair, emptied, superuser, two_instances
 from tests.pgext.test_catdelta import differences
 
 FAIL = (
@@ -20,7 +20,6 @@ FAIL = (
 )
 
 Connection = psycopg.Connection[Any]
-Pair = tuple[Connection, Connection]
 SOON_S = 5.0
 
 
@@ -32,10 +31,8 @@ def dsns() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def pair(dsns: tuple[str, str]) -> Iterator[Pair]:
-    here, there = (psycopg.connect(dsn, autocommit=True) for dsn in dsns)
-    with here, there:
-        here.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-        yield here, there
+    with emptied(dsns) as both:
+        yield both
 
 
 def another(connection: Connection) -> Connection:
@@ -209,22 +206,27 @@ def test_idle_in_transaction_hears_of_it_at_the_next_statement(pair: Pair) -> No
     holder.close()
 
 
-def test_a_running_statement_is_ended(pair: Pair) -> None:
+def altered_under(pair: Pair, statement: str) -> Connection:
+    """`t` gets a column while this statement uses it; the session whose statement that ended."""
     here, there = pair
     here.execute("CREATE TABLE t (a int PRIMARY KEY)")
     holder = another(there)
-    thread, failed = in_background(
-        lambda: holder.execute(
-            "SELECT count(*) FROM t, LATERAL (SELECT pg_sleep(30)) s,"
-            " (VALUES (1)) v UNION ALL SELECT 1 FROM pg_sleep(30)"
-        )
-    )
+    thread, failed = in_background(lambda: holder.execute(statement.encode()))
     time.sleep(0.5)
     started = time.monotonic()
     here.execute("ALTER TABLE t ADD b int")
     assert time.monotonic() - started < SOON_S
     thread.join(SOON_S)
     assert len(failed) == 1 and refused(failed[0]), failed
+    return holder
+
+
+def test_a_running_statement_is_ended(pair: Pair) -> None:
+    holder = altered_under(
+        pair,
+        "SELECT count(*) FROM t, LATERAL (SELECT pg_sleep(30)) s,"
+        " (VALUES (1)) v UNION ALL SELECT 1 FROM pg_sleep(30)",
+    )
     assert not holder.broken
     assert holder.execute("SELECT a, b FROM t").fetchall() == []
     holder.close()
@@ -232,21 +234,11 @@ def test_a_running_statement_is_ended(pair: Pair) -> None:
 
 def test_a_handler_does_not_keep_what_must_go(pair: Pair) -> None:
     """An error inside a block with EXCEPTION leaves the block's outside with its locks."""
-    here, there = pair
-    here.execute("CREATE TABLE t (a int PRIMARY KEY)")
-    holder = another(there)
-    thread, failed = in_background(
-        lambda: holder.execute(
-            "DO $$ BEGIN PERFORM count(*) FROM t; BEGIN PERFORM pg_sleep(30);"
-            " EXCEPTION WHEN OTHERS THEN PERFORM pg_sleep(30); END; END $$"
-        )
+    holder = altered_under(
+        pair,
+        "DO $$ BEGIN PERFORM count(*) FROM t; BEGIN PERFORM pg_sleep(30);"
+        " EXCEPTION WHEN OTHERS THEN PERFORM pg_sleep(30); END; END $$",
     )
-    time.sleep(0.5)
-    started = time.monotonic()
-    here.execute("ALTER TABLE t ADD b int")
-    assert time.monotonic() - started < SOON_S
-    thread.join(SOON_S)
-    assert len(failed) == 1 and refused(failed[0]), failed
     assert holder.broken
 
 

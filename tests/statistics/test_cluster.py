@@ -14,6 +14,7 @@ import pytest
 
 from tests.catalog.instances import root, running
 from tests.crash.processes import Embedded
+from tests.pgext.instances import Pair, emptied
 
 Connection = psycopg.Connection[Any]
 DEADLINE_S = 30.0
@@ -68,11 +69,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 @pytest.fixture
-def pair(cluster: Embedded) -> Iterator[tuple[Connection, Connection]]:
-    here, there = (psycopg.connect(dsn, autocommit=True) for dsn in cluster.dsns)
-    with here, there:
-        here.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-        yield here, there
+def pair(cluster: Embedded) -> Iterator[Pair]:
+    with emptied(cluster.dsns) as both:
+        yield both
 
 
 def found(cluster: Embedded, number: int) -> list[list[Any]]:
@@ -103,9 +102,7 @@ def make(session: Connection, script: str) -> None:
         session.execute(statement.encode())
 
 
-def test_statistics_of_all_kinds_are_everywhere(
-    cluster: Embedded, pair: tuple[Connection, Connection]
-) -> None:
+def test_statistics_of_all_kinds_are_everywhere(cluster: Embedded, pair: Pair) -> None:
     here, there = pair
     make(here, KINDS)
     before = version(cluster, 1)
@@ -128,7 +125,7 @@ def test_statistics_of_all_kinds_are_everywhere(
     until(lambda: found(cluster, 1) == theirs, "statistics went the other way")
 
 
-def test_both_choose_the_same_plans(cluster: Embedded, pair: tuple[Connection, Connection]) -> None:
+def test_both_choose_the_same_plans(cluster: Embedded, pair: Pair) -> None:
     """Values that are rare and values that are not: nobody can tell without statistics."""
     here, there = pair
     make(
@@ -159,9 +156,7 @@ def test_both_choose_the_same_plans(cluster: Embedded, pair: tuple[Connection, C
     assert "Index" in str(theirs[0]) and "Index" not in str(theirs[1])
 
 
-def test_what_analyze_and_ddl_take_away_is_gone_everywhere(
-    cluster: Embedded, pair: tuple[Connection, Connection]
-) -> None:
+def test_what_analyze_and_ddl_take_away_is_gone_everywhere(cluster: Embedded, pair: Pair) -> None:
     here, there = pair
     here.execute("CREATE TABLE t (id int PRIMARY KEY, a int, b int, c int)")
     here.execute("INSERT INTO t SELECT i, i % 50, i, i FROM generate_series(1, 2000) i")
@@ -187,9 +182,7 @@ def test_what_analyze_and_ddl_take_away_is_gone_everywhere(
     until(lambda: both_equal(cluster) and len(found(cluster, 1)[0]) == 3)
 
 
-def test_two_who_analyse_one_table_at_once_agree(
-    cluster: Embedded, pair: tuple[Connection, Connection]
-) -> None:
+def test_two_who_analyse_one_table_at_once_agree(cluster: Embedded, pair: Pair) -> None:
     here, there = pair
     here.execute("CREATE TABLE t (id int PRIMARY KEY, a int)")
     here.execute("INSERT INTO t SELECT i, i % 50 FROM generate_series(1, 60000) i")
@@ -201,9 +194,7 @@ def test_two_who_analyse_one_table_at_once_agree(
     assert len(json.loads(found(cluster, 2)[0][-1][0])["histogram_bounds"]) > 0
 
 
-def test_a_table_in_use_is_left_for_later_and_nobody_waits(
-    cluster: Embedded, pair: tuple[Connection, Connection]
-) -> None:
+def test_a_table_in_use_is_left_for_later_and_nobody_waits(cluster: Embedded, pair: Pair) -> None:
     here, there = pair
     here.execute("CREATE TABLE t AS SELECT generate_series(1, 1000) i")
     here.execute("CREATE TABLE u AS SELECT generate_series(1, 1000) i")
@@ -216,9 +207,7 @@ def test_a_table_in_use_is_left_for_later_and_nobody_waits(
     until(lambda: both_equal(cluster) and len(found(cluster, 2)[0]) == 2)
 
 
-def test_temporary_tables_keep_theirs(
-    cluster: Embedded, pair: tuple[Connection, Connection]
-) -> None:
+def test_temporary_tables_keep_theirs(cluster: Embedded, pair: Pair) -> None:
     del pair
     with contextlib.closing(psycopg.connect(cluster.dsns[0], autocommit=True)) as session:
         session.execute("CREATE TEMP TABLE own AS SELECT generate_series(1, 100) i")
@@ -231,9 +220,7 @@ def test_temporary_tables_keep_theirs(
         ).fetchone() == (0,)
 
 
-def test_a_new_instance_and_a_rebuilt_cluster_have_them(
-    cluster: Embedded, pair: tuple[Connection, Connection]
-) -> None:
+def test_a_new_instance_and_a_rebuilt_cluster_have_them(cluster: Embedded, pair: Pair) -> None:
     here, _ = pair
     make(here, KINDS)
     here.execute("ANALYZE kinds; ANALYZE parts")
