@@ -323,6 +323,7 @@ class Send(msgspec.Struct, frozen=True):
 class WantCatalog(msgspec.Struct, frozen=True):
     """Read the catalog version as of `tau` from storage, until it is complete; then CatalogKnown.
 
+    Where storage holds nothing as old, as of a later tau, which CatalogKnown then names.
     A later WantCatalog does not replace an earlier one.
     """
 

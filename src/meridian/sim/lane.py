@@ -51,11 +51,18 @@ class Lane:
         chunks = (one.tau_start for one in effect.items if isinstance(one, xb.Body))
         if known and max(chunks, default=0) > max(effect.tau, known):
             raise SimulationError("a chunk comes before what it may name")
-        items = tuple(map(_item, self._wanted(effect.items)))
+        wanted = self._wanted(effect.items)
         tau, positions = effect.tau, effect.positions
         if self.home.ranged:
             tau, positions = self._held.bounds(tau, positions)
-        self.step(st.Delivered(items, tau, positions))
+        self.step(st.Delivered(tuple(map(_item, wanted)), tau, positions))
+        self._give_back(_size_bytes(effect.items) - _size_bytes(wanted))
+
+    def _give_back(self, size_bytes: int) -> None:
+        """Credit for what the file held already: storage never hears of it, so takes none of it."""
+        if size_bytes:
+            # The crossbar's step that delivered it may have more to deliver.
+            self.home.after(0, lambda: self.home.cross(xb.Credit(self.number, size_bytes)))
 
     def _wanted(self, items: list[xb.Item]) -> list[xb.Item]:
         if not self.home.ranged:
@@ -110,6 +117,11 @@ class Lane:
                 self.step(st.TimerFired())
 
         home.after(max(at - home.clock.now().earliest, 1_000), fire)
+
+
+def _size_bytes(items: list[xb.Item]) -> int:
+    """What a delivery costs of the credit."""
+    return sum(len(item.chunk) for item in items if not isinstance(item, xb.Dropped))
 
 
 def _item(item: xb.Item) -> st.Item:

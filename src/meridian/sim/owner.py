@@ -12,6 +12,7 @@ from meridian.adjudicator.cut import cut
 from meridian.adjudicator.events import Code
 from meridian.journal.core import Position, Reader
 from meridian.journal.record import Record
+from meridian.routing.core import TOO_OLD
 from meridian.sim.disk import Disk
 from meridian.sim.gating import Watch
 from meridian.sim.heat import Heat
@@ -271,10 +272,20 @@ class Owner(Node):
         get = Get(request, self._catalog_reads[request], (CATALOG,))
         self.world.send(self.name, replica, get)
 
-    def _catalog_unread(self, source: str, request: int) -> None:
-        """Another replica may hold it; only the one asked last has a say."""
-        if request in self._catalog_reads and self._catalog_asked.get(request) == source:
+    def _catalog_unread(self, source: str, request: int, reason: int) -> None:
+        """Another replica may hold it; only the one asked last has a say.
+
+        Where the version then in force is not held any more, a later one does: rather one abort
+        too many.  It is asked for with another number, as the first answer may still come.
+        """
+        if request not in self._catalog_reads or self._catalog_asked.get(request) != source:
+            return
+        if reason != TOO_OLD:
             self._ask_catalog(request)
+            return
+        tau = self._catalog_reads.pop(request)
+        self._next_to += 1
+        self._read_catalog(self._next_to, max(tau, self.clock.now().latest))
 
     def _catalog_read(self, got: Got) -> None:
         tau = self._catalog_reads.pop(got.request, None)
@@ -372,7 +383,8 @@ class Owner(Node):
             case Got():
                 self._catalog_read(message)
             case Unread():
-                self.after(2 * MS, lambda: self._catalog_unread(source, message.request))
+                unread = source, message.request, message.reason
+                self.after(2 * MS, lambda: self._catalog_unread(*unread))
             case Want():
                 self._step(ev.WantHeartbeat(message.tau))
 
