@@ -221,8 +221,10 @@ class Run:
         Owners that crash again and again assign taus seconds ahead: above the leases before them.
         """
         world = self.world
-        if self.steering is not None and not world.run(limit, self.steering.done):
-            raise SimulationError(f"liveness: control: {self.steering.why}")
+        if self.steering is not None:
+            limit += self.steering.patience_ns()
+            if not world.run(limit, self.steering.done):
+                raise SimulationError(f"liveness: control: {self.steering.why}")
         tau = world.now + S
 
         def complete() -> bool:

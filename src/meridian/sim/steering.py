@@ -55,6 +55,8 @@ REPORT_NS = 200 * MS
 LOOK_NS = 50 * MS
 STABLE_NS = 1 * S
 """Nothing may be left to do for so long."""
+CHANGE_NS = 1_500 * MS
+"""A change of the map, from its reason to fresh reports of what came of it."""
 
 
 def policy_of(world: World) -> Policy:
@@ -332,6 +334,17 @@ class Steering:
                 raise SimulationError(f"control: nobody else serves {given}")
 
     # After the faults
+
+    def patience_ns(self) -> int:
+        """What may still have to be done takes so long where it is done one by one.
+
+        Every shard may need another copy and a merge; what is there may need to be split down to
+        half of the size that is split.
+        """
+        living = self.fleet.living()
+        keys = {key for one in living for store in one.stores for key in store.versions}
+        splits = 2 * sum(len(name) + 16 for _, name in keys) // self.policy.split_bytes
+        return (splits + 2 * len(self.fleet.placement.map.shards)) * CHANGE_NS
 
     def done(self) -> bool:
         """Nothing is left to do, for a while; looked at now and then only."""
