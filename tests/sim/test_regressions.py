@@ -22,6 +22,9 @@ SEEDS = {
     32187: "a check for rot as of a tau below the rotten version",
     125: "after the last commit nobody asked for the tau that a check of it looks from",
     10433: "the same where what is applied lies above the newest tau that was asked for",
+    522: "credit was never given back for what a file held already",
+    400238: "a catalog was asked for as of a tau that no replica held any more, for ever",
+    10892: "splits that were still to be done took longer than the time that every seed had",
     16175: "a check for rot ahead of the clock was taken for one after the rot",
 }
 
