@@ -31,9 +31,11 @@
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/timeout.h"
 #include "utils/wait_event.h"
 
 #include "catdelta.h"
@@ -47,6 +49,7 @@
 #define CATALOG_WAIT_MS 5000
 #define CATALOG_MISSING_MS 500
 #define CATALOG_POLL_MS 2
+#define CANCEL_ATTEMPTS 8
 #define CHANNEL "meridian_jobs"
 
 bool		mer_job_building = false;
@@ -294,12 +297,15 @@ wait_for_catalog(MerJob *job)
 			if (!OidIsValid(mer_rewrite_hidden("rows", (Oid) mer_job_int(job, JOB_TABLE_ID))))
 				return;
 		}
-		there = SearchSysCacheExists1(INDEXRELID, ObjectIdGetDatum(index));
-		if (completed ? there && get_index_isvalid(index) : !there)
-			return;
-		/* Dropped since, or not known here yet. */
-		if (completed && !there && waited_ms >= CATALOG_MISSING_MS)
-			return;
+		else
+		{
+			there = SearchSysCacheExists1(INDEXRELID, ObjectIdGetDatum(index));
+			if (completed ? there && get_index_isvalid(index) : !there)
+				return;
+			/* Dropped since, or not known here yet. */
+			if (completed && !there && waited_ms >= CATALOG_MISSING_MS)
+				return;
+		}
 		CHECK_FOR_INTERRUPTS();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, CATALOG_POLL_MS,
 						 PG_WAIT_EXTENSION);
@@ -307,35 +313,119 @@ wait_for_catalog(MerJob *job)
 	}
 }
 
+/* ---------- the cancel ---------- */
+
+/* What the user wants of a statement that waits, whose job may end any moment. */
+typedef struct Cancel
+{
+	bool		wanted;
+	bool		by_time;		/* statement_timeout */
+	int			attempts;
+} Cancel;
+
+/*
+ * Takes a cancel that has come.  The indicator goes too: it would make an error
+ * of a later cancel that finds the session idle, for its next statement to read.
+ */
+static bool
+take_cancel(Cancel *cancel)
+{
+	if (QueryCancelPending)
+	{
+		QueryCancelPending = false;
+		cancel->by_time = get_timeout_indicator(STATEMENT_TIMEOUT, true);
+		cancel->wanted = true;
+	}
+	return cancel->wanted;
+}
+
+/* The statement has happened: it ends so, and whatever would end it otherwise is void. */
+static void
+end_of_cancels(void)
+{
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	QueryCancelPending = false;
+	RESUME_CANCEL_INTERRUPTS();
+}
+
+pg_noreturn static void
+just_ended(const char *id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("job \"%s\" has just ended", id)));
+}
+
+/* In a transaction of its own.  NULL: the job is cancelled. */
+static ErrorData *
+try_cancel(const char *id)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+
+	/* A second cancel ends waiting for locks. */
+	RESUME_CANCEL_INTERRUPTS();
+	PG_TRY();
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (!mer_job_cancel(id))
+			just_ended(id);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(cxt);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+	}
+	PG_END_TRY();
+	StartTransactionCommand();
+	MemoryContextSwitchTo(cxt);
+	HOLD_CANCEL_INTERRUPTS();
+	return error;
+}
+
 /*
  * The user gave up on the statement: nothing is left of it.  Comes back if the
- * job has ended meanwhile: how it did is then the answer.
+ * job could not be cancelled just now: it may have ended, and how it did is then
+ * the answer.
  */
 static void
-cancel_and_leave(const char *id)
+cancel_and_leave(const char *id, Cancel *cancel)
 {
-	bool		cancelled;
+	ErrorData  *error = try_cancel(id);
 
-	QueryCancelPending = false;
-	PushActiveSnapshot(GetTransactionSnapshot());
-	cancelled = mer_job_cancel(id);
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	StartTransactionCommand();
-	if (!cancelled)
+	if (error == NULL && cancel->by_time)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("canceling statement due to statement timeout")));
+	if (error == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("canceling statement due to user request")));
+	if (error->sqlerrcode != ERRCODE_QUERY_CANCELED && ++cancel->attempts < CANCEL_ATTEMPTS)
 		return;
-	QueryCancelPending = true;
-	InterruptPending = true;
-	CHECK_FOR_INTERRUPTS();
+	ereport(ERROR,
+			(errcode(ERRCODE_QUERY_CANCELED),
+			 errmsg("the statement ends, but job \"%s\" may go on", id),
+			 errdetail("The job could not be cancelled: %s.", error->message),
+			 errhint("See sys.jobs; CALL sys.cancel_job ends it.")));
 }
 
 void
 mer_job_wait(const char *id, bool cancels)
 {
-	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext, "meridian job", ALLOCSET_SMALL_SIZES);
+	/* Transactions end meanwhile. */
+	MemoryContext cxt = AllocSetContextCreate(PortalContext, "meridian job", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(cxt);
 	int			pause_ms = WAIT_FIRST_MS;
+	Cancel		cancel = {0};
 
+	/* Until it is known how the job ended, or that it was cancelled, nothing else is true. */
+	if (cancels)
+		HOLD_CANCEL_INTERRUPTS();
 	for (;;)
 	{
 		MerJob		job;
@@ -357,8 +447,8 @@ mer_job_wait(const char *id, bool cancels)
 			if (mer_job_finished(&job))
 				raise_end(&job);
 		}
-		if (cancels && QueryCancelPending)
-			cancel_and_leave(id);
+		if (cancels && take_cancel(&cancel))
+			cancel_and_leave(id, &cancel);
 		CHECK_FOR_INTERRUPTS();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, pause_ms,
 						 PG_WAIT_EXTENSION);
@@ -366,7 +456,9 @@ mer_job_wait(const char *id, bool cancels)
 		pause_ms = Min(WAIT_LAST_MS, pause_ms * 2);
 		MemoryContextReset(cxt);
 	}
-	MemoryContextSwitchTo(old);
+	if (cancels)
+		end_of_cancels();
+	MemoryContextSwitchTo(cancels ? CurTransactionContext : old);
 	MemoryContextDelete(cxt);
 }
 
@@ -385,9 +477,7 @@ mer_job_cancel(const char *id)
 		return false;
 	dropped = mer_job_drop_indexes(&job);
 	if (!mer_job_get(id, &job) || mer_job_finished(&job))
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("job \"%s\" has just ended", id)));
+		just_ended(id);
 	/* Ordered elsewhere a moment ago: by now the catalog knows the index. */
 	AcceptInvalidationMessages();
 	if (!dropped)
