@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.conftest import Server
+from tests.crash.processes import Embedded
 from tests.jobs.tables import Session, one, wait_for
 from tests.jobs.test_rewrite import HIDDEN, make
 
@@ -115,3 +117,30 @@ def test_a_second_cancel_ends_the_wait_and_says_that_the_job_may_go_on(cluster: 
         assert one(altering.session, "SELECT 1") == 1
         wait_for(lambda: has_happened(session))
         altering.session.close()
+
+
+@pytest.mark.nightly
+def test_cancelled_from_an_instance_that_does_not_make_the_steps(tmp_path: Path) -> None:
+    """The cancel commits beside the job's steps: it loses against some, and tries again."""
+    embedded = Embedded(tmp_path / "data", "--query-hosts", "2")
+    embedded.start()
+    try:
+        for dsn in embedded.dsns:
+            with psycopg.connect(dsn, autocommit=True) as session:
+                make(session)
+                status = ""
+                for ms in (150, 250, 350, 450, 550):
+                    session.execute(f"SET statement_timeout = {ms}".encode())
+                    try:
+                        session.execute("ALTER TABLE r ALTER t TYPE int USING t::int")
+                        status = "completed"
+                    except psycopg.errors.QueryCanceled as error:
+                        assert "due to statement timeout" in str(error)
+                        status = "cancelled"
+                    session.execute("SET statement_timeout = 0")
+                    query = "SELECT status FROM sys.jobs ORDER BY start_time DESC LIMIT 1"
+                    assert one(session, query) == status
+                    if status == "completed":
+                        break
+    finally:
+        embedded.stop()
