@@ -12,12 +12,7 @@
  */
 #include "catdelta.h"
 
-#include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
-#include "catalog/namespace.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "nodes/queryjumble.h"
@@ -27,7 +22,6 @@
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -36,6 +30,7 @@
 
 #include "coherence.h"
 #include "reach.h"
+#include "state.h"
 #include "store.h"
 #include "utility.h"
 #include "wire.h"
@@ -58,45 +53,10 @@ static bool applying = false;	/* this transaction applies deltas: it makes none 
 
 /* ---------- the local version ---------- */
 
-Oid
-mer_state_table(void)
-{
-	Oid			schema = get_namespace_oid("meridian", true);
-
-	return OidIsValid(schema) ? get_relname_relid("state", schema) : InvalidOid;
-}
-
-/* The row that holds the version; an index finds it. */
-static HeapTuple
-read_version(Relation state, int64 *version)
-{
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		isnull;
-
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ, CStringGetTextDatum(VERSION_NAME));
-	scan = systable_beginscan(state, RelationGetPrimaryKeyIndex(state, false), true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	*version = 0;
-	if (HeapTupleIsValid(tuple))
-	{
-		*version = DatumGetInt64(heap_getattr(tuple, 2, RelationGetDescr(state), &isnull));
-		tuple = heap_copytuple(tuple);
-	}
-	systable_endscan(scan);
-	return tuple;
-}
-
 int64
 mer_catalog_version(void)
 {
-	Relation	state = table_open(mer_state_table(), AccessShareLock);
-	int64		version;
-
-	(void) read_version(state, &version);
-	table_close(state, AccessShareLock);
-	return version;
+	return mer_state_get(VERSION_NAME);
 }
 
 void
@@ -108,18 +68,7 @@ mer_catalog_version_lock(void)
 void
 mer_catalog_version_set(int64 version)
 {
-	Relation	state = table_open(mer_state_table(), RowExclusiveLock);
-	int64		before;
-	HeapTuple	old = read_version(state, &before);
-	Datum		values[2] = {CStringGetTextDatum(VERSION_NAME), Int64GetDatum(version)};
-	bool		nulls[2] = {false, false};
-	HeapTuple	new = heap_form_tuple(RelationGetDescr(state), values, nulls);
-
-	if (old != NULL)
-		CatalogTupleUpdate(state, &old->t_self, new);
-	else
-		CatalogTupleInsert(state, new);
-	table_close(state, RowExclusiveLock);
+	mer_state_set(VERSION_NAME, version);
 	CommandCounterIncrement();
 }
 

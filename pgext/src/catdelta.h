@@ -95,11 +95,7 @@ extern void mer_catalog_changes(Oid relid, MerCatalogChange callback, void *arg)
  */
 extern void mer_catalog_apply(const char *delta, uint32 len, int kind);
 
-/*
- * Version of this instance's catalog in the state table (catdelta.c); the lock is held to the end
- * of the transaction.
- */
-extern Oid	mer_state_table(void);
+/* Version of this instance's catalog (state.h); the lock is held to the end of the transaction. */
 extern int64 mer_catalog_version(void);
 extern void mer_catalog_version_lock(void);
 extern void mer_catalog_version_set(int64 version);

@@ -29,7 +29,7 @@
 #include "utils/memutils.h"
 #include "utils/ps_status.h"
 
-#include "catdelta.h"
+#include "state.h"
 
 /* By process number: the local id of the transaction that is to end; 0: none. */
 static pg_atomic_uint32 *asked = NULL;

@@ -17,7 +17,6 @@
 #include "access/xact.h"
 #include "catalog/catversion.h"
 #include "catalog/indexing.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_statistic.h"
 #include "catalog/pg_statistic_ext.h"
@@ -37,6 +36,7 @@
 
 #include "catdelta.h"
 #include "coherence.h"
+#include "state.h"
 #include "wire.h"
 
 #define PAGE_BYTES (4 * 1024 * 1024)
@@ -53,66 +53,22 @@ typedef struct Head
 
 /* ---------- stamps ---------- */
 
-static Relation
-open_state(LOCKMODE lock)
+static const char *
+stamp_name(MerUnit unit)
 {
-	return table_open(get_relname_relid("state", get_namespace_oid("meridian", false)), lock);
-}
-
-static HeapTuple
-find_stamp(Relation state, MerUnit unit, char *name, Size size)
-{
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	snprintf(name, size, "statistics %u %u", unit.classid, unit.oid);
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ, CStringGetTextDatum(name));
-	scan = systable_beginscan(state, RelationGetPrimaryKeyIndex(state, false), true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		tuple = heap_copytuple(tuple);
-	systable_endscan(scan);
-	return tuple;
+	return psprintf("statistics %u %u", unit.classid, unit.oid);
 }
 
 int64
 mer_statistics_stamp(MerUnit unit)
 {
-	Relation	state = open_state(AccessShareLock);
-	char		name[64];
-	HeapTuple	tuple = find_stamp(state, unit, name, sizeof(name));
-	bool		isnull;
-	int64		stamp = tuple ? DatumGetInt64(heap_getattr(tuple, 2, RelationGetDescr(state), &isnull)) : 0;
-
-	table_close(state, AccessShareLock);
-	return stamp;
+	return mer_state_get(stamp_name(unit));
 }
 
 void
 mer_statistics_set_stamp(MerUnit unit, int64 stamp)
 {
-	Relation	state = open_state(RowExclusiveLock);
-	char		name[64];
-	HeapTuple	old = find_stamp(state, unit, name, sizeof(name));
-	Datum		values[2] = {CStringGetTextDatum(name), Int64GetDatum(stamp)};
-	bool		nulls[2] = {false, false};
-
-	if (stamp == 0)
-	{
-		if (old != NULL)
-			CatalogTupleDelete(state, &old->t_self);
-	}
-	else
-	{
-		HeapTuple	new = heap_form_tuple(RelationGetDescr(state), values, nulls);
-
-		if (old != NULL)
-			CatalogTupleUpdate(state, &old->t_self, new);
-		else
-			CatalogTupleInsert(state, new);
-	}
-	table_close(state, RowExclusiveLock);
+	mer_state_set(stamp_name(unit), stamp);
 }
 
 /* ---------- reading ---------- */
