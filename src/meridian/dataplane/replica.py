@@ -14,6 +14,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING
 
+from meridian.clock.alarm import Alarm
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
 from meridian.errors import Kind, MeridianError
@@ -62,7 +63,7 @@ class Replica:
         self._scheduled = False
         self._pumping = False
         self._stopped = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(clock, self._fire)
 
     @property
     def complete_tau(self) -> int:
@@ -193,22 +194,11 @@ class Replica:
                 with contextlib.suppress(Failed):
                     self.engine.raise_floor(effect.floor)
             else:
-                self._set_timer(effect.at)
+                self._alarm.set(effect.at)
 
-    def _set_timer(self, at: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        delay_s = max(0, at - self.clock.now().earliest) / 1e9
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._fire, at)
-
-    def _fire(self, at: int) -> None:
-        self._timer = None
-        if self._stopped:
-            return
-        if self.clock.now().earliest < at:
-            self._set_timer(at)
-            return
-        self._step(core.TimerFired())
+    def _fire(self) -> None:
+        if not self._stopped:
+            self._step(core.TimerFired())
 
     # Background
 

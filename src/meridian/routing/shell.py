@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from meridian.clock.alarm import Alarm
 from meridian.clock.clock import Clock
 from meridian.errors import Kind, MeridianError
 from meridian.gateway.paging import array_of, join_pages
@@ -113,7 +114,7 @@ class Reads:
         self._errors: dict[int, MeridianError] = {}
         """The newest refusal of each read."""
         self._mapping: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(clock, self._fire)
 
     @property
     def map(self) -> ShardMap:
@@ -132,8 +133,7 @@ class Reads:
                 waiting.future.set_exception(MeridianError(Kind.SHUTTING_DOWN))
         if self._mapping is not None:
             self._mapping.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
 
     # Reads
 
@@ -345,7 +345,7 @@ class Reads:
                 case core.WantMap():
                     self._want_map()
                 case core.SetTimer():
-                    self._set_timer(effect.at)
+                    self._alarm.set(effect.at)
 
     def _over(self, attempt: int, task: asyncio.Task[None]) -> None:
         self._tasks.pop(attempt, None)
@@ -403,18 +403,8 @@ class Reads:
             self._mapping = None
         self.update_map(found)
 
-    def _set_timer(self, at: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        delay_s = max(0, at - self.clock.now().earliest) / 1e9
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._fire, at)
-
-    def _fire(self, at: int) -> None:
-        self._timer = None
-        if self.clock.now().earliest < at:
-            self._set_timer(at)
-        else:
-            self._step(core.TimerFired())
+    def _fire(self) -> None:
+        self._step(core.TimerFired())
 
 
 def _after(request: ScanRequest, key: bytes) -> ScanRequest:
