@@ -35,14 +35,6 @@ from meridian.wire.reach import ADDITIVE, Reach
 from tests.adjudicator.driver import MS, START, Driver, catalog, check, lock, put, share, txid
 
 
-@pytest.fixture
-def driver() -> Driver:
-    driver = Driver()
-    driver.sync()
-    driver.now += 10
-    return driver
-
-
 def test_commit_is_acknowledged_only_when_durable(driver: Driver) -> None:
     to = driver.ask(1, put("a"), driver.now)
     driver.now += 2000 * MS

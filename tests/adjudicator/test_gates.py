@@ -24,14 +24,6 @@ from tests.adjudicator.driver import MS, Driver, catalog, put, share, txid
 DDL = 900
 
 
-@pytest.fixture
-def driver() -> Driver:
-    driver = Driver()
-    driver.sync()
-    driver.now += 10
-    return driver
-
-
 def gate(driver: Driver, id_: int = DDL, *sids: int, hold_ms: int = 10_000) -> Gated:
     effects = driver.step(Gate(5, txid(id_), sids or (1000,), hold_ms * MS))
     answers = [effect for effect in effects if isinstance(effect, Gated)]

@@ -24,14 +24,6 @@ from meridian.wire.reach import ADDITIVE, EVERYBODY, RELATIONS, Reach, encode_re
 from tests.adjudicator.driver import Driver, catalog, hashes, lock, put, share, txid, whole
 
 
-@pytest.fixture
-def driver() -> Driver:
-    driver = Driver()
-    driver.sync()
-    driver.now += 10
-    return driver
-
-
 def passes(driver: Driver, id_: int, chunk: bytes, start: int = 0, catver: int = 0) -> Code:
     return driver.commit(id_, chunk, start, catver=catver).code
 

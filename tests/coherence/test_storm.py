@@ -85,23 +85,8 @@ def test_storm_with_kills(embedded: Embedded, seed: int) -> None:
                 break
             print(f"kill -9 {role}", flush=True)
             embedded.kill(role)
-            recovered(embedded)
+            embedded.recover("ledger")
 
     storm.run(kill)
-    recovered(embedded)
+    embedded.recover("ledger")
     reckon(storm, embedded)
-
-
-def recovered(embedded: Embedded, patience_s: float = 60) -> None:
-    """Every instance answers again; a supervisor that is gone is started again."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        embedded.ensure_running()
-        try:
-            for dsn in embedded.dsns:
-                with psycopg.connect(dsn, connect_timeout=5) as session:
-                    session.execute("SELECT count(*) FROM ledger")
-            return
-        except psycopg.Error:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import psycopg
+
 START_TIMEOUT_S = 90
 
 
@@ -116,6 +118,21 @@ class Embedded:
         assert self.process is not None
         if self.process.poll() is not None:
             self.start()
+
+    def recover(self, table: str, patience_s: float = 60) -> None:
+        """Waits until every instance reads this table; starts a supervisor that is gone."""
+        until = time.monotonic() + patience_s
+        while True:
+            self.ensure_running()
+            try:
+                for dsn in self.dsns:
+                    with psycopg.connect(dsn, connect_timeout=5) as session:
+                        session.execute(f"SELECT count(*) FROM {table}".encode())
+                return
+            except psycopg.Error:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
 
     def stop(self) -> float:
         """SIGTERM; the seconds it took to end."""

@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tests.catalog.instances import differences, root, settle
@@ -28,22 +27,6 @@ ROLES_OF_TWO = [
 ]
 
 
-def _recovered(embedded: Embedded, deadline_s: float = 60) -> None:
-    """Waits until every instance answers again, starting what has lost its supervisor."""
-    until = time.monotonic() + deadline_s
-    while True:
-        embedded.ensure_running()
-        try:
-            for dsn in embedded.dsns:
-                with psycopg.connect(dsn, connect_timeout=5) as connection:
-                    connection.execute("SELECT count(*) FROM account")
-            return
-        except psycopg.Error:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.2)
-
-
 def _round(
     embedded: Embedded, clients: list[Client], roles: list[str], number: int, rng: random.Random
 ) -> int:
@@ -53,7 +36,7 @@ def _round(
         time.sleep(rng.uniform(0, 0.6))
         if embedded.process is not None and embedded.process.poll() is None:
             embedded.kill(rng.choice(roles))
-    _recovered(embedded)
+    embedded.recover("account")
     return sum(len(client.acknowledged) for client in clients)
 
 
@@ -85,7 +68,7 @@ def _loop(tmp_path: Path, rounds: int, seed: int, hosts: int = 1) -> None:
         stopping.set()
         for thread in threads:
             thread.join(timeout=30)
-    _recovered(embedded)
+    embedded.recover("account")
     for dsn in embedded.dsns:
         check(dsn, clients)
     if hosts > 1:
