@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,14 @@ async def watch_parent(parent_pid: int, gone: asyncio.Event) -> None:
     gone.set()
 
 
+def end_after_failure(node: Node, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A callback that failed left something half done: only a new process is sure of its state."""
+    error = context.get("exception")
+    log.error(str(context.get("message")), exc_info=error)
+    if "handle" in context and error is not None:
+        node.die(f"a step failed: {error!r}")
+
+
 async def serve(options: argparse.Namespace) -> int:
     """Runs until told to end; returns the exit status."""
     overrides = dict(item.split("=", 1) for item in options.limit)
@@ -111,6 +120,7 @@ async def serve(options: argparse.Namespace) -> int:
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(partial(end_after_failure, node))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGUSR2, end_if_orphaned, options.parent_pid, stop)

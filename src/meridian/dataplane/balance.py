@@ -18,7 +18,7 @@ from meridian.control.assign import cut_wanted
 from meridian.dataplane.shards import ShardedEngine
 from meridian.storage import schema
 from meridian.storage.sql import fetch
-from meridian.wire.ranges import asked, keys_of, span, without
+from meridian.wire.ranges import asked, keys_of, span
 
 CUT_ROWS = 1_000_000
 """A relation with more rows in one shard is cut, if another shard has room."""
@@ -125,8 +125,7 @@ class Balancer:
         end = source.slice_end(move.sid, move.lo, move.hi, max(1, min(SLICE_ROWS, most)))
         stop = move.hi if end is None else end
         target.take_slice(source, move.sid, move.lo, stop, tau, tau.to_bytes(8, "big"))
-        source.shrink(without(source.ranges.owned, asked(move.sid, move.lo, stop)))
-        self.shards.refresh()
+        self.shards.give_up(source, target, asked(move.sid, move.lo, stop))
         self.moved_rows += SLICE_ROWS
         self._move = None if end is None else move._replace(lo=end)
         return True

@@ -47,6 +47,8 @@ class Housekeeping:
                 busy = self._slice()
             except Failed as error:
                 log.error("storage cannot write", extra={"error": str(error)})
+                if self.node.engine.broken:
+                    self.node.die(str(error))
                 busy = False
                 await asyncio.sleep(_RETRY_S)
             spent = time.monotonic() - started

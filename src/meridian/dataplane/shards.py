@@ -31,7 +31,7 @@ from meridian.routing.shell import Reads
 from meridian.storage import Engine, RebuildNeeded, checkpoint, schema
 from meridian.storage.checkpoint import CheckpointInfo
 from meridian.storage.engine import LookupShape
-from meridian.storage.errors import Cancelled, WrongPlace
+from meridian.storage.errors import Cancelled, Failed, WrongPlace
 from meridian.storage.readers import ReadJob
 from meridian.storage.types import Page, ReadRequest, SampleRequest, ScanRequest, Statistics
 from meridian.storage.verify import Report
@@ -231,6 +231,7 @@ class ShardedEngine:
 
     def refresh(self) -> None:
         """Ranges have changed."""
+        assert not self.broken, "a place may have two owners"
         parts = sorted(
             (one.lo, one.hi, number)
             for number, engine in enumerate(self.engines)
@@ -292,7 +293,9 @@ class ShardedEngine:
         the old one; after a crash between the two `settle_owners` ends it.
         """
         whole = span(op.sid)
-        if op.sid < 1000 or self.frozen or self.numbers_in(whole) != [SYSTEM_SHARD]:
+        if op.sid < 1000 or self.frozen or self.broken:
+            return
+        if self.numbers_in(whole) != [SYSTEM_SHARD]:
             return
         home = self.numbers_in(span(op.table_sid)) if op.table_sid else []
         if len(home) == 1 and home[0] != SYSTEM_SHARD:
@@ -304,9 +307,29 @@ class ShardedEngine:
         self._relations[number] += 1
         if number == SYSTEM_SHARD or self.engines[SYSTEM_SHARD].known_columns(op.sid) is not None:
             return
-        self.engines[number].adopt(Owned(*whole))
-        owned = without(self.engines[SYSTEM_SHARD].ranges.owned, whole)
-        self.engines[SYSTEM_SHARD].shrink(owned)
+        target = self.engines[number]
+        try:
+            target.adopt(Owned(*whole))
+            self.give_up(self.engines[SYSTEM_SHARD], target, whole)
+        except Failed as error:
+            # It is only a matter of balance: the relation stays where its place is now.
+            log.warning("no home for a relation", extra={"sid": op.sid, "error": str(error)})
+
+    def give_up(self, source: Engine, target: Engine, part: Range) -> None:
+        """The second half of a move: the target has just taken the part. Raises Failed.
+
+        Then the part is the source's alone as before, or, when even that could not be written, the
+        target takes no commits any more (`broken`): the next start settles who owns it, and reads
+        for the target what it has missed.
+        """
+        try:
+            source.shrink(without(source.ranges.owned, part))
+        except Failed:
+            try:
+                target.shrink(without(target.ranges.owned, part))
+            except Failed as error:
+                target.break_off(f"it could not give back what it had taken: {error}")
+            raise
         self.refresh()
 
     # State
@@ -468,7 +491,7 @@ def open_set(
 ) -> ShardedEngine:
     """The storage files, else those of the checkpoint, else empty ones; at least `count`.
 
-    Raises JOURNAL_TRIMMED when what is left cannot be completed from the journal.
+    Raises JOURNAL_TRIMMED when what is left cannot be completed from the journal, Failed.
     """
     assert 1 <= count <= SHARDS_MAX
     reason = "they are ahead of the journal"
@@ -503,13 +526,13 @@ def _abandon(engines: Sequence[Engine]) -> None:
 
 
 def _open_all(directory: Path, boot: str) -> list[Engine]:
-    """All files, none missing, that together own everything. Raises RebuildNeeded."""
+    """All files, none missing, that together own everything. Raises RebuildNeeded, Failed."""
     engines: list[Engine] = []
     try:
         for number in range(max(1, existing(directory))):
             engines.append(Engine.open(shard_path(directory, number), boot_id=boot, durable=None))
         _check_cover(engines)
-    except RebuildNeeded:
+    except (RebuildNeeded, Failed):
         _abandon(engines)
         raise
     return engines

@@ -127,7 +127,7 @@ class Engine:
         """An existing file, if it can be trusted and is not ahead of the durable journals.
 
         `durable`: number of the last durable record per journal; None skips the check. Raises
-        RebuildNeeded (design section 8: such a file must be discarded).
+        RebuildNeeded (design section 8: such a file must be discarded), Failed (disk full).
         """
         db = schema_.open_file(path, boot_id=boot_id, durable=durable, cache_bytes=cache_bytes)
         try:
@@ -205,6 +205,10 @@ class Engine:
     def broken(self) -> bool:
         """A rollback failed: this engine takes no writes any more; open the file anew."""
         return bool(self._failed)
+
+    def break_off(self, reason: str) -> None:
+        """Take no writes any more (`broken`)."""
+        self._failed = reason
 
     def unresolved(self) -> list[bytes]:
         """Transaction ids that were staged and whose outcome is not known yet."""

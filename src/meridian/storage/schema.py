@@ -15,7 +15,7 @@ from pathlib import Path
 import apsw
 import msgspec
 
-from meridian.storage.errors import RebuildNeeded
+from meridian.storage.errors import Failed, RebuildNeeded
 from meridian.storage.sql import fetch
 from meridian.wire.ranges import ALL, Owned, Ranges
 
@@ -115,7 +115,7 @@ def create_file(
 def open_file(
     path: Path, *, boot_id: str, durable: Mapping[int, int] | None, cache_bytes: int
 ) -> apsw.Connection:
-    """An existing file if it can be trusted. Raises RebuildNeeded.
+    """An existing file if it can be trusted. Raises RebuildNeeded, Failed (the disk is full).
 
     `durable`: last durable record of each journal; None skips that check (tests, inspection).
     """
@@ -131,6 +131,9 @@ def open_file(
             db.close(True)
             raise
         return db
+    except apsw.FullError as error:
+        # The file is as good as it was, and a new one would not fit either.
+        raise Failed(str(error)) from error
     except apsw.Error as error:
         raise RebuildNeeded(f"the storage file cannot be read: {error}") from error
 
