@@ -10,9 +10,10 @@ from typing import Any
 import apsw
 import pytest
 
+from meridian.clock.clock import Clock
 from meridian.dataplane import balance, replica
 from meridian.dataplane.node import Node
-from meridian.dataplane.shards import shard_path
+from meridian.dataplane.shards import ShardedEngine, open_set, shard_path
 from meridian.errors import MeridianError
 from meridian.storage import Engine, schema
 from meridian.storage.errors import Failed
@@ -164,17 +165,16 @@ def test_a_start_on_a_full_disk_throws_no_storage_away(
     def full(*_: Any, **__: Any) -> None:
         raise apsw.FullError("database or disk is full")
 
-    async def start() -> None:
-        async with running(tmp_path, storage_shards=2):
-            pass
+    def start() -> ShardedEngine:
+        return open_set(tmp_path, None, "boot", [], Clock(), trusted=True, count=2)
 
-    run(start())
-    files = [shard_path(tmp_path / "storage", number) for number in range(2)]
+    start().close()
+    files = [shard_path(tmp_path, number) for number in range(2)]
     found = [path.stat().st_ino for path in files]
     with monkeypatch.context() as patch:
         patch.setattr(schema, "_mark", full)
         with pytest.raises(Failed, match="full"):
-            run(start())
+            start()
     assert [path.stat().st_ino for path in files] == found
-    run(start())
+    start().close()
     assert [path.stat().st_ino for path in files] == found
