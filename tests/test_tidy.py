@@ -85,3 +85,20 @@ def test_links_between_documents_lead_somewhere() -> None:
             if not ((ROOT / name).parent / target).exists():
                 broken.append(f"{name}: {target}")
     assert not broken
+
+
+NAMED = re.compile(r"`(?:[\w./-]*/)?(\w[\w-]*\.(?:py|c|h|md|sql|sh|pml))\b")
+HISTORY = re.compile(r"docs/(rfcs/|bugs\.md)")
+"""What these say was so on their day."""
+
+
+def test_documents_name_files_that_exist() -> None:
+    names = {path.name for path in tracked()}
+    gone = [
+        f"{name}: {found}"
+        for name, text in sources(".md")
+        if not HISTORY.match(name)
+        for found in NAMED.findall(text)
+        if found not in names
+    ]
+    assert not gone
