@@ -21,7 +21,7 @@ SID = 1000
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meridian.dataplane.node.OWNER_RETRY_S", 0.05)
+    monkeypatch.setattr("meridian.dataplane.seat.OWNER_RETRY_S", 0.05)
 
 
 def run(work: Any) -> Any:
