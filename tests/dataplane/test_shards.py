@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from meridian.dataplane import balance, shards
+from meridian.dataplane import balance, shard_files, shards
 from meridian.dataplane.node import Node
 from meridian.dataplane.shards import ShardedEngine
 from meridian.errors import MeridianError
 from meridian.gateway.client import Client
-from meridian.storage import Engine, ScanRequest
+from meridian.storage import Engine, ScanRequest, schema
 from meridian.wire.frames import COMMIT_HAS_SCHEMA
 from meridian.wire.ops import Drop
 from tests.dataplane.plane import (
@@ -119,7 +119,7 @@ def test_random_work_over_four_shards_with_restarts(seed: int, tmp_path: Path) -
         run(life(count, 25))
         if model.random.random() < 0.5:
             shutil.rmtree(tmp_path / "storage")
-    assert shards.existing(tmp_path / "storage") in (0, 4)
+    assert shard_files.existing(tmp_path / "storage") in (0, 4)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -250,7 +250,7 @@ def test_a_lost_file_means_all_are_rebuilt(tmp_path: Path) -> None:
 
     run(fill())
     for gone in ("shard-2.db", "shard-0.db", "shard-3.db"):
-        shards.schema.remove_file(tmp_path / "storage" / gone)
+        schema.remove_file(tmp_path / "storage" / gone)
         run(look())
     half = next((tmp_path / "checkpoint").glob("*/shard-1"))
     shutil.rmtree(half)
@@ -266,7 +266,7 @@ def test_two_owners_after_a_crash_become_one(tmp_path: Path) -> None:
         Engine.create(tmp_path / "0.db", boot_id="b"),
         Engine.create(tmp_path / "1.db", boot_id="b", owned=[shards.Owned(*whole)]),
     ]
-    shards.settle_owners(engines)
+    shard_files.settle_owners(engines)
     assert not engines[0].ranges.meets(whole) and engines[1].ranges.meets(whole)
     assert engines[0].ranges.base_of(shards.span(999)) == 0
     for engine in engines:

@@ -13,7 +13,8 @@ import pytest
 from meridian.clock.clock import Clock
 from meridian.dataplane import balance, replica
 from meridian.dataplane.node import Node
-from meridian.dataplane.shards import ShardedEngine, open_set, shard_path
+from meridian.dataplane.shard_files import shard_path
+from meridian.dataplane.shards import ShardedEngine, open_set
 from meridian.errors import MeridianError
 from meridian.storage import Engine, schema
 from meridian.storage.errors import Failed

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from meridian.cli.options import DEFAULT_DIR
-from meridian.dataplane.shards import SHARDS_MAX
+from meridian.dataplane.shard_files import SHARDS_MAX
 from meridian.embedded.directory import Running
 from meridian.embedded.site import QUERY_HOSTS_MAX
 from meridian.embedded.supervisor import Options, Supervisor

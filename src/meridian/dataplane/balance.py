@@ -3,7 +3,7 @@
 Slice by slice, each of them a move of its own: while both shards are idle, complete through the
 same tau and without staged rows, the target copies some keys and owns them in one transaction, then
 the source shrinks. Reads and commits go on between two slices; a crash leaves two complete owners
-of a slice at most (`shards.settle_owners`), or the rest of the move to be decided anew.
+of a slice at most (`shard_files.settle_owners`), or the rest of the move to be decided anew.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import apsw
 from meridian.adjudicator import events as ev
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
-from meridian.dataplane import admin, recovery, selfcheck, shards, topology
+from meridian.dataplane import admin, recovery, selfcheck, shard_files, shards, topology
 from meridian.dataplane.catalog import Catalog
 from meridian.dataplane.commits import CommitPath
 from meridian.dataplane.counters import Counters
@@ -221,7 +221,7 @@ class Node:
 
     def _open_storage(self, starts: list[Position], *, trusted: bool) -> None:
         directory, checkpoint = self.storage_path.parent, self.checkpoint_path()
-        if max(self.storage_shards, shards.found(directory, checkpoint)) > 1:
+        if max(self.storage_shards, shard_files.found(directory, checkpoint)) > 1:
             several = shards.open_set(
                 directory,
                 checkpoint,

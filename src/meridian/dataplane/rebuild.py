@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import apsw
 
-from meridian.dataplane import recovery, shards
+from meridian.dataplane import recovery, shard_files
 from meridian.dataplane.recovery import JOURNAL
 from meridian.errors import Kind, MeridianError
 from meridian.journal.core import JournalError, Position, Reader
@@ -86,7 +86,7 @@ def check(
     numbers = range(_journal_count(directory))
     files = {number: _files(directory, number) for number in numbers}
     storage = directory / "storage"
-    stored = shards.existing(storage) > 0
+    stored = shard_files.existing(storage) > 0
     if not (directory / "metadata.db").exists():
         if any(files.values()) or stored or (directory / "checkpoint").exists():
             raise CannotRebuild(f"{directory / 'metadata.db'} is missing", _COPY)
@@ -170,8 +170,8 @@ def _check_checkpoint(
             )
         return {}, 0
     try:
-        several = (path / shards.SET_NAME).exists()
-        info = shards.check_set(path) if several else checkpoint.check(path)
+        several = (path / shard_files.SET_NAME).exists()
+        info = shard_files.check_set(path) if several else checkpoint.check(path)
     except RebuildNeeded as error:
         spare = f"The journal is whole without it: delete {path}, then rebuild."
         raise CannotRebuild(str(error), _COPY if trimmed else spare) from None

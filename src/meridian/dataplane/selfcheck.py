@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from meridian.dataplane import shards
+from meridian.dataplane import shard_files, shards
 from meridian.errors import MeridianError
 from meridian.journal.core import Body, Commit, JournalError, Reader
 from meridian.metadata.identities import get_value, set_value
@@ -208,7 +208,7 @@ def _copies(node: Node) -> tuple[list[Path], str]:
     path = node.checkpoint_path()
     if path is None or not path.exists():
         return [], "none"
-    parts = [path / f"shard-{n}" for n in range(shards.checkpoint_shards(path))] or [path]
+    parts = [path / f"shard-{n}" for n in range(shard_files.checkpoint_shards(path))] or [path]
     try:
         for part in parts:
             checkpoint.check(part)
