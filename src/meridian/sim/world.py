@@ -172,7 +172,7 @@ class World:
         self.mapper: Callable[[tuple[int, bytes]], None] | None = None
         """Moves the range around a key."""
         self._seq = 0
-        self._events_max = EVENTS_MAX * max(1, swarm.safety_ns // (5 * S))
+        self._events_max = EVENTS_MAX * -(-swarm.safety_ns // (5 * S))
         self._heap: list[tuple[int, int, Action]] = []
         self._hash = hashlib.blake2b(digest_size=8)
         self._randoms: dict[str, Random] = {}
