@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from meridian.sim import range_checks
 from meridian.sim.replica import Replica
-from meridian.sim.run import run_seed
+from meridian.sim.run import Run, run_seed
 from meridian.sim.swarm import choose
+from meridian.sim.world import START, S
 from meridian.storage import agreement
 
 ROTTING = list(itertools.islice((seed for seed in itertools.count() if choose(seed).rots), 24))
@@ -49,3 +51,30 @@ def test_checkpoints_that_nobody_confirmed_are_noticed(monkeypatch: pytest.Monke
     assert first_failure(
         [seed for seed in range(800) if choose(seed).rots and choose(seed).checkpoints]
     )
+
+
+def test_what_copies_of_ranges_agreed_on_before_the_rot_counts_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Completeness may run ahead of the clock: a tau does not tell when a check was made."""
+    monkeypatch.setattr(range_checks, "CHECK_NS", 4 * S)
+    mixes = ((seed, choose(seed)) for seed in itertools.count())
+    calm = (n for n, one in mixes if one.sharded and one.rots and not one.disturbers)
+    run = Run(next(seed for seed in calm if not choose(seed).controllers))
+    assert run.fleet is not None
+    replicas = run.fleet.living()
+    rotten: list[int] = []
+
+    def rot_after_checks() -> None:
+        for replica in replicas:
+            for part, _ in replica.checks._shards():
+                replica.checks._part = part
+                replica.checks._verdict(agreement.Agreed(0, START + 100 * S, 2))
+        rotten.append(run.world.counts.get("rot", 0))
+        for replica in replicas:
+            if run.world.counts.get("rot", 0) == rotten[0]:
+                replica.rot()
+
+    run.world.at(START + run.swarm.safety_ns - 1, rot_after_checks)
+    assert run.go().failure == ""
+    assert run.world.counts["rot"] > rotten[0]

@@ -29,6 +29,8 @@ class RangeChecks:
         self.discard = False
         """A majority says that this copy is wrong: it is built anew."""
         self.agreed: dict[Range, int] = {}
+        """Found equal to others as of this tau, after the healing: nothing rots since."""
+        self._began_healed = False
         self._core = SelfCheck(replica.number, patience_ns=S)
         self._part = replica.part
         self._turn = 0
@@ -42,10 +44,14 @@ class RangeChecks:
         if self.replica.world.swarm.rots:
             self._look()
 
-    def settled(self, tau: int) -> bool:
-        """Every shard that it holds a part of was found equal to the others since tau."""
+    def settled(self, newest: int) -> bool:
+        """Every shard that it holds a part of was found equal to the others after the healing.
+
+        `newest`: the tau of the last commit that it applied, which may have rotted.  When a check
+        was made its tau does not tell: completeness may run ahead of the clock.
+        """
         shards = self._shards()
-        return all(self.agreed.get(part, 0) >= tau for part, peers in shards if peers)
+        return all(self.agreed.get(part, 0) >= newest for part, peers in shards if peers)
 
     def _shards(self) -> list[tuple[Range, tuple[int, ...]]]:
         """What it shares with others, as a map says that may be old."""
@@ -81,6 +87,7 @@ class RangeChecks:
                 self._tried = True
                 if able:
                     self._part, peers, tau = held, able[0], copy.complete
+            self._began_healed = mine.world.healed
             self._judge(agreement.Due(tau, peers))
         mine.after(CHECK_NS, self._look)
 
@@ -130,11 +137,14 @@ class RangeChecks:
         mine.world.trace("verdict", mine.name, type(verdict).__name__, *self._part)
         publishing, self._publishing = self._publishing, None
         if isinstance(verdict, agreement.Agreed):
-            self.agreed[self._part] = max(self.agreed.get(self._part, 0), verdict.tau)
+            if self._began_healed:
+                before = self.agreed.get(self._part, 0)
+                self.agreed[self._part] = max(before, verdict.tau)
             if publishing is not None and publishing[0].complete == verdict.tau:
                 mine.fleet.archive.write(mine, *publishing)
         elif isinstance(verdict, agreement.RemoveSelf):
             self.discard = True
+            self.agreed = {}
             mine.crash()
             mine.start()
 

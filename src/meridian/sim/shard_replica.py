@@ -15,7 +15,7 @@ from meridian.routing import core as routing
 from meridian.sim.follower import Follower
 from meridian.sim.lane import Lane
 from meridian.sim.messages import CountAsked, CountTold, Get, Got, Key, Page, Scan, Unread
-from meridian.sim.range_checks import RangeChecks
+from meridian.sim.range_checks import CHECK_LAG_NS, RangeChecks
 from meridian.sim.range_snapshots import RangeSnapshots
 from meridian.sim.store import Store
 from meridian.sim.world import MS, S
@@ -305,7 +305,9 @@ class RangeReplica(Follower):
         """Complete through tau and, where values rot, found equal to the others since."""
         if self.complete < tau or not self.alive:
             return False
-        if self.world.swarm.rots and not self.checks.settled(tau - S):
+        newest = max((store.tau for store in self.stores), default=0)
+        if self.world.swarm.rots and not self.checks.settled(max(newest, 1)):
+            self.demand(newest + CHECK_LAG_NS)
             return False
         for store in self.stores:
             store.forget_old_rot()
