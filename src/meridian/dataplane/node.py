@@ -20,7 +20,15 @@ import apsw
 from meridian.adjudicator import events as ev
 from meridian.clock.clock import Clock
 from meridian.crossbar import core as crossbar
-from meridian.dataplane import admin, recovery, selfcheck, shard_files, shards, topology
+from meridian.dataplane import (
+    admin,
+    recovery,
+    selfcheck,
+    shard_files,
+    shards,
+    system_relations,
+    topology,
+)
 from meridian.dataplane.catalog import Catalog
 from meridian.dataplane.commits import CommitPath
 from meridian.dataplane.counters import Counters
@@ -36,7 +44,7 @@ from meridian.dataplane.replica import Replica, Resume
 from meridian.dataplane.reshape import Reshape
 from meridian.dataplane.seat import Seat
 from meridian.dataplane.selfcheck import SelfCheck
-from meridian.dataplane.sequences import COLUMN_IS_CALLED, COLUMN_LAST, SID_SEQUENCES, Sequences
+from meridian.dataplane.sequences import Sequences
 from meridian.dataplane.shard_feed import ShardedReplica
 from meridian.dataplane.topology import Topology
 from meridian.errors import Kind, MeridianError
@@ -57,26 +65,8 @@ from meridian.metadata.ownership import DirectoryLock, boot_id
 from meridian.metadata.store import MetadataStore
 from meridian.storage import Engine
 from meridian.wire.frames import COMMIT_HAS_SCHEMA
-from meridian.wire.ops import (
-    CLASS_BYTES,
-    CLASS_INTEGER,
-    CLASS_OPAQUE,
-    JOB_COLUMNS,
-    KIND_TABLE,
-    SID_CATALOG,
-    SID_CATALOG_AUDIT,
-    SID_CATALOG_IMAGE,
-    SID_JOBS,
-    SID_STATISTICS,
-    SID_STATISTICS_HEADS,
-    STATISTICS_HEAD_COLUMNS,
-    Add,
-    Create,
-    Op,
-    encode_chunk,
-)
+from meridian.wire.ops import encode_chunk
 from meridian.wire.partition import PartitionMap, Span
-from meridian.wire.reach import COLUMN_REACH
 from meridian.wire.votes import Message
 
 log = logging.getLogger("meridian.node")
@@ -398,24 +388,7 @@ class Node:
 
     async def _bootstrap(self) -> None:
         """The system relations that a new cluster, or one of an earlier version, lacks."""
-        integers = [(COLUMN_LAST, CLASS_INTEGER), (COLUMN_IS_CALLED, CLASS_INTEGER)]
-        catalog = [(1, CLASS_OPAQUE), (2, CLASS_BYTES), (COLUMN_REACH, CLASS_OPAQUE)]
-        jobs = [(attnum, CLASS_BYTES) for attnum in range(1, JOB_COLUMNS + 1)]
-        heads = [(attnum, CLASS_INTEGER) for attnum in range(1, STATISTICS_HEAD_COLUMNS + 1)]
-        wanted: list[Create] = [
-            Create(SID_CATALOG, KIND_TABLE, catalog, 0),
-            Create(SID_SEQUENCES, KIND_TABLE, integers, 0),
-            Create(SID_JOBS, KIND_TABLE, jobs, 0),
-            Create(SID_CATALOG_IMAGE, KIND_TABLE, [(1, CLASS_OPAQUE)], 0),
-            Create(SID_CATALOG_AUDIT, KIND_TABLE, [(1, CLASS_BYTES)], 0),
-            Create(SID_STATISTICS_HEADS, KIND_TABLE, heads, 0),
-            Create(SID_STATISTICS, KIND_TABLE, [(1, CLASS_OPAQUE)], 0),
-        ]
-        known = self.engine.known_columns
-        ops: list[Op] = [op for op in wanted if known(op.sid) is None]
-        columns = known(SID_CATALOG)
-        if columns is not None and COLUMN_REACH not in columns:
-            ops.append(Add(SID_CATALOG, COLUMN_REACH, CLASS_OPAQUE, None))
+        ops = system_relations.missing(self.engine.known_columns)
         if not ops:
             return
         chunk = encode_chunk(ops)
