@@ -36,8 +36,12 @@ def dev(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_json_line_and_clean_end(tmp_path: Path) -> None:
-    process = dev("--dir", str(tmp_path / "d"), "--port", "0", "--json")
+def test_json_line_and_clean_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as shell:
+        # Meant for the caller's own sessions, and no good for any other.
+        for name in ("PGTZ", "PGSERVICE", "PGHOSTADDR", "PGCHANNELBINDING", "PGOPTIONS"):
+            shell.setenv(name, "nonsense")
+        process = dev("--dir", str(tmp_path / "d"), "--port", "0", "--json")
     assert process.stdout is not None
     facts = json.loads(process.stdout.readline())
     assert set(facts) == {"dsn", "dsns", "port", "dir", "pid", "start_ms"}

@@ -113,6 +113,31 @@ def test_sockets_lie_in_a_short_private_directory() -> None:
         places.remove_sockets(path)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user's PostgreSQL")
+def test_a_strict_umask_keeps_postgresql_s_user_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = pg_user()
+    state, hidden = tmp_path / "state", tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o711)
+    monkeypatch.setenv("MERIDIAN_STATE_DIR", str(state))
+    before = os.umask(0o077)
+    try:
+        chosen = places.postgres_directory(hidden, "c", user)
+    finally:
+        os.umask(before)
+    assert chosen == state / "c" / "postgres" and user.can_reach(chosen)
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "/".join(["d" * 80] * 6)
+    with pytest.raises(SetupError, match="longer than 400 bytes"):
+        ClusterDirectory(path).open(None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_logs_rotate_and_keep_a_bounded_number(tmp_path: Path) -> None:
     log = RotatingLog(tmp_path / "x.log", size_bytes=1000, files=3)
     for n in range(200):

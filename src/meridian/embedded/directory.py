@@ -24,6 +24,8 @@ from meridian.instance.errors import SetupError
 
 FORMAT_VERSION = 1
 PASSWORD_BYTES = 18
+PATH_BYTES = 400
+"""SQLite takes no path over 512 bytes; the rest is for the files of checkpoints."""
 LOCK_TRIES = 10
 LOCK_PAUSE_S = 0.05
 
@@ -164,6 +166,11 @@ class ClusterDirectory:
 
     def _make(self) -> None:
         """Others may pass through the directory (PostgreSQL's user must), but not list it."""
+        if len(os.fsencode(self.path)) > PATH_BYTES:
+            raise SetupError(
+                f"the path of the directory is longer than {PATH_BYTES} bytes",
+                "Name one with a shorter path with --dir.",
+            )
         try:
             self.path.mkdir(parents=True, mode=0o711 if os.geteuid() == 0 else 0o700)
         except FileExistsError:

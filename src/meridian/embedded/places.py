@@ -76,8 +76,10 @@ def postgres_directory(directory: Path, cluster: str, user: PgUser) -> Path:
             shutil.rmtree(outside, ignore_errors=True)
     elif os.geteuid() == 0:
         chosen = outside / "postgres"
-        outside.mkdir(mode=0o711, parents=True, exist_ok=True)
-        outside.parent.chmod(0o711)
+        outside.mkdir(parents=True, exist_ok=True)
+        for one in (outside.parent, outside):
+            # Whatever the umask is.
+            one.chmod(0o711)
     else:
         raise SetupError(f"{directory} cannot be entered by user {user.name}")
     chosen.mkdir(mode=0o700, exist_ok=True)

@@ -19,7 +19,7 @@ from meridian.embedded.directory import ClusterDirectory, Identity, InstanceFact
 from meridian.embedded.instance_keeper import DOWN, SERVING, InstanceKeeper
 from meridian.embedded.plane_keeper import PlaneKeeper
 from meridian.embedded.site import QUERY_HOSTS_MAX, Options, Site
-from meridian.instance import processes, root, software, work
+from meridian.instance import processes, root, software, users, work
 from meridian.instance.errors import SetupError
 
 __all__ = ["Options", "Supervisor"]
@@ -43,6 +43,7 @@ class Supervisor:
 
     async def run(self, on_ready: Callable[[Running], None]) -> None:
         """Until told to stop. Raises SetupError when the cluster cannot be started or kept."""
+        users.forget_settings_of_clients()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stopping.set)

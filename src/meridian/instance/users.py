@@ -115,3 +115,9 @@ def clean_environment() -> dict[str, str]:
     kept["LC_ALL"] = "C"
     kept.pop("TZ", None)
     return kept
+
+
+def forget_settings_of_clients() -> None:
+    """Sessions of this process are not what the caller's PGTZ, PGSSLMODE and the like ask for."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
