@@ -27,15 +27,6 @@
 #define CONNECT_TIMEOUT_MS 10000
 #define CONNECT_TRIES 200
 #define CONNECT_PAUSE_US 10000
-#define LIMITS_MAX 64
-#define LIMIT_NAME_BYTES 64
-
-typedef struct MerLimit
-{
-	char		name[LIMIT_NAME_BYTES];
-	int64		value;
-} MerLimit;
-
 typedef struct MerSocket
 {
 	pgsocket	fd;
@@ -54,10 +45,6 @@ static MerSocket sock = {.fd = PGINVALID_SOCKET};
 static MerProto *proto = NULL;
 static MemoryContext wire_context = NULL;
 static uint32 wait_event = 0;
-static char profile[16] = "";
-static int	nlimits = 0;
-static MerLimit limits[LIMITS_MAX];
-
 /* The counters live with EXPLAIN; a library without it still counts somewhere. */
 extern MerCounters mer_counters __attribute__((weak));
 
@@ -258,44 +245,6 @@ mp_malformed(const char *why)
 /* ---------- connecting ---------- */
 
 static void
-read_limits(MpReader *r)
-{
-	uint32		n = mp_get_map(r);
-
-	nlimits = 0;
-	while (n-- > 0)
-	{
-		uint32		len;
-		const char *name = mp_get_bytes(r, &len);
-		int64		value = mp_get_int(r);
-
-		if (nlimits == LIMITS_MAX || len >= LIMIT_NAME_BYTES)
-			mp_malformed("limits map too large");
-		memcpy(limits[nlimits].name, name, len);
-		limits[nlimits].name[len] = '\0';
-		limits[nlimits++].value = value;
-	}
-}
-
-static void
-read_welcome(MpReader *r)
-{
-	uint32		len;
-	const char *name;
-
-	if (mp_get_int(r) != MER_PROTOCOL_VERSION)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the gateway speaks another protocol version")));
-	name = mp_get_bytes(r, &len);
-	if (len >= sizeof(profile))
-		mp_malformed("profile name too long");
-	memcpy(profile, name, len);
-	profile[len] = '\0';
-	read_limits(r);
-}
-
-static void
 take_answer(MerReply *reply, const MerAnswer *answer)
 {
 	reply->type = answer->type;
@@ -360,7 +309,7 @@ connect_and_greet(int timeout_ms, MerReply *reply)
 		status = greet(deadline_ms, reply);
 		if (status == MER_OK && reply->type == MER_WELCOME)
 		{
-			read_welcome(&reply->body);
+			mer_welcome_read(&reply->body);
 			sock.number++;
 		}
 		else
@@ -437,8 +386,8 @@ raise_pin_lost(void)
 }
 
 /* Be connected.  A transaction that has used a socket cannot go on with another. */
-static void
-ensure_connected(void)
+void
+mer_wire_ensure(void)
 {
 	ensure_proto();
 	if (pin_lost())
@@ -497,7 +446,7 @@ mer_wire_send(StringInfo buf)
 	bool		first = !sock.used;
 	MerStatus	status;
 
-	ensure_connected();
+	mer_wire_ensure();
 	sock.used = true;
 	if (!first)
 		raise_refused();
@@ -531,7 +480,7 @@ wait_for_answer(uint32 id)
 	MerReply	reply;
 	MerStatus	status;
 
-	ensure_connected();
+	mer_wire_ensure();
 	sock.serve_interrupts = true;
 	PG_TRY();
 	{
@@ -597,7 +546,7 @@ mer_wire_wait_settled(uint32 id, const MerSettle *settle)
 	MerStatus	status;
 	bool		timed = settle->meanwhile != NULL;
 
-	ensure_connected();
+	mer_wire_ensure();
 	PG_TRY();
 	{
 		for (;;)
@@ -726,57 +675,12 @@ mer_wire_try_reconnect(int timeout_ms)
 	return proto->connected ? MER_OK : MER_LOST;
 }
 
-/* ---------- limits, leases ---------- */
+/* ---------- its state ---------- */
 
 bool
 mer_wire_connected(void)
 {
 	return proto != NULL && proto->connected;
-}
-
-const char *
-mer_profile(void)
-{
-	if (profile[0] == '\0')
-		ensure_connected();
-	return profile;
-}
-
-int64
-mer_limit(const char *name)
-{
-	int			i;
-
-	if (nlimits == 0)
-		ensure_connected();
-	for (i = 0; i < nlimits; i++)
-		if (strcmp(limits[i].name, name) == 0)
-			return limits[i].value;
-	elog(ERROR, "the gateway sent no limit \"%s\"", name);
-}
-
-int64
-mer_lease(int kind, int count, int64 *first)
-{
-	StringInfoData buf;
-	uint32		id;
-	MerReply	reply;
-	int64		granted;
-
-	initStringInfo(&buf);
-	id = mer_wire_begin(&buf, MER_LEASE, 4);
-	mp_put_int(&buf, kind);
-	mp_put_int(&buf, count);
-	reply = mer_wire_call(&buf, id);
-	if (reply.type != MER_LEASED)
-		mp_malformed("not an answer to LEASE");
-	*first = mp_get_int(&reply.body);
-	granted = mp_get_int(&reply.body);
-	if (granted < 1 || granted > count)
-		mp_malformed("lease of another size");
-	pfree(reply.frame);
-	pfree(buf.data);
-	return granted;
 }
 
 /* What a transaction has not waited for concerns nobody after its end. */

@@ -31,6 +31,12 @@ extern MerStatus mer_wire_try_wait(uint32 id, int timeout_ms, MerReply *reply);
  */
 extern MerStatus mer_wire_try_reconnect(int timeout_ms);
 
+/* Connects if it is not. */
+extern void mer_wire_ensure(void);
+
+/* WELCOME's profile and limits, behind its type and id (welcome.c). */
+extern void mer_welcome_read(MpReader *r);
+
 /* Throw an ERROR answer with its SQLSTATE, message, detail and hint. */
 pg_noreturn extern void mer_wire_raise(MerReply *reply);
 

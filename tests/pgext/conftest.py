@@ -22,6 +22,7 @@ CODEC_FILES = [
     "rowcodec",
     "keyenc",
     "proto",
+    "welcome",
     "wire",
     "wireerror",
     "debug",
