@@ -271,6 +271,27 @@ def test_a_lost_copy_is_made_anew_in_another_zone() -> None:
     assert len(world.shards[0].replicas) == 2 and 2 not in world.shards[0].replicas
 
 
+def test_what_a_replaced_copy_holds_beyond_its_shard_others_serve_first() -> None:
+    """Its order to shrink was lost, and the shard that it holds beside its own lags."""
+    world = World(3, faults=False)
+    half = b"\x40"
+    world.shards = (Placed(b"", half, (1, 2)), Placed(half, END, (3, 4)))
+    parts = {1: Range(b"", END), 2: Range(b"", half), 3: Range(half, END), 4: Range(half, END)}
+    world.copies = {number: Copy(number, part, 0) for number, part in parts.items()}
+    world.tick()
+    world.up[1] = False
+    while world.version == 1:
+        world.tick()
+    world.up[1] = True
+    world.copies[3].ready = world.copies[4].ready = world.now + 60 * S
+    for _ in range(59):
+        world.tick()
+    assert 1 in world.copies
+    for _ in range(120):
+        world.tick()
+    assert 1 not in world.copies and world.settled()
+
+
 def test_many_readers_get_one_more_copy() -> None:
     world = World(4, faults=False)
     world.reads = {1: 15_000, 2: 15_000}

@@ -25,6 +25,8 @@ SEEDS = {
     522: "credit was never given back for what a file held already",
     400238: "a catalog was asked for as of a tau that no replica held any more, for ever",
     10892: "splits that were still to be done took longer than the time that every seed had",
+    3139: "a doubled request was answered otherwise after a split, and the second answer was kept",
+    3179: "a replaced copy went with what it held beyond its shard, which nobody else served",
     16175: "a check for rot ahead of the clock was taken for one after the rot",
 }
 

@@ -31,7 +31,7 @@ from meridian.control.views import (
     TakeOver,
 )
 from meridian.limits import S
-from meridian.wire.ranges import Range
+from meridian.wire.ranges import Range, subtract
 
 MIB = 1 << 20
 
@@ -358,10 +358,14 @@ class Control:
                 if done:
                     continue
                 left = True
+                # It may hold more than its shard: an order to shrink was lost.
+                given = [report.range if report else shard.range]
+                given = subtract(given, keeps) if keeps else given
+                needed = [one for one in change.new if keeps is None or one.range != keeps]
+                needed += [one for one in self.shards if any(map(one.range.meets, given))]
                 others = all(
                     any(self._serving(now, r, one.range) for r in one.replicas if r != replica)
-                    for one in change.new
-                    if keeps is None or one.range != keeps
+                    for one in needed
                 )
                 if others and self._again(now, "retire", replica, self.policy.fresh_ns):
                     actions.append(self._retirement(now, replica, keeps, change.reason))
