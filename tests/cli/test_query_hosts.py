@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 
 from meridian.gateway.client import Client
 from meridian.wire.ops import SID_CATALOG, Put, conflict_hash
-from tests.crash.processes import Embedded
+from tests.crash.processes import Embedded, dev_command
 
 DEADLINE_S = 30.0
 Connection = psycopg.Connection[Any]
@@ -189,19 +188,7 @@ def test_ports_follow_each_other(tmp_path: Path) -> None:
     """The second port is taken, so the second instance takes the third."""
     with socket.socket() as taken:
         base = _below_a_taken_one(taken)
-        command = [
-            sys.executable,
-            "-m",
-            "meridian",
-            "dev",
-            "--dir",
-            str(tmp_path / "d"),
-            "--port",
-            str(base),
-            "--query-hosts",
-            "2",
-            "--json",
-        ]
+        command = dev_command(tmp_path / "d", "--query-hosts", "2", "--json", port=base)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         facts = json.loads(process.stdout.readline())

@@ -27,7 +27,7 @@ from meridian.dataplane import housekeeping
 from meridian.dataplane.node import Node
 from meridian.gateway.client import Client
 from meridian.limits import STANDARD
-from tests.crash.processes import Embedded
+from tests.crash.processes import Embedded, dev_command
 from tests.differential.programs import Program
 from tests.differential.runner import run_statement
 
@@ -266,10 +266,8 @@ def trim(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def dev(embedded: Embedded, *options: str) -> subprocess.CompletedProcess[str]:
     """A start that must end by itself."""
-    command = [sys.executable, "-m", "meridian", "dev", "--dir", str(embedded.directory)]
-    return subprocess.run(
-        [*command, "--port", "0", *options], capture_output=True, text=True, timeout=20, check=False
-    )
+    command = dev_command(embedded.directory, *options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
 
 
 @pytest.mark.parametrize("again", [rebuild, by_hand])
@@ -367,17 +365,7 @@ def test_a_rebuild_that_is_killed_is_finished_by_the_next_start(embedded: Embedd
     workload(embedded, SEED + 3)
     before = Facts(embedded)
     embedded.stop()
-    command = [
-        sys.executable,
-        "-m",
-        "meridian",
-        "dev",
-        "--dir",
-        str(embedded.directory),
-        "--port",
-        "0",
-        "--rebuild",
-    ]
+    command = dev_command(embedded.directory, "--rebuild")
     for pause_s in (0.2, 0.35, 0.5, 0.7, 0.9):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(pause_s)

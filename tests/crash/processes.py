@@ -35,6 +35,12 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
+def dev_command(directory: Path, *options: str, port: int = 0) -> list[str]:
+    """`meridian dev` on a directory."""
+    command = [sys.executable, "-m", "meridian", "dev", "--dir", str(directory)]
+    return [*command, "--port", str(port), *options]
+
+
 class Embedded:
     """One `meridian dev` on `directory`; start() may be called again after a kill."""
 
@@ -48,18 +54,7 @@ class Embedded:
 
     def start(self) -> None:
         log = open(self.directory.parent / f"{self.directory.name}.err", "ab")  # noqa: SIM115
-        command = [
-            sys.executable,
-            "-m",
-            "meridian",
-            "dev",
-            "--dir",
-            str(self.directory),
-            "--port",
-            "0",
-            "--json",
-            *self.options,
-        ]
+        command = dev_command(self.directory, "--json", *self.options)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

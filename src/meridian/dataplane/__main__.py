@@ -41,7 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, required=True, help="data directory")
     parser.add_argument("--socket", type=Path, required=True, help="path of the gateway's socket")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="standard")
-    parser.add_argument("--adjudicators", type=int, help="key-range shards (1)")
+    parser.add_argument("--adjudicators", type=int, help="ranges of keys that decide commits (1)")
     parser.add_argument("--journals", type=int, help="journals, each with one writer (1)")
     parser.add_argument("--ephemeral", action="store_true", help="no fsync: nothing survives")
     parser.add_argument(

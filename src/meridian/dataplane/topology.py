@@ -1,8 +1,8 @@
 """How many adjudicators and journals a cluster has, and who owns which keys in the beginning.
 
-An *adjudicator* here is a key-range shard; a journal has one writer, an adjudicator core with the
-journal's number. With more shards than journals a core owns several shards; with more journals
-than shards some journals are idle. The first partition map follows from the two numbers by a rule
+An *adjudicator* here is a share of the keys; a journal has one writer, an adjudicator core with the
+journal's number. With more shares than journals a core owns several of them; with more journals
+than shares some journals are idle. The first partition map follows from the two numbers by a rule
 (`first_map`), which is never changed: a journal without RELEASE and ACQUIRE records belongs to
 whom the rule says.
 """
@@ -137,7 +137,7 @@ Range = tuple[Place, Place]
 _INTEGER = b"\x01\x80" + bytes(6)
 """Begins the keys of integers below 256 (docs/formats.md, "Keys"); one byte follows."""
 _INSIDE: Final = (
-    # First key, next one, and how many shards further on: the numbers 3 through 9 and 16 through
+    # First key, next one, and how many shares further on: the numbers 3 through 9 and 16 through
     # 19, as hidden ids and as the first column of a key; text from m through o.
     (bytes(7) + b"\x03", bytes(7) + b"\x0a", 1),
     (b"\x01m", b"\x01p", 1),
@@ -154,31 +154,31 @@ def first_map(topology: Topology, journals: Sequence[int] = ()) -> PartitionMap:
     relations lie elsewhere, so that small databases too use all owners. It is a beginning: ranges
     move by RELEASE and ACQUIRE.
     """
-    shards = topology.adjudicators
+    shares = topology.adjudicators
     numbers = journals or range(topology.journals)
     starts: list[Place] = []
     owners: list[int] = []
-    for place, shard in _borders(shards):
-        owner = numbers[shard % shards % topology.journals]
+    for place, share in _borders(shares):
+        owner = numbers[share % shares % topology.journals]
         if not owners or owners[-1] != owner:
             starts.append(place)
             owners.append(owner)
     return PartitionMap(1, tuple(starts), tuple(owners))
 
 
-def _borders(shards: int) -> Iterator[tuple[Place, int]]:
+def _borders(shares: int) -> Iterator[tuple[Place, int]]:
     yield FIRST, 0
-    if shards == 1:
+    if shares == 1:
         return
     for number in range(_SEQUENCES_CUT):
         yield (_SEQUENCES_SID, (_SID_FIRST + 4 * number).to_bytes(8, "big")), number
     yield (_SEQUENCES_SID + 1, b""), 0
     for number in range(_SIDS_CUT):
-        sid, shard = _SID_FIRST + number, number // _GROUP
-        yield (sid, b""), shard
+        sid, share = _SID_FIRST + number, number // _GROUP
+        yield (sid, b""), share
         for lo, hi, further in _INSIDE:
-            yield (sid, lo), shard + further
-            yield (sid, hi), shard
+            yield (sid, lo), share + further
+            yield (sid, hi), share
     for group in range(_SIDS_CUT // _GROUP, _GROUPS):
         yield (_SID_FIRST + group * _GROUP, b""), group
 
