@@ -117,6 +117,7 @@ class Follower(Node, ABC):
         for number, start in starts.items():
             self._readers[number] = self.parts.reader(start)
             self._feeds[number] = self._feed(number, start)
+            self.opened(number, start)
             # Commits through this tau are in all the files, of whichever journal.
             stores = [lane.store for lane in self.lanes]
             tau = min((store.complete for store in stores), default=0)
@@ -215,6 +216,9 @@ class Follower(Node, ABC):
                 place = self._passed[number].newest(positions.get(number, 0))
                 if place is not None:
                     journal.cut(place)
+
+    def opened(self, number: int, start: Position) -> None:
+        """A journal is read from its beginning on."""
 
     def read_on(self, number: int, reader: Reader) -> None:
         """One more record of a journal was accepted."""

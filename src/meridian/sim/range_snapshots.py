@@ -24,19 +24,26 @@ class RangeSnapshots:
         self._begins: dict[int, list[Position]] = {}
         """Per journal, places outside of open transactions, ascending (6.7)."""
 
-    def begin(self, starts: dict[int, Position]) -> None:
-        """The journals are read from their beginnings."""
-        self._begins = {number: [start] for number, start in starts.items()}
+    def begin(self) -> None:
+        """The journals are read anew."""
+        self._begins = {}
+
+    def opened(self, number: int, start: Position) -> None:
+        """A journal is read from its beginning."""
+        self._begins[number] = [start]
 
     def read_on(self, number: int, reader: Reader) -> None:
         """One more record of a journal was accepted."""
         if reader.open_n() is None:
-            self._begins.setdefault(number, []).append(reader.position())
+            self._begins[number].append(reader.position())
 
     def take(self, copy: Store, random: Random) -> None:
         """Sends a copy of the file; where values rot, once a second copy has confirmed it."""
         mine = self.replica
-        starts = {j: self._begin_of(j, copy.positions.get(j, 0)) for j in self._begins}
+        # Membership goes with them (6.7): a journal that was heard of and cannot be read yet
+        # begins with its first record.
+        known = dict.fromkeys([*self._begins, *sorted(copy.positions)])
+        starts = {j: self._begin_of(j, copy.positions.get(j, 0)) for j in known}
         # Chunks of open transactions are read again, all of them.
         copy.staged = {}
         copy.positions = {journal: start.n for journal, start in starts.items()}
@@ -51,7 +58,10 @@ class RangeSnapshots:
 
     def _begin_of(self, journal: int, n: int) -> Position:
         """The last place that is in the file already."""
-        found = self._begins[journal]
+        found = self._begins.get(journal)
+        if found is None:
+            assert n == 0, "more is in the file than was read"
+            return Position()
         held = [one for one in found if one.n <= n]
         self._begins[journal] = [held[-1], *(one for one in found if one.n > n)]
         return held[-1]

@@ -93,7 +93,7 @@ class RangeReplica(Follower):
 
     def _follow(self, starts: dict[int, Position]) -> None:
         self._reads = {}
-        self.snapshots.begin(starts)
+        self.snapshots.begin()
         self._bar = self.parts.crossbar()
         self.lanes = [
             Lane(self, number, store, self._random) for number, store in enumerate(self.stores, 1)
@@ -314,6 +314,10 @@ class RangeReplica(Follower):
         return True
 
     # Snapshots
+
+    def opened(self, number: int, start: Position) -> None:
+        """One more journal is read."""
+        self.snapshots.opened(number, start)
 
     def read_on(self, number: int, reader: Reader) -> None:
         """One more record was accepted."""

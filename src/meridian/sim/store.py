@@ -181,8 +181,10 @@ class Store:
         self.noted = max(self.noted, other.noted)
         self.horizon = max(self.horizon, other.horizon)
         self.built = max(self.built, other.built)
-        shared = self.positions.keys() & other.positions.keys()
-        self.positions = {j: min(self.positions[j], other.positions[j]) for j in sorted(shared)}
+        journals = sorted(self.positions.keys() | other.positions.keys())
+        both = self.positions, other.positions
+        # As the engines: a journal that one of them knows is known, from its first record on.
+        self.positions = {j: min(one.get(j, 0) for one in both) for j in journals}
         owned = sorted([*self.ranges.owned, *other.ranges.owned], key=lambda one: one.lo)
         self.ranges = self._make(owned)
 
