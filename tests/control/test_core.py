@@ -371,7 +371,16 @@ def test_a_new_control_core_takes_over_a_journal_whose_owner_it_never_heard() ->
     actions = owners(control, 100 * S, {0: 10, 1: 10}, silent=1)
     assert [a.adjudicator for a in actions if isinstance(a, TakeOver)] == [2]
     control.step(Interval(107 * S, 107 * S), JournalsInForce((0,)))
-    assert not owners(control, 120 * S, {0: 10}), "a journal that ended needs no owner"
+    assert not owners(control, 120 * S, {0: 10}), "a journal that is gone needs no owner"
+
+
+def test_a_journal_that_has_ended_needs_an_owner_who_gets_no_keys() -> None:
+    control = Control(POLICY)
+    control.step(Interval(100 * S, 100 * S), JournalsInForce((0, 1, 2), ended=(2,)))
+    actions = owners(control, 100 * S, {0: 50_000, 1: 10, 2: 0})
+    assert [(a.source, a.target) for a in actions if isinstance(a, MoveKeys)] == [(0, 1)]
+    actions = owners(control, 106 * S, {0: 10, 1: 10, 2: 0}, silent=2)
+    assert [a.adjudicator for a in actions if isinstance(a, TakeOver)] == [2]
 
 
 def test_two_control_cores_in_step_do_not_take_over_in_step_for_ever() -> None:

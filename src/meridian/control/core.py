@@ -91,9 +91,14 @@ class MapInForce(msgspec.Struct, frozen=True):
 
 
 class JournalsInForce(msgspec.Struct, frozen=True):
-    """What the metadata store says: these journals take commits, so each needs an owner."""
+    """What the metadata store says: each of these journals needs an owner.
+
+    `ended`: those that have ended or are about to (4.7). Their owners end them and tell outcomes
+    (5.6), but keys are of no use there.
+    """
 
     journals: tuple[int, ...]
+    ended: tuple[int, ...] = ()
 
 
 Event = Tick | Reported | MapInForce | JournalsInForce
@@ -137,6 +142,8 @@ class Control:
         self.owners: dict[int, AdjudicatorReport] = {}
         self.journals: dict[int, int] | None = None
         """Since when each is known to need an owner; None: nobody has said which there are."""
+        self._ended: tuple[int, ...] = ()
+        """Those of them that take no keys."""
         self._streaks: dict[tuple[str, bytes | int], int] = {}
         self._quiet: list[tuple[Range, int]] = []
         """Ranges left alone until a time."""
@@ -157,6 +164,7 @@ class Control:
             case JournalsInForce():
                 known = self.journals or {}
                 self.journals = {n: known.get(n, now.earliest) for n in event.journals}
+                self._ended = event.ended
             case Tick():
                 return self._tick(now.earliest)
         return []
@@ -522,7 +530,8 @@ class Control:
                 actions.append(TakeOver(self._number(), number, best.host, reason))
         live = [r for r in self.owners.values() if now - r.at <= policy.owner_ns]
         if self.journals is not None:
-            live = [r for r in live if r.adjudicator in self.journals]
+            taking = [n for n in self.journals if n not in self._ended]
+            live = [r for r in live if r.adjudicator in taking]
         if len(live) < 2:
             return
         hot = max(live, key=lambda r: (r.commits_per_s, -r.adjudicator))

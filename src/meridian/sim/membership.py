@@ -32,6 +32,8 @@ class Registrar(Node):
         self._opened = opened
         self._mapper = mapper
         self._routes = routes
+        self._journals = list(routes)
+        """All that exist: one that has ended still tells outcomes (5.6)."""
         self._plan: list[tuple[int, ev.AddJournal | ev.CloseJournal]] = []
         """(journal whose owner is asked, what)"""
 
@@ -64,7 +66,8 @@ class Registrar(Node):
     def receive(self, source: str, message: Any) -> None:
         """What became durable; questions of control cores."""
         if isinstance(message, AskJournals):
-            self.world.send(self.name, source, TheseJournals(tuple(self._routes)))
+            ended = tuple(one for one in self._journals if one not in self._routes)
+            self.world.send(self.name, source, TheseJournals(tuple(self._journals), ended))
             return
         assert isinstance(message, Changed)
         if not self._plan:
@@ -74,6 +77,7 @@ class Registrar(Node):
         if isinstance(told, ev.Added):
             if event == ev.AddJournal(told.journal):
                 self._plan.pop(0)
+                self._journals.append(told.journal)
                 self._opened(told.journal, told.tau)
         elif isinstance(event, ev.CloseJournal) and message.journal == journal:
             self._plan.pop(0)

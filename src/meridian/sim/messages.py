@@ -99,9 +99,10 @@ class AskJournals(msgspec.Struct, frozen=True):
 
 
 class TheseJournals(msgspec.Struct, frozen=True):
-    """The registrar's answer."""
+    """The registrar's answer; `ended`: those that take no commits any more."""
 
     journals: tuple[int, ...]
+    ended: tuple[int, ...] = ()
 
 
 class Fetch(msgspec.Struct, frozen=True):

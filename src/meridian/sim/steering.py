@@ -145,7 +145,7 @@ class Steerer(Node):
                 self.core.step(now, MapInForce(map_.version, shards))
                 self._count()
             case TheseJournals():
-                self.core.step(now, JournalsInForce(message.journals))
+                self.core.step(now, JournalsInForce(message.journals, message.ended))
             case Ordered(ok=False):
                 self.world.count("order refused")
 
