@@ -81,7 +81,8 @@ def check_owners(node: Node, journals: int) -> None:
             assert node.map.owner(span.lo) == owner.number
 
 
-def test_journals_come_and_go_while_commits_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.nightly), 3])
+def test_journals_come_and_go_while_commits_go_on(shards: int, tmp_path: Path) -> None:
     ids: dict[bytes, tuple[int, int]] = {}
 
     async def work() -> None:
@@ -104,7 +105,7 @@ def test_journals_come_and_go_while_commits_go_on(tmp_path: Path) -> None:
                         raise
                 await asyncio.sleep(0.002)
 
-        async with running(tmp_path) as node:
+        async with running(tmp_path, storage_shards=shards) as node:
             await commit(node, [create(sid) for sid in SIDS], flags=COMMIT_HAS_SCHEMA)
             rows = dict.fromkeys(range(1, 11), 100)
             await commit(node, [put(sid, rows) for sid in SIDS])
@@ -125,7 +126,7 @@ def test_journals_come_and_go_while_commits_go_on(tmp_path: Path) -> None:
             await check(node)
             assert [seat.closed for seat in node.seats] == [False, *([True] * 4)]
         for _ in range(2):
-            async with running(tmp_path) as node:
+            async with running(tmp_path, storage_shards=shards) as node:
                 check_owners(node, 1)
                 assert node.topology == Topology(1, 1) and node.reshape.done
                 await check(node)
@@ -220,6 +221,7 @@ def test_killed_at_any_moment_of_a_change(tmp_path: Path) -> None:
             kills += 1
             adjudicators, journals = rng.choice(choices)
             plane.options = ("--adjudicators", adjudicators, "--journals", journals)
+            plane.options += ("--storage-shards", rng.choice("13"))
             plane.start()
         plane.kill()
         plane.options = ("--adjudicators", "3", "--journals", "2")

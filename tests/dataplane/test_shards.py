@@ -14,6 +14,7 @@ import pytest
 from meridian.dataplane import balance, shard_files, shards
 from meridian.dataplane.node import Node
 from meridian.dataplane.shards import ShardedEngine
+from meridian.dataplane.topology import Topology
 from meridian.errors import MeridianError
 from meridian.gateway.client import Client
 from meridian.storage import Engine, ScanRequest, schema
@@ -71,18 +72,20 @@ class Model:
             self.tables[missing[0]] = {}
             return
         ops: list[Any] = []
-        for sid in sorted(rng.sample(list(self.tables), min(2, len(self.tables)))):
+        tables = {sid: dict(rows) for sid, rows in self.tables.items()}
+        for sid in sorted(rng.sample(list(tables), min(2, len(tables)))):
             rows = {rng.randrange(60): rng.randrange(1000) for _ in range(rng.randint(1, 5))}
             ops.append(put(sid, rows))
-            self.tables[sid].update(rows)
-            gone = [n for n in self.tables[sid] if n not in rows and rng.random() < 0.05]
+            tables[sid].update(rows)
+            gone = [n for n in tables[sid] if n not in rows and rng.random() < 0.05]
             if gone:
                 ops.append(delete(sid, gone))
                 for number in gone:
-                    del self.tables[sid][number]
+                    del tables[sid][number]
         if ops:
             tau = await commit(node, ops)
-            self.past.append((tau, {sid: dict(rows) for sid, rows in self.tables.items()}))
+            self.tables = tables
+            self.past.append((tau, {sid: dict(rows) for sid, rows in tables.items()}))
 
     async def check(self, node: Node) -> None:
         for sid, rows in self.tables.items():
@@ -142,6 +145,42 @@ def test_random_work_with_several_of_everything(seed: int, tmp_path: Path) -> No
         run(life())
         if model.random.random() < 0.5:
             shutil.rmtree(tmp_path / "storage")
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2, 3))]
+)
+def test_random_work_while_journals_come_and_go(seed: int, tmp_path: Path) -> None:
+    """Shards learn of added journals, whether they go on, are restored or made anew (4.7, 6.7)."""
+    model = Model(seed + 80)
+    closed: dict[int, None] = {}
+
+    async def life(count: int) -> None:
+        async with running(tmp_path, storage_shards=count) as node:
+            for _ in range(3):
+                node.reshape.want(Topology(*model.random.choice(((1, 1), (3, 2), (4, 4)))))
+                for _ in range(model.random.randint(1, 12)):
+                    try:
+                        await model.step(node)
+                    except MeridianError as error:
+                        # A range that has just moved costs older transactions their commit.
+                        if error.kind.value.sqlstate != "40001":
+                            raise
+                    if model.random.random() < 0.2:
+                        await node.housekeeping.checkpoint()
+                await model.check(node)
+                async with asyncio.timeout(60):
+                    while not node.reshape.done:
+                        await asyncio.sleep(0.01)
+            closed.update(dict.fromkeys(seat.number for seat in node.seats if seat.closed))
+            await model.check(node)
+            assert (await node.admin("verify", {}))["damage"] == []
+
+    for count in (1, 3, 4):
+        run(life(count))
+        if model.random.random() < 0.5:
+            shutil.rmtree(tmp_path / "storage")
+    assert closed, "no journal ever ended"
 
 
 def test_new_relations_spread_and_rows_go_to_their_shard(tmp_path: Path) -> None:

@@ -306,6 +306,8 @@ class Parts(msgspec.Struct, frozen=True):
     """A range that came later is not served before it is complete itself."""
     manifest_last: bool = True
     """A snapshot's manifest comes after its parts."""
+    snapshot_members: bool = True
+    """A snapshot knows every journal that its file knew, also those of which it holds nothing."""
     trim: Callable[[Sequence[Sequence[Manifest]]], dict[int, Position]] = trim_positions
     chain: Callable[..., Chain] = Chain
     control: Callable[[Policy, int], Control] = Control

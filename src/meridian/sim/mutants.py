@@ -521,6 +521,12 @@ MUTANTS = (
     *(Mutant(*row) for row in steering_mutants.MUTANTS),
     *(Mutant(*row) for row in must_mutants.MUTANTS),
     *(Mutant(*row) for row in shard_mutants.MUTANTS),
+    Mutant(
+        "ranges: serves past a journal unheard of",
+        "4.7, 8",
+        100,
+        Parts(crossbar=_DeafToAdd, swarm=shard_mutants.GROWN),
+    ),
 )
 
 

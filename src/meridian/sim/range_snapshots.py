@@ -44,6 +44,8 @@ class RangeSnapshots:
         # begins with its first record.
         known = dict.fromkeys([*self._begins, *sorted(copy.positions)])
         starts = {j: self._begin_of(j, copy.positions.get(j, 0)) for j in known}
+        if not mine.parts.snapshot_members:
+            starts = {j: start for j, start in starts.items() if start.n}
         # Chunks of open transactions are read again, all of them.
         copy.staged = {}
         copy.positions = {journal: start.n for journal, start in starts.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -15,6 +16,7 @@ from meridian.crossbar import core as xb
 from meridian.journal.core import Position
 from meridian.routing import core as routing
 from meridian.sim.messages import Parts
+from meridian.sim.world import MS
 from meridian.snapshots.manifest import Manifest
 from meridian.snapshots.retention import trim_positions
 from meridian.wire.ops import Big, Delete, Op, Put, decode_chunk, encode_chunk
@@ -129,6 +131,30 @@ def _newest_only(kept: Sequence[Sequence[Manifest]]) -> dict[int, Position]:
     return trim_positions([[max(every, key=lambda one: one.tau)]]) if every else {}
 
 
+def _known_to_some(kept: Sequence[Sequence[Manifest]]) -> dict[int, Position]:
+    """Trims a journal behind the snapshots that know it, whatever the others lack."""
+    manifests = [manifest for shard in kept for manifest in shard]
+    journals = sorted({journal for one in manifests for journal in one.starts})
+    knowing = {j: [one.starts[j] for one in manifests if j in one.starts] for j in journals}
+    trimmed = {j: min(starts, key=lambda start: start.n) for j, starts in knowing.items()}
+    return {**trimmed, **trim_positions(kept)} if all(kept) else {}
+
+
+GROWN: dict[str, object] = {
+    "sharded": True, "colocated": False, "streams": False, "coded": False, "checkpoints": 0,
+    "false_bounds": False, "rots": 0, "controllers": 0, "deaths": 0, "zone_crashes": 0,
+    "one_way_cuts": 0, "steerer_crashes": 0, "long_pauses": 0, "safety_ns": 5_000 * MS,
+    "clock_error": 20_000, "adds": 3, "closes": 1, "hosts": 3, "zones": 2, "shards": 3,
+    "copies": 2, "disturbers": 2, "snapshots": 60, "keeps": 1, "crashes": 3, "host_crashes": 3,
+    "clients": 4, "weights": (1, 3, 1, 1, 0, 0, 0, 0, 0),
+}  # fmt: skip
+"""Journals that come while ranges move, are copied and built anew from snapshots."""
+
+
+def _grown(**parts: Any) -> Parts:
+    return Parts(swarm=GROWN, **parts)
+
+
 MUTANTS = (
     ("answers for places it does not own", "8", 20, Parts(ranges=_OwnsEverything)),
     ("reads below the base of a range", "8", 200, Parts(ranges=_NoBase)),
@@ -151,4 +177,6 @@ MUTANTS = (
         100,
         Parts(trim=_newest_only),
     ),
+    ("snapshot: forgets journals without records", "6.7", 200, _grown(snapshot_members=False)),
+    ("trim: a journal that a snapshot does not know", "6.7", 200, _grown(trim=_known_to_some)),
 )

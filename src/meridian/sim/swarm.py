@@ -209,13 +209,24 @@ def choose(seed: int) -> Swarm:
 
 
 def _spread(mix: Swarm, seed: int) -> Swarm:
-    """In half of the runs storage lies in ranges on hosts; control cores steer some of these."""
+    """In half of the runs storage lies in ranges on hosts; control cores steer some of these.
+
+    In some of either kind journals come and go meanwhile.
+    """
     shards = Random(f"{seed}/swarm/shards")
     if shards.random() >= 0.5:
         return mix
     sharded = _sharded(mix, shards)
     control = Random(f"{seed}/swarm/control")
-    return _steered(sharded, control) if control.random() < 0.4 else sharded
+    spread = _steered(sharded, control) if control.random() < 0.4 else sharded
+    added = Random(f"{seed}/swarm/added")
+    return _growing(spread, added) if added.random() < 0.3 else spread
+
+
+def _growing(mix: Swarm, random: Random) -> Swarm:
+    """Journals come and go; what does not concern them stays."""
+    adds, closes = random.choice((1, 1, 2, 3)), random.choice((0, 1, 2))
+    return msgspec.structs.replace(mix, adds=adds, closes=closes)
 
 
 def _sharded(mix: Swarm, random: Random) -> Swarm:
