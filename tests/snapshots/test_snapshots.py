@@ -283,6 +283,21 @@ def test_a_kill_leaves_no_half_snapshot(tmp_path: Path) -> None:
     assert whole >= 1
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_a_snapshot_names_every_journal_that_its_file_knows(older: bool, tmp_path: Path) -> None:
+    feed = Feed(3)
+    for _ in range(40):
+        feed.grow()
+    objects = open_objects(tmp_path / "objects")
+    engine = build(tmp_path / "a.db", feed)
+    engine.apply([], {**engine.positions, 1: 0})
+    tau = engine.applied_tau - 1 if older else None
+    with pytest.raises(AssertionError, match="a journal without a place to begin"):
+        take(engine, feed, objects, tau=tau)
+    assert list(newest(objects, "s0")) == []
+    engine.abandon()
+
+
 @pytest.mark.parametrize("what", ["flip", "cut", "gone", "swap", "manifest"])
 def test_damage_is_found_and_the_snapshot_before_serves(what: str, tmp_path: Path) -> None:
     feed = Feed(3)

@@ -150,6 +150,21 @@ def test_a_file_goes_back_to_a_tau_and_forward_again(seed: int, tmp_path: Path) 
     assert engine.verify().damages == []
 
 
+def test_a_file_taken_back_knows_the_journals_that_it_knew(tmp_path: Path) -> None:
+    """Else it would be complete past a journal that it never reads (6.7)."""
+    feed = Feed(1)
+    for _ in range(40):
+        feed.grow()
+    engine = build(tmp_path / "a.db", feed, list(ALL))
+    while engine.settle():
+        pass
+    engine.apply([], {**engine.positions, 1: 4, 2: 0})
+    boundary = feed.boundaries[len(feed.boundaries) // 2]
+    engine.rewind(engine.applied_tau, {0: boundary})
+    assert engine.positions == {0: boundary, 1: 0, 2: 0}
+    engine.abandon()
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_two_files_become_one(seed: int, tmp_path: Path) -> None:
     """The merge: of different ages and with large transactions open, one is taken back."""

@@ -38,8 +38,8 @@ def write(
 ) -> tuple[str, Manifest]:
     """A durable snapshot of the storage file at `source`; its name and manifest.
 
-    Blocking, for a thread. `starts`: per journal a place to begin reading, at or before what the
-    file holds now and outside of open large transactions. `owned`: only these ranges (a split);
+    Blocking, for a thread. `starts`: per journal that the file knows (6.7) a place to begin reading,
+    at or before what it holds now and outside of open large transactions. `owned`: only these ranges (a split);
     `tau`: as of an older instant. `scratch`: where the copy lies meanwhile, not there yet.
     Raises Cancelled, Failed, BadRequest, STORAGE_FAILED; then there is no snapshot of this name.
     """
@@ -86,6 +86,7 @@ def _copy(
     copy = Engine.open_copy(scratch, cache_bytes=COPY_CACHE_BYTES)
     try:
         begin = {journal: start.n for journal, start in starts.items()}
+        assert copy.positions.keys() <= begin.keys(), "a journal without a place to begin"
         late = [j for j, n in begin.items() if n > copy.positions.get(j, 0)]
         assert not late, f"reading journal {late} would begin after what the file holds"
         if copy.unresolved() or (tau is not None and tau < copy.applied_tau):

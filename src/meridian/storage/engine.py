@@ -400,7 +400,8 @@ class Engine:
     def rewind(self, tau: int, positions: Mapping[int, int]) -> None:
         """Back to what the file was at `tau`; the journals are read again from `positions`.
 
-        Only for a file that serves nobody. Raises BadRequest, Corrupt, Failed.
+        A journal that the file knows stays known: one that is not named is read from its beginning
+        (6.7). Only for a file that serves nobody. Raises BadRequest, Corrupt, Failed.
         """
         while self.settle():
             pass
@@ -410,7 +411,8 @@ class Engine:
             pass
         with self._transaction() as applier:
             shards.rewind(applier, self._state, tau)
-            self._state.positions = dict(positions)
+            known = dict.fromkeys(self._state.positions, 0)
+            self._state.positions = {**known, **positions}
         self._reload()
 
     def import_ranges(self, source: Path) -> None:
