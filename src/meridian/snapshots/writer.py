@@ -38,8 +38,9 @@ def write(
 ) -> tuple[str, Manifest]:
     """A durable snapshot of the storage file at `source`; its name and manifest.
 
-    Blocking, for a thread. `starts`: per journal that the file knows (6.7) a place to begin reading,
-    at or before what it holds now and outside of open large transactions. `owned`: only these ranges (a split);
+    Blocking, for a thread. `starts`: per journal that the file knows (6.7) a place to begin
+    reading, at or before what it holds now and outside of open large transactions. `owned`: only
+    these ranges (a split);
     `tau`: as of an older instant. `scratch`: where the copy lies meanwhile, not there yet.
     Raises Cancelled, Failed, BadRequest, STORAGE_FAILED; then there is no snapshot of this name.
     """
