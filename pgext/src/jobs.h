@@ -41,7 +41,8 @@ typedef enum MerJobField
 	JOB_POSITION,				/* last row key done there */
 	JOB_PHASE,					/* build, finish, fail; of a rewrite: copy, catchup, switch, fail */
 	JOB_PLAN,					/* of a rewrite: what to do (rewrite_text.c) */
-	JOB_MARK,					/* last mark of writers worked off in this round */
+	JOB_MARK,					/* last mark of writers worked off in this round; of an index
+								 * build: last row key there was at its first step */
 	JOB_FIELDS
 } MerJobField;
 
@@ -89,6 +90,9 @@ extern void mer_job_check_id(const char *id);
 /* A step's own work begins; its milliseconds since, without waits for storage. */
 extern void mer_job_work_begins(void);
 extern double mer_job_work_ms(void);
+
+/* The last row key as of tau_start; empty: there is no row. */
+extern MerBytes mer_job_last_key(Relation rel);
 
 extern const char *mer_job_build_step(const char *id, int budget, bool gate, int64 *rows);
 extern bool mer_job_drop_indexes(MerJob *job);

@@ -151,10 +151,33 @@ take_row(Build *b, MerBytes rowkey, TupleTableSlot *slot)
 	ResetPerTupleExprContext(b->estate);
 }
 
+MerBytes
+mer_job_last_key(Relation rel)
+{
+	MerScanSpec spec = {.table = rel,.direction = BackwardScanDirection,.no_tids = true,.limit = 1};
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	MerScan    *scan = mer_scan_begin(&spec, SnapshotAny);
+	MerBytes	key = {"", 0};
+
+	if (mer_scan_next(scan, BackwardScanDirection, slot))
+	{
+		mer_scan_rowkey(scan, &key);
+		key = keep(key.data, key.len);
+	}
+	mer_scan_end(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	return key;
+}
+
+/*
+ * Rows above the last key of the first step came later: their writers have made
+ * their entries.  So a build ends although rows are added all the time.
+ */
 static void
 read_rows(Build *b, int budget)
 {
 	MerBytes	position = b->job->field[JOB_POSITION];
+	MerBytes	end = b->job->field[JOB_MARK];
 	MerScanSpec spec = {.table = b->heap,.direction = ForwardScanDirection,.no_tids = true,
 	.limit = budget,.attrs = columns_of_index(b->index, b->info)};
 	TupleTableSlot *slot = table_slot_create(b->heap, NULL);
@@ -165,6 +188,11 @@ read_rows(Build *b, int budget)
 		/* With its zero byte: the first key above it. */
 		spec.lo = position.data;
 		spec.lo_len = position.len + 1;
+	}
+	if (end.len > 0)
+	{
+		spec.hi = end.data;
+		spec.hi_len = end.len + 1;
 	}
 	b->rows = palloc(budget * sizeof(BuildRow));
 	scan = mer_scan_begin(&spec, SnapshotAny);
@@ -338,6 +366,7 @@ next_target(MerJob *job)
 
 	mer_job_set_int(job, JOB_AT, at);
 	mer_job_set(job, JOB_POSITION, "");
+	mer_job_set(job, JOB_MARK, "");
 	if (at >= list_length(mer_job_targets(job)))
 		mer_job_set(job, JOB_PHASE, "finish");
 }
@@ -347,6 +376,12 @@ fill(MerJob *job, Relation heap, Relation index, int budget)
 {
 	Build		b = {.job = job,.heap = heap,.index = index};
 
+	if (job->field[JOB_POSITION].len == 0)
+	{
+		MerBytes	last = mer_job_last_key(heap);
+
+		mer_job_set_bytes(job, JOB_MARK, last.data, last.len);
+	}
 	build_rows(&b, budget);
 	qsort(b.rows, b.n, sizeof(BuildRow), by_key);
 	if (!no_duplicates(&b) || !drop_present(&b))
@@ -366,6 +401,7 @@ end_job(MerJob *job, const char *status, const char *details)
 	mer_job_set(job, JOB_STATUS, status);
 	mer_job_set(job, JOB_PHASE, "");
 	mer_job_set(job, JOB_POSITION, "");
+	mer_job_set(job, JOB_MARK, "");
 	if (details)
 		mer_job_set(job, JOB_DETAILS, details);
 }

@@ -485,6 +485,7 @@ mer_job_cancel(const char *id)
 	mer_job_set(&job, JOB_STATUS, "cancelled");
 	mer_job_set(&job, JOB_PHASE, "");
 	mer_job_set(&job, JOB_POSITION, "");
+	mer_job_set(&job, JOB_MARK, "");
 	mer_job_put(&job, false);
 	return true;
 }

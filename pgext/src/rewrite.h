@@ -52,6 +52,7 @@ typedef struct MerRewritePlan
 	List	   *index_names;	/* of the table's indexes, for errors; parallel to indexes */
 	int64		sid;			/* of the table as it was */
 	bool		organised;		/* new rows are keyed by the primary key */
+	MerBytes	end;			/* last row key at the first step; empty: not known */
 	/* not written: */
 	TupleDesc	desc;			/* of new rows */
 	List	   *indexes;		/* IndexStmt: those with entries of their own */

@@ -2,12 +2,12 @@
  * rewrite_job.c
  *	  The job that rewrites a big table: ordered, stepped, ended.
  *
- * copy: rows in key order; every few steps the marks that writers left are
- * worked off instead, so that they do not pile up.  catchup: the marks, round
- * after round; if rounds hardly get shorter, writers are held during each step.
- * switch: once a round fits a step, writers are held, the last marks are worked
- * off and ALTER TABLE takes the new rows over, in one commit.  fail: everything
- * hidden goes.
+ * copy: rows in key order, up to the last one there was at its first step; every
+ * few steps the marks that writers left are worked off instead, so that they do
+ * not pile up.  catchup: the marks, round after round; each time that rounds do not
+ * get shorter, writers are held for longer.  switch: once a round fits a step,
+ * writers are held, the last marks are worked off and ALTER TABLE takes the new
+ * rows over, in one commit.  fail: everything hidden goes.
  */
 #include "postgres.h"
 
@@ -40,6 +40,9 @@
 #define STEP_ROWS_MAX 2000
 #define STEP_BYTES_EXPECTED (4 * 1024 * 1024)
 #define SWEEP_EVERY 4			/* steps of a copy */
+#define LONGEST_HOLD 6			/* steps of STEP_ROWS_MAX << 6 */
+#define GIVE_UP_AT 12			/* rounds that did not get shorter */
+#define HOLD_STEPS 250			/* a step that holds writers is as long as so many usual ones */
 
 int			mer_rewrite_online_rows = 10000;
 
@@ -183,10 +186,10 @@ end_job(MerJob *job, const char *status, const char *details)
 }
 
 static void
-fail(MerJob *job, const char *details)
+fail(MerJob *job, const char *state, const char *details)
 {
 	mer_job_set(job, JOB_PHASE, "fail");
-	mer_job_set(job, JOB_SQLSTATE, "55000");
+	mer_job_set(job, JOB_SQLSTATE, state);
 	mer_job_set(job, JOB_DETAILS, details);
 }
 
@@ -277,7 +280,16 @@ typedef struct Step
 	Relation	marks;
 	int			budget;
 	int64		read;
+	bool		plan_changed;
 } Step;
+
+/* Will the copy come to this row? */
+static bool
+is_to_be_copied(Step *s, MerBytes key, const MerBytes *through)
+{
+	return through != NULL && mer_bytes_cmp(&key, through) > 0 &&
+		(s->plan->end.len == 0 || mer_bytes_cmp(&key, &s->plan->end) <= 0);
+}
 
 /* Keys of the rows that some marks name, ascending; the marks go. */
 static int
@@ -318,9 +330,8 @@ take_marks(Step *s, int limit, MerBytes *keys, bool *ended, const MerBytes *thro
 		mark = (MerBytes) {copy, key.len};
 		mer_buf_push(buf, mark.data, mark.len, NULL, 0, NULL, cid, true, true);
 		s->read++;
-		/* Rows that are not copied yet will be. */
 		key = (MerBytes) {mark.data, mark.len - MER_TXID_BYTES};
-		if (through == NULL || mer_bytes_cmp(&key, through) <= 0)
+		if (!is_to_be_copied(s, key, through))
 			keys[n++] = key;
 	}
 	mer_scan_end(scan);
@@ -380,6 +391,12 @@ copy_step(Step *s)
 		(void) work_off_marks(s, &position);
 		return;
 	}
+	/* Who adds rows behind it later leaves marks: the copy ends although they never do. */
+	if (position.len == 0)
+	{
+		s->plan->end = mer_job_last_key(s->table);
+		s->plan_changed = true;
+	}
 	r = mer_rewrite_rows_begin(s->plan, s->table, s->rows, (Oid) mer_job_int(s->job, JOB_OWNER));
 	ended = mer_rewrite_copy(r, &position, s->budget, &s->read);
 	mer_rewrite_rows_end(r);
@@ -390,12 +407,12 @@ copy_step(Step *s)
 		mer_job_set_bytes(s->job, JOB_POSITION, position.data, position.len);
 }
 
-/* While catching up, the position says how long rounds are. */
+/* From catching up on, the position says how long rounds are. */
 typedef struct Rounds
 {
-	long		before;			/* marks in the last round; 0: there was none */
+	long		before;			/* marks in the last round; at first, rows of the table */
 	long		now;			/* in this one so far */
-	int			holds;			/* writers are faster than the job */
+	int			longer;			/* how often one did not get shorter: writers are faster than the job */
 } Rounds;
 
 static Rounds
@@ -404,8 +421,33 @@ get_rounds(const MerJob *job)
 	Rounds		rounds = {0};
 
 	(void) sscanf(job->field[JOB_POSITION].data, "%ld %ld %d", &rounds.before, &rounds.now,
-				  &rounds.holds);
+				  &rounds.longer);
+	if (rounds.before == 0)
+		rounds.before = Max(mer_job_int(job, JOB_ROWS_DONE), STEP_ROWS_MAX);
 	return rounds;
+}
+
+/*
+ * Each time costs at most as many marks as the last round had, and there are few
+ * such times; all other rounds are shorter than the one before.  So it ends.
+ */
+static void
+did_not_get_shorter(MerJob *job, Rounds *rounds)
+{
+	rounds->now = 0;
+	if (++rounds->longer < GIVE_UP_AT)
+		return;
+	fail(job, "55P03", psprintf("table %s is changed faster than it can be rewritten",
+								job->field[JOB_OBJECT_NAME].data));
+	mer_job_set(job, JOB_ERROR_DETAIL, "Let the sessions pause that change thousands of rows at once, "
+				"then run the statement again.");
+}
+
+static void
+set_rounds(MerJob *job, const Rounds *rounds)
+{
+	mer_job_set(job, JOB_POSITION,
+				psprintf("%ld %ld %d", rounds->before, rounds->now, rounds->longer));
 }
 
 static void
@@ -417,19 +459,15 @@ catchup_step(Step *s)
 
 	rounds.now += s->read;
 	if (ended && whole)
-	{
 		next_phase(s->job, "switch");
-		return;
-	}
-	if (rounds.before > 0 && rounds.now > rounds.before / 4 * 3)
-		rounds.holds = 1;
-	if (ended)
+	else if (rounds.now > rounds.before / 4 * 3)
+		did_not_get_shorter(s->job, &rounds);
+	else if (ended)
 	{
 		rounds.before = Max(rounds.now, 4);
 		rounds.now = 0;
 	}
-	mer_job_set(s->job, JOB_POSITION,
-				psprintf("%ld %ld %d", rounds.before, rounds.now, rounds.holds));
+	set_rounds(s->job, &rounds);
 }
 
 static void
@@ -445,17 +483,30 @@ close_all(Step *s)
 	}
 }
 
-/* No more rows than fit memory well, going by their size so far. */
+/*
+ * No more rows than fit memory well, going by their size so far.  hold: writers
+ * are held during the step; it is longer, for each time that they were faster.
+ */
 static int
-fitting(Relation table, int budget)
+fitting(Relation table, int budget, int hold)
 {
 	double		rows = 0;
 	double		bytes = 0;
+	int			most = STEP_ROWS_MAX;
+	double		most_bytes = STEP_BYTES_EXPECTED;
 
-	budget = Max(1, Min(budget, STEP_ROWS_MAX));
+	if (hold > 0)
+	{
+		budget = Min(budget, STEP_ROWS_MAX) * HOLD_STEPS;
+		most = STEP_ROWS_MAX << Min(hold, LONGEST_HOLD);
+		most = (int) Min(most, mer_limit("txn_rows") / 8);
+		most_bytes = Min(most_bytes * (1 << Min(hold, LONGEST_HOLD)),
+						 (double) mer_limit("txn_size_bytes") / 8);
+	}
+	budget = Max(1, Min(budget, most));
 	if (!mer_rel_stats(table, &rows, &bytes) || rows < 1 || bytes < rows)
 		return budget;
-	return Max(1, Min(budget, (int) Min(STEP_BYTES_EXPECTED / (bytes / rows), STEP_ROWS_MAX)));
+	return Max(1, Min(budget, (int) Min(most_bytes / (bytes / rows), most)));
 }
 
 /* Writers are held: what is marked now is all that there will be. */
@@ -464,17 +515,19 @@ switch_step(Step *s)
 {
 	Oid			relid = RelationGetRelid(s->table);
 	Oid			rows = RelationGetRelid(s->rows);
+	Rounds		rounds = get_rounds(s->job);
 
 	if (!mer_rewrite_fits(relid, s->plan->stmt))
 	{
-		fail(s->job, "the table was changed while it was rewritten");
+		fail(s->job, "55000", "the table was changed while it was rewritten");
 		return;
 	}
 	mer_job_set(s->job, JOB_MARK, "");
-	s->budget = fitting(s->table, STEP_ROWS_MAX);
 	if (!work_off_marks(s, NULL))
 	{
 		next_phase(s->job, "catchup");
+		did_not_get_shorter(s->job, &rounds);
+		set_rounds(s->job, &rounds);
 		return;
 	}
 	/* Before the table has another storage id. */
@@ -523,14 +576,14 @@ make_step(Step *s)
 	mer_job_set(s->job, JOB_STATUS, "processing");
 	mer_job_set_int(s->job, JOB_AT, mer_job_int(s->job, JOB_AT) + 1);
 	if (!is_as_planned(s))
-		fail(s->job, "the table was emptied or changed while it was rewritten");
+		fail(s->job, "55000", "the table was emptied or changed while it was rewritten");
 	else if (mer_job_is(s->job, JOB_PHASE, "copy"))
 		copy_step(s);
 	else if (mer_job_is(s->job, JOB_PHASE, "catchup"))
 		catchup_step(s);
 	else
 		switch_step(s);
-	if (!mer_job_finished(s->job) && has_numbers(s->plan))
+	if (!mer_job_finished(s->job) && (s->plan_changed || has_numbers(s->plan)))
 		mer_job_set(s->job, JOB_PLAN, mer_rewrite_plan_out(s->plan));
 }
 
@@ -558,7 +611,7 @@ open_table(MerJob *seen, bool gate)
 		return NULL;
 	table = try_table_open(relid, switches ? AccessExclusiveLock : AccessShareLock);
 	gate = gate || switches ||
-		(mer_job_is(seen, JOB_PHASE, "catchup") && get_rounds(seen).holds);
+		(mer_job_is(seen, JOB_PHASE, "catchup") && get_rounds(seen).longer > 0);
 	if (table && gate)
 		mer_gate_for_all(relid);
 	return table;
@@ -577,7 +630,12 @@ step_of(Step *s, int budget)
 		end_job(s->job, "cancelled", "the table was dropped");
 	else
 	{
-		s->budget = fitting(s->table, budget);
+		bool		copies = mer_job_is(s->job, JOB_PHASE, "copy");
+		int			hold = copies ? 0 : get_rounds(s->job).longer;
+
+		if (hold == 0 && mer_job_is(s->job, JOB_PHASE, "switch"))
+			budget = STEP_ROWS_MAX;
+		s->budget = fitting(s->table, budget, hold);
 		make_step(s);
 	}
 }

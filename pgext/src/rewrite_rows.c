@@ -30,7 +30,8 @@
 #include "store.h"
 
 #define STEP_BYTES (512 * 1024)
-#define ROWS_MAX 100000
+#define ROWS_MAX 400000
+#define GET_KEYS 4000
 
 /* A unique entry that was written here; whose it was before, storage must say. */
 typedef struct Claim
@@ -497,11 +498,11 @@ former_owners(RowIndex *index)
 	{
 		MerPage    *page;
 		int			i = from;
+		int			to = Min(index->n, from + GET_KEYS);
 
-		for (int j = from; j < index->n; j++)
+		for (int j = from; j < to; j++)
 			keys[j - from] = index->claims[j].key;
-		page = mer_page_wait(mer_send_get(index->mr->sid, &attnum, 1, keys, index->n - from), 1,
-							 false, false);
+		page = mer_page_wait(mer_send_get(index->mr->sid, &attnum, 1, keys, to - from), 1, false, false);
 		for (uint32 row = 0; row < page->nrows; row++)
 		{
 			MerRowRef  *ref = mer_page_row(page, row);
@@ -523,7 +524,7 @@ former_owners(RowIndex *index)
 		}
 		if (page->more && page->nrows == 0)
 			elog(ERROR, "gateway answered nothing of a GET");
-		from = page->more ? i : index->n;
+		from = page->more ? i : to;
 		mer_page_free(page);
 	}
 	index->n = 0;
@@ -602,6 +603,11 @@ mer_rewrite_copy(MerRewriteRows *r, MerBytes *position, int budget, int64 *read)
 		/* With its zero byte: the first key above it. */
 		spec.lo = keep(*position).data;
 		spec.lo_len = position->len + 1;
+	}
+	if (r->plan->end.len > 0)
+	{
+		spec.hi = r->plan->end.data;
+		spec.hi_len = r->plan->end.len + 1;
 	}
 	scan = mer_scan_begin(&spec, SnapshotAny);
 	while (*read < budget && bytes < STEP_BYTES)

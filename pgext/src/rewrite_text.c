@@ -8,10 +8,12 @@
 #include "nodes/makefuncs.h"
 #include "nodes/nodes.h"
 #include "nodes/value.h"
+#include "utils/builtins.h"
 
 #include "rewrite.h"
 
-#define VERSION 1
+#define VERSION 2
+#define VERSION_WITHOUT_END 1
 #define FIELDS 9
 
 static Node *
@@ -24,6 +26,26 @@ static int64
 node_int64(void *node)
 {
 	return strtoll(strVal(node), NULL, 10);
+}
+
+/* With a letter before, for a node of digits alone would be read as a number. */
+static char *
+hex(MerBytes bytes)
+{
+	char	   *text = palloc(2 * bytes.len + 2);
+
+	text[0] = 'x';
+	text[1 + hex_encode(bytes.data, bytes.len, text + 1)] = '\0';
+	return text;
+}
+
+static MerBytes
+unhex(const char *text)
+{
+	uint32		digits = strlen(text + 1);
+	char	   *data = palloc0(digits / 2 + 1);
+
+	return (MerBytes) {data, (uint32) hex_decode(text + 1, digits, data)};
 }
 
 static List *
@@ -92,8 +114,9 @@ mer_rewrite_plan_out(const MerRewritePlan *plan)
 								 columns_out(plan->columns), checks_out(plan->checks));
 
 	out = list_concat(out, list_make4(plan->not_null, plan->types, plan->index_names,
-									  list_make2(int64_node(plan->sid),
-												 makeInteger(plan->organised))));
+									  list_make3(int64_node(plan->sid),
+												 makeInteger(plan->organised),
+												 makeString(hex(plan->end)))));
 	Assert(list_length(out) == FIELDS);
 	return nodeToString(out);
 }
@@ -103,8 +126,9 @@ mer_rewrite_plan_in(const char *text)
 {
 	MerRewritePlan *plan = palloc0(sizeof(MerRewritePlan));
 	List	   *in = stringToNode(text);
+	int			version = intVal(linitial(in));
 
-	if (list_length(in) != FIELDS || intVal(linitial(in)) != VERSION)
+	if (list_length(in) != FIELDS || version < VERSION_WITHOUT_END || version > VERSION)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("the plan of a rewrite has an unknown format")));
@@ -118,5 +142,6 @@ mer_rewrite_plan_in(const char *text)
 	in = list_nth(in, 8);
 	plan->sid = node_int64(linitial(in));
 	plan->organised = intVal(lsecond(in)) != 0;
+	plan->end = version == VERSION ? unhex(strVal(lthird(in))) : (MerBytes) {"", 0};
 	return plan;
 }
