@@ -183,6 +183,14 @@ class Kind(Enum):
         95, "XX001", "journal {journal} begins at record {first}, record {n} is needed", False
     )
     BAD_TOPOLOGY = ErrorSpec(96, "22023", "{why}", False)
+    JOURNAL_NUMBERS_SPENT = ErrorSpec(
+        97,
+        "54000",
+        "no more journals can be added: {left} of {most} numbers are left, {missing} more needed",
+        False,
+        hint="Closed journals keep their numbers. Use fewer journals, or dump the database and"
+        " restore it into a new cluster.",
+    )
 
     @property
     def code(self) -> int:

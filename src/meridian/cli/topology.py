@@ -55,5 +55,7 @@ def ask(socket: str, wanted: dict[str, int]) -> dict[str, Any]:
         with Client(socket, timeout_s=TIMEOUT_S) as client:
             found: dict[str, Any] = client.admin("topology", **wanted)
             return found
-    except (OSError, GatewayError) as error:
+    except GatewayError as error:
+        raise SetupError(f"{error}. {error.hint}".rstrip(". ")) from None
+    except OSError as error:
         raise SetupError(f"the data plane does not answer: {error}") from None

@@ -129,6 +129,8 @@ class Housekeeping:
     def _trim(self, seat: Seat, checkpoint_n: int) -> int:
         """Deletes segments that neither checkpoint nor conflict window need (6.7)."""
         oldest = self.node.clock.now().earliest - CONFLICT_WINDOW_NS
+        if seat.closed and seat.closed_tau <= oldest and seat.last_n <= checkpoint_n:
+            return seat.retire()
         usable = [
             boundary
             for boundary in seat.boundaries

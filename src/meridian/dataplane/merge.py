@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 from meridian.crossbar import core as crossbar
 from meridian.dataplane.replica import Replica
-from meridian.journal.core import EpochId, Position
+from meridian.journal.core import Position
 from meridian.limits import CROSSBAR_CREDIT_BYTES
 
 SUBSCRIBER = 1
 
 
 class Merge:
-    """One per node, on the event loop's thread; `journals`: the epoch where each begins.
+    """One per node, on the event loop's thread; `journals`: where each begins.
 
     At start (`take`) everything is in storage when a call returns; later (`cross`) storage works
     for a slice and goes on by itself.
     """
 
-    def __init__(self, replica: Replica, journals: Mapping[int, EpochId]) -> None:
+    def __init__(self, replica: Replica, journals: Mapping[int, Position]) -> None:
         self.core = crossbar.Crossbar()
         self.replica = replica
         self.cut: Callable[[str], None] = lambda reason: None
@@ -30,9 +30,10 @@ class Merge:
         self._waits = True
         engine = replica.engine
         replica.took = self._took
-        for number, epoch in journals.items():
+        for number, start in journals.items():
             # What storage holds lies at or below its applied tau and its positions.
-            begin = Position(epoch, engine.positions.get(number, 0), tau=engine.applied_tau)
+            n, tau = engine.positions.get(number, 0), engine.applied_tau
+            begin = Position(start.epoch, n, tau=tau, closed=start.closed)
             self.core.step(crossbar.AddJournal(number, begin))
         self.core.step(crossbar.Subscribe(SUBSCRIBER, engine.applied_tau, CROSSBAR_CREDIT_BYTES))
 

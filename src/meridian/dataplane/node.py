@@ -146,6 +146,7 @@ class Node:
         self.boot = boot_id()
         self._take_seats()
         await self._start_owners(await self._recover())
+        self.reshape.check_start()
         await self._bootstrap()
         self.housekeeping = Housekeeping(self)
         self.spawn(self.housekeeping.run())
@@ -162,7 +163,8 @@ class Node:
         self.topology = settled.wanted
         self.reshape = Reshape(self, done=settled.done)
         made = topology.first_map(settled.made)
-        added = recovery.journals_with_records(self.directory / "journal")
+        retired = recovery.retired_journals(self.store)
+        added = [*recovery.journals_with_records(self.directory / "journal"), *retired]
         for number in range(max(settled.made.journals, *(number + 1 for number in (*added, 0)))):
             self.seats.append(Seat(self, number, topology.spans_of(made, number)))
 
@@ -185,7 +187,7 @@ class Node:
         """Reads the journals that exist; storage holds what they hold."""
         starts = [seat.trim_position() for seat in self.seats]
         for seat, start in zip(self.seats, starts, strict=True):
-            seat.journal.trim(start.n + 1)
+            seat.trim(start)
         damaged = selfcheck.remembered(self.store)
         if damaged.heal:
             self.report("storage is damaged: it is made anew from checkpoint and journal")
@@ -238,10 +240,12 @@ class Node:
         readings = {
             seat.number: seat.reading()
             for seat in self.seats
-            if seat.number == JOURNAL or list_segments(seat.journal.directory)
+            if seat.number == JOURNAL
+            or list_segments(seat.journal.directory)
+            or seat.trim_position().closed
         }
-        epochs = {number: one.start.epoch for number, one in readings.items()}
-        self.merge = Merge(self.replica, epochs)
+        starts = {number: one.start for number, one in readings.items()}
+        self.merge = Merge(self.replica, starts)
         self.merge.cut = self._cut
         self.merge.delivered = self.commits.merged
         await recovery.read_journals(list(readings.values()), self.merge, self.clock, self.report)

@@ -98,6 +98,9 @@ def check(
     for number, (start, sealed) in enumerate(begins):
         path = directory / "journal" / str(number)
         segments = files[number]
+        if start.closed:
+            # It has ended, and the checkpoint holds all of it: its files are not needed any more.
+            continue
         if not segments and (start.n or sealed or (stored and number == JOURNAL)):
             raise CannotRebuild(f"the journal {path} has no files", _COPY)
         found, number_n = _check_journal(path, number, start, report, stop)

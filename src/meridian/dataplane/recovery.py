@@ -19,6 +19,7 @@ import msgspec
 from meridian.adjudicator.core import Adjudicator
 from meridian.adjudicator.events import Replay
 from meridian.clock.clock import Clock
+from meridian.clock.tau import ASSIGNER_MASK
 from meridian.crossbar import core as crossbar
 from meridian.dataplane.merge import Merge
 from meridian.errors import Kind, MeridianError
@@ -26,6 +27,8 @@ from meridian.journal.core import Commit, JournalError, Payload, Position, Reade
 from meridian.journal.file import FileJournal
 from meridian.journal.record import Record
 from meridian.journal.segments import SegmentReader, list_segments
+from meridian.metadata.identities import get_value
+from meridian.metadata.store import MetadataStore
 from meridian.storage import Engine, RebuildNeeded
 from meridian.wire.partition import Span
 
@@ -51,6 +54,12 @@ def journals_with_records(directory: Path) -> list[int]:
         return []
     numbers = [int(one.name) for one in directory.iterdir() if one.name.isdecimal()]
     return sorted(number for number in numbers if list_segments(directory / str(number)))
+
+
+def retired_journals(store: MetadataStore) -> list[int]:
+    """Numbers of those that have ended and whose files are gone or about to go, ascending."""
+    trims = ((number, get_value(store, trim_key(number))) for number in range(ASSIGNER_MASK + 1))
+    return [number for number, trim in trims if trim is not None and decode_position(trim).closed]
 
 
 def trim_key(journal: int) -> str:

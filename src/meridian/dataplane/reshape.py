@@ -48,7 +48,7 @@ class Reshape:
             self._wanted.set()
 
     def want(self, wanted: Topology) -> None:
-        """Begin. Raises BAD_TOPOLOGY."""
+        """Begin. Raises BAD_TOPOLOGY, JOURNAL_NUMBERS_SPENT."""
         wanted.check()
         self._check_numbers(wanted)
         if wanted == self.node.topology and self.done:
@@ -60,9 +60,27 @@ class Reshape:
 
     def _check_numbers(self, wanted: Topology) -> None:
         missing = wanted.journals - len(self.node.open_journals())
-        if len(self.node.seats) + missing - 1 > ASSIGNER_MASK:
-            why = f"numbers of journals go to {ASSIGNER_MASK} and are not used twice"
-            raise MeridianError(Kind.BAD_TOPOLOGY, why=why)
+        left = self.numbers_left()
+        if missing > left:
+            most = ASSIGNER_MASK + 1
+            raise MeridianError(Kind.JOURNAL_NUMBERS_SPENT, left=left, most=most, missing=missing)
+
+    def numbers_left(self) -> int:
+        """How many journals can still be added: a tau has room for so many assigners (4.1)."""
+        return ASSIGNER_MASK + 1 - len(self.node.seats)
+
+    def check_start(self) -> None:
+        """Can there be as many journals as are wanted? Raises JOURNAL_NUMBERS_SPENT.
+
+        Then what there is is wanted from now on, so the next start does not fail for it.
+        """
+        wanted = self.node.topology
+        try:
+            self._check_numbers(wanted)
+        except MeridianError:
+            have = Topology(wanted.adjudicators, len(self.node.open_journals()))
+            topology.want(self.node.store, have, done=False)
+            raise
 
     def status(self) -> dict[str, Any]:
         """For `meridian status`."""
@@ -72,6 +90,7 @@ class Reshape:
             "journals": wanted.journals,
             "done": self.done,
             "step": self.step,
+            "journal_numbers_left": self.numbers_left(),
         }
 
     async def run(self) -> None:

@@ -55,7 +55,12 @@ class Seat:
     @property
     def closed(self) -> bool:
         """The journal has ended (4.7); its owner tells outcomes."""
-        return self.owner is not None and self.owner.adjudicator.membership.closed_tau > 0
+        return self.closed_tau > 0
+
+    @property
+    def closed_tau(self) -> int:
+        """When it ended; 0: it has not."""
+        return 0 if self.owner is None else self.owner.adjudicator.membership.closed_tau
 
     @property
     def failure(self) -> AppendError | None:
@@ -72,6 +77,30 @@ class Seat:
         value = get_value(self.node.store, recovery.trim_key(self.number))
         return Position() if value is None else recovery.decode_position(value)
 
+    def trim(self, start: Position) -> int:
+        """Deletes the segments before the journal's beginning; all of them if it ended there."""
+        return self.journal.remove() if start.closed else self.journal.trim(start.n + 1)
+
+    def retire(self) -> int:
+        """Deletes the files of a journal that has ended; how many. Its end is where it begins.
+
+        Checkpoint and conflict window must cover it: then all that is asked of it still is which
+        journal it was and when it ended (6.7, 5.6). Its number stays used.
+        """
+        owner = self.owner
+        assert owner is not None and self.closed and owner.reader.closed
+        position = owner.reader.position()
+        set_value(
+            self.node.store, recovery.trim_key(self.number), recovery.encode_position(position)
+        )
+        self.boundaries.clear()
+        if owner.writer is not None:
+            # Its last file would keep its space while it is open.
+            self._written_before = self.bytes_written()
+            owner.writer.close()
+            owner.writer = None
+        return self.trim(position)
+
     def bytes_written(self) -> int:
         """By this process, over all owners."""
         writer = self.owner.writer if self.owner is not None else None
@@ -87,6 +116,8 @@ class Seat:
         """Raises JOURNAL_DAMAGED when records are gone that an owner knew to be durable."""
         sealed = int(get_value(self.node.store, recovery.sealed_key(self.number)) or 0)
         last_n = reading.reader.n
+        if reading.start.closed:
+            return
         if reading.start.n and not reading.segments.firsts:
             # Trim keeps the segment that begins after it.
             sealed = max(sealed, reading.start.n + 1)

@@ -96,6 +96,15 @@ class FileJournal:
             self.files.fsync_dir(self.directory)
         return count
 
+    def remove(self) -> int:
+        """Deletes all segments, oldest first; returns how many. Nobody may write any more."""
+        segments = list_segments(self.directory)
+        for segment in segments:
+            self.files.unlink(segment.path)
+        if segments:
+            self.files.fsync_dir(self.directory)
+        return len(segments)
+
     def size_bytes(self) -> int:
         """Bytes of all segments."""
         return sum(segment.path.stat().st_size for segment in list_segments(self.directory))
