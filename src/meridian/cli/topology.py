@@ -56,6 +56,6 @@ def ask(socket: str, wanted: dict[str, int]) -> dict[str, Any]:
             found: dict[str, Any] = client.admin("topology", **wanted)
             return found
     except GatewayError as error:
-        raise SetupError(f"{error}. {error.hint}".rstrip(". ")) from None
+        raise SetupError(str(error), error.hint) from None
     except OSError as error:
         raise SetupError(f"the data plane does not answer: {error}") from None
