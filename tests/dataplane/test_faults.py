@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from meridian.dataplane.node import Node
 from meridian.errors import Kind, MeridianError
 from meridian.wire.frames import COMMIT_HAS_SCHEMA, OUTCOME_ABORTED, OUTCOME_COMMITTED
 from tests.dataplane.plane import commit, create, put, running, value
@@ -22,6 +23,15 @@ SID = 1000
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meridian.dataplane.seat.OWNER_RETRY_S", 0.05)
+
+
+async def commit_at_last(node: Node) -> None:
+    """Key 2, once an owner takes it."""
+    for _ in range(100):
+        with contextlib.suppress(MeridianError):
+            await commit(node, [put(SID, {2: 200})])
+            return
+        await asyncio.sleep(0.05)
 
 
 def run(work: Any) -> Any:
@@ -165,11 +175,7 @@ def test_failure_while_taking_over(tmp_path: Path) -> None:
                     files.fail("write", nth=2, times=2)
                 with contextlib.suppress(MeridianError):
                     await commit(node, [put(SID, {1: 100})])
-                for _ in range(100):
-                    with contextlib.suppress(MeridianError):
-                        await commit(node, [put(SID, {2: 200})])
-                        break
-                    await asyncio.sleep(0.1)
+                await commit_at_last(node)
                 assert await value(node, SID, 2) == 200, call
 
     run(work())
@@ -197,11 +203,7 @@ def test_one_owner_at_a_time(tmp_path: Path, monkeypatch: Any) -> None:
             files.fail("fdatasync")
             with contextlib.suppress(MeridianError):
                 await commit(node, [put(SID, {1: 100})])
-            for _ in range(100):
-                with contextlib.suppress(MeridianError):
-                    await commit(node, [put(SID, {2: 200})])
-                    break
-                await asyncio.sleep(0.05)
+            await commit_at_last(node)
             assert await value(node, SID, 2) == 200
             assert len(opened) == 4 and node.counters.owners == len(node.seats) + 4
             await asyncio.sleep(0.3)
