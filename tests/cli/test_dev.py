@@ -62,6 +62,25 @@ def test_json_line_and_clean_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "d" / "run.json").exists()
 
 
+def test_progress_that_cannot_be_written_ends_nothing(embedded: Embedded) -> None:
+    embedded.stop()
+    errors = embedded.directory.parent / f"{embedded.directory.name}.err"
+    errors.unlink()
+    errors.symlink_to("/dev/full")
+    embedded.start()
+    embedded.kill("data-plane")
+    for _ in range(100):
+        time.sleep(0.1)
+        assert embedded.process is not None and embedded.process.poll() is None
+        try:
+            with psycopg.connect(embedded.dsn) as connection:
+                assert connection.execute("SELECT 1 FROM sys.jobs").fetchall() == []
+            return
+        except psycopg.Error:
+            continue
+    raise AssertionError("the data plane did not come back")
+
+
 def test_rows_survive_a_restart_and_the_password_stays(embedded: Embedded) -> None:
     with psycopg.connect(embedded.dsn) as connection:
         connection.execute("CREATE TABLE kept (id int PRIMARY KEY, t text)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from meridian.clock.clock import Clock
 from meridian.dataplane import balance, replica
 from meridian.dataplane.node import Node
 from meridian.dataplane.shard_files import shard_path
-from meridian.dataplane.shards import ShardedEngine, open_set
-from meridian.errors import MeridianError
+from meridian.dataplane.shards import ShardedEngine, files_of, open_set
+from meridian.errors import Kind, MeridianError
 from meridian.storage import Engine, schema
 from meridian.storage.errors import Failed
-from meridian.wire.frames import COMMIT_HAS_SCHEMA
+from meridian.wire.frames import COMMIT_HAS_SCHEMA, OUTCOME_COMMITTED, OUTCOME_UNKNOWN
 from tests.dataplane.plane import commit, create, put, running, value
 
 SID = 1000
@@ -49,8 +50,7 @@ class FullDisk:
         self.failed = 0
 
     def watch(self, node: Node) -> None:
-        several: Any = node.engine
-        for engine in several.engines:
+        for engine in getattr(node.engine, "engines", [node.engine]):
             self._watch(engine)
 
     def _watch(self, engine: Engine) -> None:
@@ -179,3 +179,39 @@ def test_a_start_on_a_full_disk_throws_no_storage_away(
     assert [path.stat().st_ino for path in files] == found
     start().close()
     assert [path.stat().st_ino for path in files] == found
+
+
+async def status(node: Node, txid: bytes, tau: int) -> int:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    node.commits.asker.status(txid, tau, lambda outcome, _: future.set_result(outcome))
+    return await future
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_what_is_told_as_committed_is_read_while_the_disk_is_full(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads stay behind what storage lacks, so nobody is told of that, asked by id either."""
+    monkeypatch.setattr("meridian.dataplane.asker.COMMIT_WAIT_MS", 300)
+
+    async def work() -> None:
+        disk = FullDisk()
+        topology = {"storage_shards": count, "adjudicators": min(count, 3), "journals": 2}
+        async with running(tmp_path, **topology) as node:
+            await commit(node, [create(SID)], flags=COMMIT_HAS_SCHEMA)
+            await commit(node, [put(SID, {1: 1})])
+            disk.watch(node)
+            disk.full = set(files_of(node.engine))
+            txid, tau = secrets.token_bytes(16), node.tau_start()
+            with pytest.raises(MeridianError) as refusal:
+                await commit(node, [put(SID, {1: 2})], txid=txid, tau=tau)
+            assert refusal.value.kind is Kind.OUTCOME_UNKNOWN
+            assert await status(node, txid, tau) == OUTCOME_UNKNOWN
+            assert await value(node, SID, 1) == 1
+            asked = asyncio.ensure_future(status(node, txid, tau))
+            await asyncio.sleep(0.1)
+            disk.full = set()
+            assert await asked == OUTCOME_COMMITTED
+            assert await value(node, SID, 1) == 2
+
+    run(work())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -126,7 +127,7 @@ def with_temporary_directory(options: Options, as_json: bool) -> None:
 
 
 def _run(options: Options, as_json: bool) -> None:
-    supervisor = Supervisor(options, lambda line: click.echo(line, err=True))
+    supervisor = Supervisor(options, _say)
 
     def on_ready(running: Running) -> None:
         click.echo(_as_json(running, options) if as_json else _as_text(running, options))
@@ -136,6 +137,12 @@ def _run(options: Options, as_json: bool) -> None:
         asyncio.run(supervisor.run(on_ready))
     except KeyboardInterrupt:
         raise SetupError("interrupted") from None
+
+
+def _say(line: str) -> None:
+    """Progress; a full disk or a reader that went away is no reason to end."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
 
 
 def _as_json(running: Running, options: Options) -> str:

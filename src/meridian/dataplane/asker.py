@@ -57,10 +57,27 @@ class Asker:
         self._unapplied: deque[tuple[int, Done]] = deque()
 
     def status(self, txid: bytes, tau: int, done: StatusDone) -> None:
-        """Calls `done` with the outcome (docs/protocol.md) and tau_commit."""
+        """Calls `done` with the outcome (docs/protocol.md) and tau_commit.
+
+        A commit is told once storage holds it, as to whoever has waited for its answer: while
+        storage cannot write, reads stay behind what it lacks. Unknown when that takes too long.
+        """
+
+        def applied(result: int | MeridianError) -> None:
+            if isinstance(result, MeridianError):
+                done(frames.OUTCOME_UNKNOWN, 0)
+            else:
+                done(frames.OUTCOME_COMMITTED, result)
+
+        def told(outcome: int, tau_commit: int) -> None:
+            if outcome == frames.OUTCOME_COMMITTED:
+                self._when_applied(tau_commit, applied)
+            else:
+                done(outcome, tau_commit)
+
         # Nobody knows whom its COMMIT would have named: it is looked for, and where it is not
         # found made an abort, under every name. One at most was ever committed.
-        self._poll(range(len(self.node.seats)), txid, tau, done)
+        self._poll(range(len(self.node.seats)), txid, tau, told)
 
     def elsewhere(self, txid: bytes, tau: int, leader: int, done: StatusDone) -> None:
         """The same under all names but one. An abort there is no outcome: that one decides."""
