@@ -65,6 +65,11 @@ class Connection(asyncio.Protocol):
         self.requests.closed(self)
 
     def data_received(self, data: bytes) -> None:
+        # A query processor waits for most answers before it asks again.
+        whole = self._splitter.one(data)
+        if whole is not None and self.transport is not None:
+            self.requests.handle(self, whole)
+            return
         bodies = self._splitter.feed(data)
         while self.transport is not None:
             try:

@@ -63,7 +63,7 @@ class Lookup(NamedTuple):
     """A prepared range statement: parameters are tau, lo, hi, limit.
 
     `exact` (tau, lo) is quicker where the range is one key; empty: there is none. From `base` on
-    the file holds all keys of both relations (TS_MAX: never).
+    the file holds all keys of both relations (TS_MAX: never). `plain`: no value lies in `big`.
     """
 
     sql: str
@@ -73,6 +73,7 @@ class Lookup(NamedTuple):
     entry: Relation
     row: Relation
     base: int
+    plain: bool
 
 
 def _stop() -> bool:
@@ -93,6 +94,7 @@ class Engine:
         self._gets: dict[GetShape, tuple[str, int, int]] = {}
         self._lookups: dict[LookupShape, Lookup] = {}
         self._failed = ""
+        self._pinned = False
         self._reload()
 
     @classmethod
@@ -171,6 +173,7 @@ class Engine:
         """Clean close: the next boot may trust the file."""
         self.readers.close()
         self._wal.close()
+        self._unpin()
         schema_.close_file(self._db, boot_id=self.boot_id)
 
     def abandon(self) -> None:
@@ -240,6 +243,24 @@ class Engine:
         self._whole = self._ranges.whole
         self._snapshot = Snapshot(self._relations, self._overlay, self._horizon, self._ranges)
 
+    def _pin(self) -> None:
+        """Short reads share one SQLite snapshot until this connection writes.
+
+        Nobody else writes the file, so the snapshot is always of the newest commit, the one that
+        the image in memory describes; and the lock of the log is not taken and released by every
+        read. The log may be copied back meanwhile, and starts over as before: the owner's own
+        commits do that, and they unpin first.
+        """
+        if not self._db.in_transaction:
+            self._execute("BEGIN").fetchall()
+        self._pinned = True
+
+    def _unpin(self) -> None:
+        self._pinned = False
+        # An error may have ended it.
+        if self._db.in_transaction:
+            self._execute("COMMIT").fetchall()
+
     @contextmanager
     def _transaction(self) -> Iterator[Applier]:
         """One SQLite transaction; on any error the file and its image go back together."""
@@ -247,6 +268,8 @@ class Engine:
             raise Failed(self._failed)
         applier = self._applier
         try:
+            if self._pinned:
+                self._unpin()
             self._execute("BEGIN IMMEDIATE")
             yield applier
             if applier.touched:
@@ -420,6 +443,7 @@ class Engine:
 
         Only for a file that serves nobody. Raises BadRequest, Corrupt, Failed.
         """
+        self._unpin()
         self._execute("ATTACH DATABASE ? AS other", (str(source),)).fetchall()
         try:
             with self._transaction() as applier:
@@ -439,6 +463,7 @@ class Engine:
         if base is None:
             raise BadRequest("the range is not the source's")
         base = max(base, source.horizon)
+        self._unpin()
         self._execute("ATTACH DATABASE ? AS other", (str(source.path),)).fetchall()
         try:
             with self._transaction() as applier:
@@ -498,6 +523,8 @@ class Engine:
             if not born <= tau < died:
                 raise UnknownRelation(sid)
             try:
+                if not self._pinned:
+                    self._pin()
                 return False, reading.encode(self._execute(sql, (tau, keys[0])).fetchall())
             except apsw.Error as error:
                 raise reading.translate(error) from error
@@ -570,10 +597,12 @@ class Engine:
         lookup = known or self._prepare_lookup(tau, shape)
         if tau < self._horizon or not lookup.born <= tau < lookup.died:
             return None
-        if lookup.entry.crowded or lookup.row.crowded or lookup.entry.has_big or lookup.row.has_big:
+        if not lookup.plain or lookup.entry.crowded or lookup.row.crowded:
             return None
         self._db.set_progress_handler(_stop, SHORT_STEPS)
         try:
+            if not self._pinned:
+                self._pin()
             if lookup.exact and len(hi) == len(lo) + 1 and hi.startswith(lo) and not hi[-1]:
                 rows = self._execute(lookup.exact, (tau, lo)).fetchall()
             else:
@@ -608,7 +637,9 @@ class Engine:
         exact = query.lookup_one(self._snapshot, request)
         born, died = max(entry.born, row.born), min(entry.died, row.died)
         base = self._base_of(row_sid, span(sid))
-        lookup = Lookup(sql, exact, born, died, entry, row, base)
+        # A column that gets its first big value empties `_lookups`.
+        plain = not (entry.has_big or row.has_big)
+        lookup = Lookup(sql, exact, born, died, entry, row, base, plain)
         if entry.crowded or row.crowded:
             return lookup
         if len(self._lookups) > 10_000:

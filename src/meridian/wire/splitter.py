@@ -15,6 +15,15 @@ class Splitter:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
+    def one(self, data: bytes) -> bytes | None:
+        """The body, if `data` is one whole frame and nothing came before; else `feed` it."""
+        size_bytes = len(data) - HEADER_SIZE_BYTES
+        if self._buffer or size_bytes < 0 or size_bytes > FRAME_SIZE_BYTES:
+            return None
+        if int.from_bytes(data[:HEADER_SIZE_BYTES], "little") != size_bytes:
+            return None
+        return data[HEADER_SIZE_BYTES:]
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The bodies that are whole now. Raises FRAME_TOO_LARGE."""
         buffer: bytes | bytearray = data
