@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 import pytest
 
@@ -182,6 +183,10 @@ def test_the_log_stays_short_under_steady_writes(tmp_path: Path) -> None:
     for i in range(400):
         rows = {key(j): (i, b"x" * 1000) for j in range(i * 300, i * 300 + 300)}
         engine.apply([(200 + i, [put(T, rows, 1 if i else 0)])], {0: 6 + i})
+        # Reads between them share a snapshot that ends with the next write.
+        for j in (i * 300, i * 300 + 299):
+            assert decode(engine.get(200 + i, T, (1,), [key(j)])[1]) == [[key(j), i]]
+        assert engine._pinned and engine._db.in_transaction
     written = (tmp_path / "s.db").stat().st_size
     assert written > 100 << 20
     assert (tmp_path / "s.db-wal").stat().st_size < 40 << 20
@@ -189,6 +194,48 @@ def test_the_log_stays_short_under_steady_writes(tmp_path: Path) -> None:
     engine.close()
     engine = Engine.open(tmp_path / "s.db", boot_id="next", durable=None)
     assert engine.stats([T])[0].rows == 120_000
+
+
+def test_short_reads_share_a_snapshot_until_the_next_write(tmp_path: Path) -> None:
+    engine = filled(tmp_path / "s.db")
+    shape = (T, 0, 0, (1,), ())
+
+    def seen(tau: int) -> Any:
+        page = engine.try_lookup(tau, key(1), key(1) + b"\0", 2, 1 << 20, shape)
+        assert page is not None and engine._db.in_transaction
+        assert page[1] == engine.get(tau, T, (1,), [key(1)])[1]
+        return decode(page[1])[0][1]
+
+    for tau in range(110, 130):
+        engine.apply([(tau, [put(T, {key(1): (tau, b"")})])], {0: tau})
+        assert not engine._db.in_transaction
+        assert [seen(tau), seen(tau), seen(tau - 1) if tau > 110 else tau - 1] == [
+            tau,
+            tau,
+            tau - 1,
+        ]
+    # A write that fails goes back to what was there before, and so do the reads.
+    with pytest.raises(Corrupt):
+        engine.apply(
+            [(130, [put(T, {key(1): (130, b"")}), ops.Delete(9, 0, [key(1)], b"", b"")])], {}
+        )
+    assert seen(131) == 129
+    # The log is copied and starts over although nobody writes and a snapshot is open.
+    second = apsw.Connection(str(engine.path))
+    second.execute("SELECT * FROM state").fetchall()
+    assert second.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)[0] > 0
+    engine.apply([(132, [put(T, {key(1): (132, b"")})])], {0: 132})
+    assert second.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)[0] < 10
+    assert seen(132) == 132
+    # What the snapshot ends with by itself does no harm.
+    engine._db.execute("ROLLBACK")
+    assert decode(engine.get(132, T, (1,), [key(1)])[1])[0][1] == 132
+    engine.apply([(133, [put(T, {key(1): (133, b"")})])], {0: 133})
+    assert seen(133) == 133
+    engine.close()
+    again = Engine.open(tmp_path / "s.db", boot_id="next", durable=None)
+    assert decode(again.get(133, T, (1,), [key(1)])[1])[0][1] == 133
+    again.close()
 
 
 def test_a_failed_batch_leaves_nothing(tmp_path: Path) -> None:

@@ -180,6 +180,9 @@ def test_two_files_become_one(seed: int, tmp_path: Path) -> None:
         pass
     newer.rewind(older.applied_tau, {0: low})
     newer.close()
+    # It has served until now.
+    older._pin()
+    older.unresolved()
     older.import_ranges(tmp_path / "newer.db")
     assert older.positions == {0: low}
     feed.feed(older)

@@ -42,6 +42,8 @@ _TAIL_BYTES = 8 << 20
 _RECORD_BYTES = 200
 """About what a record takes in memory beside its payload."""
 _PROGRESS_S = 1.0
+CACHE_BYTES = 256 << 20
+"""Of the only storage file; several have Engine's default each."""
 CHECKPOINT_KEY = "checkpoint/0"
 """Metadata: name of the directory of the last whole checkpoint."""
 encode_position = msgspec.msgpack.Encoder().encode
@@ -82,7 +84,7 @@ def open_storage(
     reason = "it is ahead of the journal"
     if trusted:
         try:
-            engine = Engine.open(path, boot_id=boot, durable=None)
+            engine = Engine.open(path, boot_id=boot, durable=None, cache_bytes=CACHE_BYTES)
             if missing(engine.positions, starts) is None:
                 return engine
             engine.abandon()
@@ -113,11 +115,13 @@ def missing(positions: Mapping[int, int], starts: Sequence[Position]) -> Meridia
 def _restore(path: Path, checkpoint: Path | None, boot: str) -> Engine:
     if checkpoint is not None:
         try:
-            return Engine.restore(checkpoint, path, boot_id=boot, durable=None)
+            return Engine.restore(
+                checkpoint, path, boot_id=boot, durable=None, cache_bytes=CACHE_BYTES
+            )
         except RebuildNeeded as error:
             log.error("checkpoint cannot be used", extra={"error": str(error)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    return Engine.create(path, boot_id=boot)
+    return Engine.create(path, boot_id=boot, cache_bytes=CACHE_BYTES)
 
 
 class Reading:

@@ -41,7 +41,9 @@ EVERY_S = 900.0
 FIRST_S = 120.0
 BUSY_PER_S = 200
 """Above so many requests per second a pass waits, but for no longer than EVERY_S once more."""
-LOOK_S = 5.0
+LOOK_S = 30.0
+"""Longer than the pauses of a load that comes and goes: a pass takes from it what it takes, above
+all the interpreter's lock, which every answer needs."""
 
 
 class Found(msgspec.Struct, array_like=True):
