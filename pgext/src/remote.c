@@ -9,6 +9,8 @@
 #include "coherence.h"
 #include "store.h"
 
+#define REQUEST_BYTES 256		/* of most requests: fits the first block of a small context */
+
 int
 mer_bytes_cmp(const void *a, const void *b)
 {
@@ -43,7 +45,7 @@ mer_send_scan(const MerRequest *req)
 	bool		joined = req->row_sid != 0;
 
 	mer_checks_flush();
-	initStringInfo(&buf);
+	initStringInfoExt(&buf, REQUEST_BYTES);
 	id = mer_wire_begin(&buf, MER_SCAN, 17);
 	mp_put_int(&buf, req->any_version ? 0 : mer_catver());
 	mp_put_int(&buf, mer_txn.tau);
@@ -74,7 +76,7 @@ mer_send_get(int64 sid, const AttrNumber *cols, int ncols, const MerBytes *keys,
 	StringInfoData buf;
 	uint32		id;
 
-	initStringInfo(&buf);
+	initStringInfoExt(&buf, REQUEST_BYTES);
 	id = mer_wire_begin(&buf, MER_GET, 7);
 	mp_put_int(&buf, mer_catver());
 	mp_put_int(&buf, mer_txn.tau);

@@ -22,6 +22,7 @@
 #define MAX_BATCH 262144
 #define PAGE_BYTES (1024 * 1024)
 #define POINT_BATCH 1024
+#define KEY_BYTES 64			/* of most keys */
 #define AHEAD_BATCH 16384		/* from the page after the fourth on */
 
 /* ---------- begin ---------- */
@@ -198,8 +199,9 @@ mer_scan_begin(const MerScanSpec *spec, Snapshot snapshot)
 	scan->page_cxt = AllocSetContextCreate(cxt, "page", ALLOCSET_SMALL_SIZES);
 	scan->row_cxt = AllocSetContextCreate(cxt, "row", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(cxt);
-	initStringInfo(&scan->pos_copy);
-	initStringInfo(&scan->mark);
+	/* Few scans need them, and these fit the context's first block. */
+	initStringInfoExt(&scan->pos_copy, KEY_BYTES);
+	initStringInfoExt(&scan->mark, KEY_BYTES);
 	MemoryContextSwitchTo(old);
 	/* However the scan ends, errors included. */
 	scan->at_end.func = drop_ahead;

@@ -78,6 +78,31 @@ def test_a_rotten_value_is_found_and_healed(
     run(work())
 
 
+@pytest.mark.parametrize("load", ["none", "requests", "scans"])
+def test_a_pass_waits_for_a_pause_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: str
+) -> None:
+    monkeypatch.setattr(selfcheck, "LOOK_S", 0.3)
+
+    async def work() -> None:
+        async with running(tmp_path) as node:
+            node.selfcheck.every_s = 60 if load == "none" else 1.5
+            started = time.monotonic()
+            waiting = asyncio.create_task(node.selfcheck._idle())
+            while not waiting.done():
+                if load == "requests":
+                    node.counters.gets += 100
+                until = time.process_time() + (0.05 if load == "scans" else 0)
+                while time.process_time() < until:
+                    pass
+                await asyncio.sleep(0.02)
+            assert time.monotonic() - started < 20
+            if load != "none":
+                assert time.monotonic() - started >= 1.5
+
+    run(work())
+
+
 def test_what_changes_is_not_taken_for_damage(tmp_path: Path) -> None:
     """Updates, deletes, keys written twice in one transaction, large ones, columns, drops."""
 

@@ -24,6 +24,7 @@ from meridian.storage import (
     query,
     schema,
 )
+from meridian.storage import engine as engine_module
 from meridian.storage.checkpoint import read_manifest
 from meridian.storage.errors import (
     BadRequest,
@@ -227,7 +228,14 @@ def test_short_reads_share_a_snapshot_until_the_next_write(tmp_path: Path) -> No
     engine.apply([(132, [put(T, {key(1): (132, b"")})])], {0: 132})
     assert second.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)[0] < 10
     assert seen(132) == 132
-    # What the snapshot ends with by itself does no harm.
+    # One that is given up, and one that fails, leave nothing behind.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "SHORT_STEPS", 1)
+        assert engine.try_lookup(132, key(1), key(1) + b"\0", 2, 1 << 20, shape) is None
+    with pytest.raises(TypeError):
+        engine.get(132, T, (1,), [object()])  # type: ignore[list-item]
+    assert seen(132) == 132
+    # What ends the snapshot by itself does no harm.
     engine._db.execute("ROLLBACK")
     assert decode(engine.get(132, T, (1,), [key(1)])[1])[0][1] == 132
     engine.apply([(133, [put(T, {key(1): (133, b"")})])], {0: 133})

@@ -41,6 +41,8 @@ EVERY_S = 900.0
 FIRST_S = 120.0
 BUSY_PER_S = 200
 """Above so many requests per second a pass waits, but for no longer than EVERY_S once more."""
+BUSY_SHARE = 0.25
+"""So does one above this share of a core."""
 LOOK_S = 30.0
 """Longer than the pauses of a load that comes and goes: a pass takes from it what it takes, above
 all the interpreter's lock, which every answer needs."""
@@ -113,13 +115,19 @@ class SelfCheck:
 
     async def _idle(self) -> None:
         """Until there is little to do, or patience ends."""
-        counters = self.node.counters
         until = time.monotonic() + self.every_s
         while time.monotonic() < until:
-            before = counters.gets + counters.scans + counters.commits
+            requests, cpu_s = self._done()
             await asyncio.sleep(LOOK_S)
-            if counters.gets + counters.scans + counters.commits - before < BUSY_PER_S * LOOK_S:
+            requests_now, cpu_now_s = self._done()
+            quiet = requests_now - requests < BUSY_PER_S * LOOK_S
+            if quiet and cpu_now_s - cpu_s < BUSY_SHARE * LOOK_S:
                 return
+
+    def _done(self) -> tuple[int, float]:
+        """Requests, and seconds of CPU: a few long scans keep a core as busy as many lookups."""
+        counters = self.node.counters
+        return counters.gets + counters.scans + counters.commits, time.process_time()
 
     async def check(self) -> Checked:
         """One pass; what is damaged and can be made anew ends this process. Raises MeridianError,

@@ -223,7 +223,7 @@ class Requests:
         if len(keys) <= _GET_SLICE and node.ready(tau):
             if catver and (catver != node.catalog.version or tau < node.catalog.tau):
                 node.catalog.compare(catver, tau, (sid,))
-            more, rows = node.engine.get(tau, sid, tuple(cols), keys)
+            more, rows = node.engine.get(tau, sid, cols, keys)
             node.counters.gets += 1
             connection.send(frames.result_frame(request_id, tau, more, rows))
             return
@@ -235,7 +235,7 @@ class Requests:
     def _get_all(self, connection: Connection, request: frames.Get, tau: int) -> None:
         _, request_id, catver, _, sid, cols, keys = request
         self._compare(catver, tau, sid, 0)
-        self.spawn(connection, request_id, self._get_slices(tau, sid, tuple(cols), keys))
+        self.spawn(connection, request_id, self._get_slices(tau, sid, cols, keys))
 
     async def _get_slices(
         self, tau: int, sid: int, cols: tuple[int, ...], keys: list[bytes]
@@ -257,30 +257,30 @@ class Requests:
         return lambda request_id: frames.result_frame(request_id, tau, more, joined)
 
     def _scan(self, connection: Connection, request: frames.Scan) -> None:
-        (_, request_id, catver, tau, sid) = request[:5]
-        (lo, hi, flags, cols, where, limit, page_bytes) = request[5:12]
-        row_sid, row_cols, row_filter, group, aggs = request[12:]
-        tau = tau or self.node.tau_start()
+        where, row_filter, group, aggs = request[9], request[14], request[15], request[16]
+        tau = request[3] or self.node.tau_start()
         plain = where is None and row_filter is None and group is None and aggs is None
-        if plain and lo and hi is not None:
+        if plain and request[5] and request[6] is not None:
             if self.node.ready(tau):
                 self._look_up(connection, request, tau)
             else:
                 read = partial(self._look_up, connection, request, tau)
-                self._wait(connection, request_id, tau, read)
+                self._wait(connection, request[1], tau, read)
             return
+        _, request_id, catver, _, sid, lo, hi, flags, cols, _, limit, page_bytes = request[:12]
+        row_sid, row_cols = request[12], request[13]
         scan = ScanRequest(
             tau=tau,
             sid=sid,
             lo=lo,
             hi=hi,
             flags=flags,
-            cols=tuple(cols),
+            cols=cols,
             filter=where,
             limit=limit,
             page_bytes=min(page_bytes, SCAN_PAGE_BYTES) if page_bytes > 0 else SCAN_PAGE_BYTES,
             row_sid=row_sid,
-            row_cols=tuple(row_cols),
+            row_cols=row_cols,
             row_filter=row_filter,
             group=None if group is None else tuple(group),
             aggs=None if aggs is None else tuple(map(tuple, aggs)),
@@ -290,10 +290,10 @@ class Requests:
 
     def _look_up(self, connection: Connection, request: frames.Scan, tau: int) -> None:
         """A range without filters or aggregates: most are short and of a shape seen before."""
-        (_, request_id, catver, _, sid, lo, hi, flags, cols, _, limit, page_bytes) = request[:12]
-        row_sid, row_cols = request[12], request[13]
+        (_, request_id, catver, _, sid, lo, hi, flags, cols, _, limit, page_bytes, *rest) = request
+        row_sid, row_cols, _, _, _ = rest
         page_bytes = min(page_bytes, SCAN_PAGE_BYTES) if page_bytes > 0 else SCAN_PAGE_BYTES
-        shape = (sid, row_sid, flags, tuple(cols), tuple(row_cols))
+        shape = (sid, row_sid, flags, cols, row_cols)
         node = self.node
         if catver and (catver != node.catalog.version or tau < node.catalog.tau):
             node.catalog.compare(catver, tau, (sid, row_sid))
@@ -321,7 +321,7 @@ class Requests:
         _, request_id, catver, tau, sid, count, cols = request
         if not 0 <= count <= SAMPLE_ROWS:
             raise MeridianError(Kind.REQUEST_TOO_LARGE, limit=SAMPLE_ROWS)
-        sample = SampleRequest(tau or self.node.tau_start(), sid, count, tuple(cols))
+        sample = SampleRequest(tau or self.node.tau_start(), sid, count, cols)
         read = partial(self._read_range, connection, request_id, catver, sample)
         self._when_ready(connection, request_id, sample.tau, read)
 

@@ -91,6 +91,8 @@ class Engine:
         self._wal = WalCopier(path, db)
         self._db = db
         self._execute = db.execute
+        self._short = db.cursor().execute
+        """For short reads that are fetched whole at once: a cursor less to make."""
         self._gets: dict[GetShape, tuple[str, int, int]] = {}
         self._lookups: dict[LookupShape, Lookup] = {}
         self._failed = ""
@@ -525,7 +527,7 @@ class Engine:
             try:
                 if not self._pinned:
                     self._pin()
-                return False, reading.encode(self._execute(sql, (tau, keys[0])).fetchall())
+                return False, reading.encode(self._short(sql, (tau, keys[0])).fetchall())
             except apsw.Error as error:
                 raise reading.translate(error) from error
         return self._get_many(tau, sid, cols, keys)
@@ -604,9 +606,9 @@ class Engine:
             if not self._pinned:
                 self._pin()
             if lookup.exact and len(hi) == len(lo) + 1 and hi.startswith(lo) and not hi[-1]:
-                rows = self._execute(lookup.exact, (tau, lo)).fetchall()
+                rows = self._short(lookup.exact, (tau, lo)).fetchall()
             else:
-                rows = self._execute(lookup.sql, (tau, lo, hi, limit)).fetchall()
+                rows = self._short(lookup.sql, (tau, lo, hi, limit)).fetchall()
         except apsw.InterruptError:
             return None
         except apsw.Error as error:

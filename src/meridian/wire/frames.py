@@ -67,7 +67,7 @@ TXID_SIZE_BYTES = 16
 # Requests as typed tuples: msgspec checks types and lengths while it decodes. Chunks are bin.
 Hello = tuple[int, int, int, int, int]
 Begin = tuple[int, int, int]
-Get = tuple[int, int, int, int, int, list[int], list[bytes]]
+Get = tuple[int, int, int, int, int, tuple[int, ...], list[bytes]]
 Scan = tuple[
     int,  # type
     int,  # id
@@ -77,12 +77,12 @@ Scan = tuple[
     bytes,  # lo
     bytes | None,  # hi
     int,  # flags
-    list[int],  # cols
+    tuple[int, ...],  # cols
     Any,  # filter
     int,  # limit
     int,  # page_bytes
     int,  # row_sid
-    list[int],  # row_cols
+    tuple[int, ...],  # row_cols
     Any,  # row_filter
     Any,  # group: list of attnums or nil
     Any,  # aggs: list of [fn, attnum] or nil
@@ -92,7 +92,7 @@ Part = tuple[int, int, bytes, int, bytes, int]
 Status = tuple[int, int, bytes, int]
 Lease = tuple[int, int, int, int]
 Stats = tuple[int, int, list[int]]
-Sample = tuple[int, int, int, int, int, int, list[int]]
+Sample = tuple[int, int, int, int, int, int, tuple[int, ...]]
 Cancel = tuple[int, int, int]
 Sequence = tuple[int, int, int, int, int, int, int, int, bool | int]
 SetVal = tuple[int, int, int, int, bool | int]
