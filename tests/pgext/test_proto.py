@@ -45,7 +45,7 @@ def test_requests_are_what_the_gateway_decodes(stream: Stream) -> None:
     assert status == OK
     body = bytes(stream.outbound[4:])
     assert int.from_bytes(stream.outbound[:4], "little") == len(body)
-    assert frames.decode_request(body) == (GET, request_id, 0, 7, 1000, [1, 2], [b"k"])
+    assert frames.decode_request(body) == (GET, request_id, 0, 7, 1000, (1, 2), [b"k"])
     stream.forget_all()
 
 
