@@ -130,7 +130,17 @@ def test_a_voter_that_restarts_has_lost_them(cluster: Cluster) -> None:
     cluster.restart(1)
     to = ask(cluster, txid, began, 1, 1, "a", "n")
     cluster.settle()
-    assert cluster.nodes[0].answers[to].code is Code.PARTS
+    assert cluster.nodes[0].answers[to].code is Code.FLOOR, "it began before the restart"
+
+
+def test_a_voter_whose_floor_has_passed_them_says_so(cluster: Cluster) -> None:
+    """It takes no keys from before its floor: "send them again" would never end."""
+    began, txid = cluster.now, cluster.txid(1, 0)
+    cluster.commit(2, put("z"))
+    cluster.restart(1)
+    cluster.settle()
+    assert cluster.nodes[1].core.window.floor > began
+    assert commit(cluster, txid, began, "a", "n").code is Code.FLOOR
 
 
 def test_nobody_s_keys_are_forgotten(cluster: Cluster) -> None:

@@ -391,3 +391,20 @@ def test_a_large_transaction_over_owners(two: Cluster) -> None:
     assert all(reader.accept(record) for record in leader.records), "the checksum is right"
     for id_, key in enumerate("abcxy", 10):
         assert two.commit(id_, put(key), start).code is Code.CONFLICT
+
+
+def test_a_refusal_that_comes_before_a_large_commit_is_its_end(two: Cluster) -> None:
+    """Not a place where keys are missing: it would be asked again for as long as somebody asks."""
+    start = two.now
+    two.commit(9, put("x"), start)
+    leader, txid = two.nodes[0], two.txid(1, 0)
+    chunks = [put("a", "x"), put("b")]
+    leader.step(Part(txid, start, 0, chunks[0]))
+    two.settle()
+    part = cut(chunks[0], two.map).part(1)
+    epoch = leader.core.ledger.epoch
+    two.sent.append((1, Ask(txid, 1, epoch, start, 0, pack(part.footprint), part.bounds, False)))
+    two.deliver()
+    leader.step(Commit(1001, txid, start, 0, 0, 1, chunks[1], 1, epoch, (1,)))
+    two.settle(150)
+    assert leader.answers[1001].code is Code.CONFLICT

@@ -39,6 +39,11 @@ class Ballot:
         final = [vote for vote in refusals if vote.code in FINAL_CODES]
         return next(iter(final or refusals), None)
 
+    @property
+    def agreed(self) -> bool:
+        """Every voter has said yes."""
+        return self.complete and not any(vote.code for vote in self.votes.values())
+
     def tally(self) -> Tally:
         """All keys that voters hold."""
         return reduce(Tally.__add__, (vote.tally for vote in self.votes.values()), Tally())

@@ -137,7 +137,7 @@ class Chunked(Partitioned):
         votes: Sequence[Vote] = ()
         if large.final.voters:
             ballot = self.ballots.get(txid)
-            if ballot is None or ballot.event is None or not ballot.complete:
+            if ballot is None or ballot.event is None or not ballot.agreed:
                 return []
             votes = ballot.all_votes()
         if not self._covers(large.foreign, large.everywhere, votes):

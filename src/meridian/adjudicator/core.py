@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meridian.adjudicator import together
 from meridian.adjudicator.chunked import Chunked
 from meridian.adjudicator.events import (
     Absorb,
@@ -283,7 +282,7 @@ class Adjudicator(Chunked):
 
     def commits(self, now: Interval, events: Sequence[Commit]) -> list[Effect]:
         """`step` for commits that came together: the same decisions, sooner."""
-        return together.commits(self, now, events)
+        return self.together.commits(self, now, events)
 
     def is_quiet(self) -> bool:
         """Nothing is under way but decisions that wait for the disk, and it decides alone."""

@@ -38,6 +38,7 @@ from meridian.adjudicator.membership import Membership
 from meridian.adjudicator.outcomes import Outcomes
 from meridian.adjudicator.ranges import Ranges
 from meridian.adjudicator.relations import Relations
+from meridian.adjudicator.together import Together
 from meridian.adjudicator.voter import Voter
 from meridian.adjudicator.window import Window, keys_of
 from meridian.clock.tau import Interval
@@ -86,6 +87,7 @@ class Partitioned(ABC):
         )
         self.ballots = Ballots()
         self.absorber = Absorber()
+        self.together = Together()
         self.serving = False
         self.sealed = False
         """The SEAL is durable: heartbeats are given from here on (5.7)."""

@@ -159,7 +159,8 @@ class Voter:
         if ask.ahead and (
             sent is None or sent.count != ask.ahead or sent.draft.tau_start != ask.tau_start
         ):
-            return Code.PARTS
+            # Keys from before the floor are not taken, however often they are sent.
+            return Code.FLOOR if ask.tau_start < self.window.floor else Code.PARTS
         if sent is not None and sent.too_many:
             return Code.KEYS
         if len(print_.writes) + len(print_.shares) + len(print_.checks) > 8 * HOLD_KEYS:

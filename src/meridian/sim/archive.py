@@ -7,6 +7,7 @@ Names, manifests, what is kept and how far the journals may be trimmed are the r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,8 @@ class Archive:
         self._parts = parts
         self._random = random
         self._nonce = 0
+        self._rotten: dict[str, None] = {}
+        """Snapshots of which an object has rotted."""
 
     # Writing
 
@@ -113,11 +116,9 @@ class Archive:
         entries = self.objects.list(shard)
         starts = {number: one.beginning for number, one in enumerate(self._fleet.journals)}
 
-        def readable(name: str) -> bool:
-            manifest = manifests.decode(self.objects.get(f"{name}/{MANIFEST_NAME}"))
-            return all(_reads_on(manifest, journal, start) for journal, start in starts.items())
-
-        for name in retention.removable(entries, self._fleet.world.now / 1e9, self.keep, readable):
+        now_s = self._fleet.world.now / 1e9
+        readable = partial(self._reads_on_from, starts=starts)
+        for name in retention.removable(entries, now_s, self.keep, readable):
             del self.objects.data[name]
 
     def trim(self) -> None:
@@ -133,20 +134,57 @@ class Archive:
                 if owner.number == journal:
                     owner.trim(position.n)
 
+    def _reads_on_from(self, name: str, starts: dict[int, Position]) -> bool:
+        """Whether the journals hold what follows a snapshot."""
+        manifest = self._manifest(name)
+        return manifest is not None and all(_reads_on(manifest, *one) for one in starts.items())
+
+    def rot(self, random: Random) -> None:
+        """A bit of an object of a snapshot changes, unnoticed, where its shard has a sound one.
+
+        Both are kept, two at least, so that what the sound one needs is not trimmed.
+        """
+        shards = dict.fromkeys(name.rpartition("/")[0] for name, _ in self._all())
+        self._rotten = {name: None for name in self._rotten if self.objects.list(name)}
+        taken = {name.rpartition("/")[0] for name in self._rotten}
+        starts = {number: one.beginning for number, one in enumerate(self._fleet.journals)}
+        victims: list[str] = []
+        for shard in shards:
+            found = [name for name, one in self._all() if name.startswith(f"{shard}/")]
+            useful = [n for n in found if self._reads_on_from(n, starts)]
+            if shard not in taken and len(useful) > 1:
+                victims += useful
+        if not victims or self._fleet.world.healed:
+            return
+        name = random.choice(victims)
+        object_ = random.choice([entry.name for entry in self.objects.list(name)])
+        data, written = self.objects.data[object_]
+        at, bit = random.randrange(len(data)), 1 << random.randrange(8)
+        self.objects.data[object_] = data[:at] + bytes((data[at] ^ bit,)) + data[at + 1 :], written
+        self._rotten[name] = None
+        self._fleet.world.trace("object rot", name, object_.rpartition("/")[2], at, bit)
+
     # Reading
 
     def _whole(self, shard: str) -> list[Manifest]:
         """Those that the journals go on from: one that was behind a trim is none."""
-        names = [e.name for e in self.objects.list(shard) if e.name.endswith(MANIFEST_NAME)]
-        found = [manifests.decode(self.objects.get(name)) for name in names]
+        found = [one for name, one in self._all() if name.rpartition("/")[0] == shard]
         starts = {number: one.beginning for number, one in enumerate(self._fleet.journals)}
         return [one for one in found if all(_reads_on(one, j, p) for j, p in starts.items())]
 
     def _all(self) -> list[tuple[str, Manifest]]:
         """Every whole snapshot with its directory."""
-        names = sorted(name for name in self.objects.data if name.endswith(MANIFEST_NAME))
-        found = [(n, manifests.decode(self.objects.get(n))) for n in names]
-        return [(name.rpartition("/")[0], manifest) for name, manifest in found]
+        objects = sorted(name for name in self.objects.data if name.endswith(MANIFEST_NAME))
+        found = [(name, self._manifest(name)) for name in (o.rpartition("/")[0] for o in objects)]
+        return [(name, manifest) for name, manifest in found if manifest is not None]
+
+    def _manifest(self, name: str) -> Manifest | None:
+        """None if it is damaged."""
+        try:
+            return manifests.decode(self.objects.get(f"{name}/{MANIFEST_NAME}"))
+        except SnapshotUnusable:
+            self._fleet.world.count("damaged manifests seen")
+            return None
 
     def build(self, part: Range, starts: dict[int, Position]) -> list[Store]:
         """A replica of a range: from snapshots of which the journals hold what follows.
@@ -164,6 +202,9 @@ class Archive:
                     stores += [self._restore(name, manifest, one) for one in wanted]
                     left = subtract(left, owned.range)
             except SnapshotUnusable:
+                self._fleet.world.count(
+                    "rotten snapshots refused" if name in self._rotten else "torn snapshots refused"
+                )
                 continue
         if left and any(start.n for start in starts.values()):
             raise SimulationError("trimmed: no snapshot holds what the journals do not")
@@ -190,7 +231,7 @@ class Archive:
                 data = self.objects.get(manifests.part_name(name, number))
             except KeyError:
                 raise SnapshotUnusable(f"snapshot {name} lacks part {number}") from None
-            if len(data) != known.size_bytes or google_crc32c.value(data) != known.crc:
+            if not self._parts.intact(known, data):
                 raise SnapshotUnusable(f"snapshot {name}: part {number} is damaged")
             blocks.append(data)
         store = Store(manifest.owned)

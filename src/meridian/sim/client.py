@@ -8,6 +8,7 @@ from zlib import crc32
 
 from meridian.adjudicator import events as ev
 from meridian.sim.committer import UNKNOWN_ANSWERS, Committer, patience
+from meridian.sim.gateway import gateway_of
 from meridian.sim.gating import Gate
 from meridian.sim.messages import (
     Ask,
@@ -17,6 +18,7 @@ from meridian.sim.messages import (
     Key,
     Page,
     Parts,
+    Submit,
     TheseShards,
     ThisMap,
     Told,
@@ -76,8 +78,10 @@ class Client(Node):
         """Journals whose owners take commits; a hint, shared with the run."""
         self._replicas = replicas
         self._random = world.random(f"client/{number}")
+        self._plain = world.random(f"plain/{number}")
         self._scanning = world.random(f"scans/{number}")
         self._number = number
+        self._gateway = gateway_of(world, number)
         self._count = 0
         self._request = 0
         self._known_version = 1
@@ -160,6 +164,8 @@ class Client(Node):
             gates = self.world.random(f"rewrites/{self._number}")
             if swarm.gates and self._changes_schema and gates.random() < swarm.gates:
                 kind = "rewrite"
+            if swarm.plain and self._plain.random() < swarm.plain:
+                kind = "plain"
             plan = Plan(random, kind, SID_FIRST + owner, sids, swarm.keys, salts, wide=wide)
             yield from self._transaction(plan, owner)
 
@@ -307,7 +313,7 @@ class Client(Node):
                     0, txn.txid, txn.tau_start, txn.catver, flags, parts, chunks[-1]
                 )
             again = True
-            self.world.send(self.name, target, Ask(request))
+            self.ask(target, request)
             told = yield random.randint(100 * MS, 400 * MS), txn.txid
             if told is None or told.answer.outcome in (ev.Outcome.RETRY, ev.Outcome.UNKNOWN):
                 if told is not None and told.answer.outcome is ev.Outcome.UNKNOWN:
@@ -318,6 +324,13 @@ class Client(Node):
                 continue
             self.hear(txn, told.answer)
             return
+
+    def ask(self, target: str, request: ev.Commit | ev.Status) -> None:
+        """A question to an owner; COMMITs go through the gateway, if there is one."""
+        if self._gateway is not None and isinstance(request, ev.Commit):
+            self.world.send(self.name, self._gateway, Submit(target, request))
+        else:
+            self.world.send(self.name, target, Ask(request))
 
     def hear(self, txn: Txn, answer: ev.Answer) -> None:
         """The outcome of a transaction."""

@@ -178,7 +178,10 @@ class Committer:
         if not everybody and self._random.random() < 0.5:
             names = [self._random.choice(names)]
         for name in names:
-            self.client.world.send(self.client.name, name, message)
+            if isinstance(message, Ask) and isinstance(message.event, ev.Commit):
+                self.client.ask(name, message.event)
+            else:
+                self.client.world.send(self.client.name, name, message)
 
     def _send(self, txn: Txn, chunks: list[bytes], flags: int, attempt: int) -> Wait:
         assert self._map is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meridian.sim.client import Client
+from meridian.sim.gateway import Gateway
 from meridian.sim.hosts import Host
 from meridian.sim.shard_replica import RangeReplica
 from meridian.sim.stream import SharedJournal
@@ -32,6 +33,7 @@ class Faults:
         world, swarm = self.world, self.swarm
         random = world.random("faults")
         nodes: list[Node] = [*self._run.everyone, *self._run.replicas, *self._run.clients]
+        nodes += self._run.gateways
         if self._run.fleet is not None:
             nodes += [*self._run.fleet.nodes(), *self._run.fleet.living(), *self._run.disturbers]
             self._plan_ranges(self._run.fleet)
@@ -99,6 +101,10 @@ class Faults:
             world.at(moment(), lambda: fleet.some(random, RangeReplica.snapshot))
         for _ in range(swarm.rots):
             world.at(moment(), lambda: fleet.some(random, RangeReplica.rot))
+        rotting = world.random("faults/objects")
+        for _ in range(swarm.object_rots):
+            at = START + rotting.randrange(swarm.safety_ns)
+            world.at(at, lambda: fleet.archive.rot(rotting))
         for _ in range(swarm.host_crashes):
             host, down = random.choice(fleet.hosts), random.randint(MS, 2000 * MS)
             world.at(moment(), lambda host=host, down=down: self._crash(host, down))  # type: ignore[misc]
@@ -186,7 +192,7 @@ class Faults:
         if self.world.healed or not node.alive:
             return
         group = [node]
-        if self.swarm.colocated and not isinstance(node, Client):
+        if self.swarm.colocated and not isinstance(node, Client | Gateway):
             group = [*self._run.owners, *self._run.replicas]
         machine = self.world.machine
         if machine is not None and len(group) > 1:

@@ -36,7 +36,8 @@ from meridian.routing.core import Router
 from meridian.routing.map import ShardMap
 from meridian.sim.machine import Machine
 from meridian.sim.world import World
-from meridian.snapshots.manifest import Manifest
+from meridian.snapshots.manifest import Manifest, intact
+from meridian.snapshots.manifest import Part as SnapshotPart
 from meridian.snapshots.retention import trim_positions
 from meridian.storage.core import Core
 from meridian.wire.partition import PartitionMap
@@ -48,6 +49,19 @@ class Ask(msgspec.Struct, frozen=True):
     """A query processor to an owner."""
 
     event: Commit | Part | Status | Discard | Gate
+
+
+class Submit(msgspec.Struct, frozen=True):
+    """A query processor's COMMIT for the owner `target`, to its gateway."""
+
+    target: str
+    event: Commit
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """A gateway to an owner: COMMITs of several, each with who asks, decided in one go."""
+
+    asks: tuple[tuple[str, Commit], ...]
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -308,6 +322,8 @@ class Parts(msgspec.Struct, frozen=True):
     """A snapshot's manifest comes after its parts."""
     snapshot_members: bool = True
     """A snapshot knows every journal that its file knew, also those of which it holds nothing."""
+    intact: Callable[[SnapshotPart, bytes], bool] = intact
+    """Whether an object is a part of a snapshot as it was written."""
     trim: Callable[[Sequence[Sequence[Manifest]]], dict[int, Position]] = trim_positions
     chain: Callable[..., Chain] = Chain
     control: Callable[[Policy, int], Control] = Control

@@ -20,7 +20,8 @@ from meridian.sim.world import MS, Node, S
 ALONE: dict[str, object] = {
     "partitioned": False, "owners": 1, "adds": 0, "closes": 0, "streams": False, "coded": False,
     "moves": 0, "rots": 0, "false_bounds": False, "sharded": False, "hosts": 0, "snapshots": 0,
-    "controllers": 0, "in_flight": 8192, "gates": 0.0, "checkpoints": 0,
+    "controllers": 0, "in_flight": 8192, "gates": 0.0, "checkpoints": 0, "gateways": 0,
+    "plain": 0.0,
 }  # fmt: skip
 MACHINE = {
     **ALONE, "colocated": True, "machine": True, "clock_error": 0, "crashes": 6, "clock_steps": 20,

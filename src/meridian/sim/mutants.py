@@ -26,6 +26,7 @@ from meridian.sim import (
     must_mutants,
     shard_mutants,
     steering_mutants,
+    together_mutants,
     topology_mutants,
     vote_mutants,
 )
@@ -527,6 +528,7 @@ MUTANTS = (
         100,
         Parts(crossbar=_DeafToAdd, swarm=shard_mutants.GROWN),
     ),
+    *(Mutant(*row) for row in together_mutants.MUTANTS),
 )
 
 

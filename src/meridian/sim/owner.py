@@ -22,6 +22,7 @@ from meridian.sim.messages import (
     Change,
     Changed,
     Fetch,
+    Frame,
     GateTold,
     Get,
     Got,
@@ -77,6 +78,9 @@ class Owner(Node):
         self._settled: set[bytes] = set()
         """Transactions whose outcome is durable."""
         self._gates: dict[int, ev.Gate] = {}
+        self._gathering = False
+        """A frame is being decided: what it appends goes to the disk in one go."""
+        self._taking = world.random(f"taking/{self.name}")
 
     def on_start(self) -> None:
         """Reads the journal, replays it, opens a new epoch."""
@@ -97,6 +101,7 @@ class Owner(Node):
         self._catalog_reads, self._catalog_asked = {}, {}
         self._core.window.work_keys = self.world.swarm.work_keys
         self._core.in_flight = self.world.swarm.in_flight
+        self._core.together.fewest = self.world.swarm.together
         self._started = self.world.now
         reader = self.parts.reader(start)
         self._settled = {record.txid for record in records}
@@ -164,21 +169,24 @@ class Owner(Node):
         core = self._core
         if core is None:
             return
-        for effect in core.step(self.clock.now(), event):
-            if self._core is core:
-                self._perform(effect)
+        self._perform_all(core, core.step(self.clock.now(), event))
         if not isinstance(event, ev.Replay):
             core.check()
+
+    def _perform_all(self, core: Adjudicator, effects: list[ev.Effect]) -> None:
+        for effect in effects:
+            if self._core is core:
+                self._perform(effect)
 
     def _perform(self, effect: ev.Effect) -> None:
         world = self.world
         match effect:
             case ev.Append():
-                record = effect.record
-                self._waiting.append(record)
-                self._watch.appended(self.clock.now(), record)
-                world.trace("append", self.name, record.n, record.kind, record.tau)
-                self._sync()
+                self._append([effect.record])
+            case ev.AppendAll():
+                world.count("frames decided together")
+                world.count_more("commits decided together", len(effect.records))
+                self._append(effect.records)
             case ev.Answer():
                 source, attempt = self._asked.pop(effect.to, ("", 0))
                 world.trace("answer", self.name, effect.outcome, effect.tau, effect.code)
@@ -308,6 +316,22 @@ class Owner(Node):
 
     # The disk
 
+    def _append(self, records: list[Record]) -> None:
+        for record in records:
+            self._waiting.append(record)
+            self._watch.appended(self.clock.now(), record)
+            self.world.trace("append", self.name, record.n, record.kind, record.tau)
+        if not self._gathering:
+            self._sync()
+
+    def _take(self) -> list[Record]:
+        """What is written in one go: not always all that waits, nor whole frames."""
+        batch, count = self._waiting, len(self._waiting)
+        if self.world.swarm.gateways and count > 1 and self._taking.random() < 0.3:
+            count = self._taking.randrange(1, count)
+        self._waiting = batch[count:]
+        return batch[:count]
+
     def _buggify(self) -> bool:
         """A crash at an awkward moment."""
         swarm = self.world.swarm
@@ -320,7 +344,7 @@ class Owner(Node):
         if self._syncing or not self._waiting:
             return
         swarm, random = self.world.swarm, self._random
-        batch, self._waiting = self._waiting, []
+        batch = self._take()
         self._syncing = True
         size_bytes = self.disk.write(batch)
         delay = random.randint(*swarm.sync)
@@ -369,6 +393,8 @@ class Owner(Node):
         match message:
             case Ask():
                 self._ask(source, message.event)
+            case Frame():
+                self._decide(message)
             case Fetch():
                 at = message.after - self.disk.beginning.n
                 wanted = self._records[max(at, 0) : max(at, 0) + FETCH_RECORDS]
@@ -404,29 +430,49 @@ class Owner(Node):
             event = msgspec.structs.replace(event, to=self._next_to)
             self._gates[self._next_to] = event
         elif isinstance(event, ev.Commit):
-            if self.world.controllers:
-                self._feel(event)
-            self._next_to += 1
-            self._asked[self._next_to] = (source, event.attempt)
-            event = msgspec.structs.replace(event, to=self._next_to)
+            event = self._asked_by(source, event)
         elif isinstance(event, ev.Status):
             self._next_to += 1
             self._asked[self._next_to] = (source, 0)
             event = ev.Status(self._next_to, event.txid, event.tau_start)
-        if isinstance(event, ev.Commit | ev.Status):
             self._txids[event.to] = event.txid
         self._step(event)
         if isinstance(event, ev.Commit):
-            self._bounded(event)
+            self._bounded([event])
 
-    def _bounded(self, event: ev.Commit) -> None:
+    def _asked_by(self, source: str, event: ev.Commit) -> ev.Commit:
+        if self.world.controllers:
+            self._feel(event)
+        self._next_to += 1
+        self._asked[self._next_to] = (source, event.attempt)
+        self._txids[self._next_to] = event.txid
+        return msgspec.structs.replace(event, to=self._next_to)
+
+    def _decide(self, frame: Frame) -> None:
+        """All of a frame under one reading of the clock, as the process of an owner does."""
+        core = self._core
+        if core is None:
+            return
+        events = [self._asked_by(source, event) for source, event in frame.asks]
+        txids = {event.txid for event in events}
+        self.world.count("frames of several" if len(txids) > 1 else "frames of one")
+        if len(txids) < len(events):
+            self.world.count("frames with a copy")
+        self._gathering = True
+        self._perform_all(core, core.commits(self.clock.now(), events))
+        self._gathering = False
+        core.check()
+        if self._core is core and self._waiting:
+            self._sync()
+        self._bounded(events)
+
+    def _bounded(self, events: list[ev.Commit]) -> None:
         """Rule 5.9; those that wait for votes and large ones have bounds of their own.
 
         Who asks for an outcome that is durable waits for the clock only.
         """
         swarm = self.world.swarm
-        if event.parts:
-            self._several.add(event.txid)
+        self._several.update(event.txid for event in events if event.parts)
         waiting = {self._txids[to] for to in self._asked if to in self._txids}
         waiting -= self._several | self._settled
         alone = not swarm.partitioned and not swarm.streams

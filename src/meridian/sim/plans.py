@@ -25,6 +25,7 @@ REWRITTEN = 20_000
 PARENTS = 2
 CHILDREN = 2
 HOT_CHANCE = 0.45
+PLAIN_HOT_CHANCE = 0.15
 CHUNK_BYTES = 1 << 20
 """After which a chunk of a write set ends, as the extension has it."""
 
@@ -46,6 +47,8 @@ class WriteSet:
         """Whom a new catalog version concerns."""
         self.rewritten: int | None = None
         """The relation whose rows moved to a new storage id."""
+        self.plain = False
+        """Nothing but writes of rows, as most transactions of most applications."""
         self.tables: dict[int, bool] = {}
         """Relations locked as a whole: exclusively, or only against writes."""
 
@@ -136,6 +139,10 @@ class Plan:
             if random.random() < 0.3 and other not in self.reads:
                 self.reads.append(other)
             self._targets = own[: random.randint(1, 2)]
+        elif kind == "plain":
+            # Of many keys, so that most do not meet.
+            many = [b"%sk%d" % (salts[0], number) for number in range(16 * keys)]
+            self._targets = [(sid, name) for name in random.sample(many, random.randint(1, 2))]
         elif kind == "blind":
             self._targets = own[: random.randint(1, 3)]
         elif kind == "large":
@@ -146,7 +153,8 @@ class Plan:
             self.reads = [(sid, name) for name in names]
         elif kind in ("child", "parent"):
             self.reads = [self._parent, *self._children]
-        if self._targets and kind != "large" and random.random() < HOT_CHANCE:
+        hot = PLAIN_HOT_CHANCE if kind == "plain" else HOT_CHANCE
+        if self._targets and kind != "large" and random.random() < hot:
             # One key that is everybody's for a moment: a conflict over a fresh hash.
             self._targets.append((sid, b"%sh" % salts[1]))
         self.reads.append(CATALOG)
@@ -154,6 +162,7 @@ class Plan:
     def write_set(self, name: bytes, seen: dict[Key, bytes | None]) -> WriteSet:
         """What the transaction writes, having read `seen`."""
         out = WriteSet()
+        out.plain = self.kind == "plain"
         for key in self._targets:
             out.rows[key] = name
         if self.kind == "lock":

@@ -11,6 +11,7 @@ from meridian.sim.coded import CodedOwner
 from meridian.sim.disk import Disk
 from meridian.sim.faults import Faults
 from meridian.sim.fleet import Fleet
+from meridian.sim.gateway import Gateway
 from meridian.sim.mapper import Mapper, first_map, spans_of
 from meridian.sim.membership import Registrar
 from meridian.sim.messages import Parts
@@ -99,6 +100,7 @@ class Run:
             Client(world, number, self.routes, swarm_.replicas, parts)
             for number in range(swarm_.clients)
         ]
+        self.gateways = [Gateway(world, number) for number in range(swarm_.gateways)]
         self.prober: Prober | None = None
         self.registrar = Registrar(world, self._owner_names, self._opened, self.mapper, self.routes)
         self.faults = Faults(self)
@@ -158,7 +160,7 @@ class Run:
         failure = ""
         counts: dict[str, int] = {}
         try:
-            nodes: list[Node] = [*self.owners, *self.replicas, *self.clients]
+            nodes: list[Node] = [*self.owners, *self.replicas, *self.gateways, *self.clients]
             nodes.append(self.registrar)
             if self.mapper is not None:
                 nodes.append(self.mapper)
@@ -195,6 +197,7 @@ class Run:
         elif self.swarm.streams:
             for owner in self.everyone:
                 owner.crash()
+        nodes += self.gateways
         if self.mapper is not None:
             nodes.append(self.mapper)
         if self.fleet is not None:

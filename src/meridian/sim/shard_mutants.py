@@ -155,6 +155,14 @@ def _grown(**parts: Any) -> Parts:
     return Parts(swarm=GROWN, **parts)
 
 
+ROTTING: dict[str, object] = {
+    "sharded": True, "colocated": False, "machine": False, "adds": 0, "closes": 0, "controllers": 0,
+    "hosts": 3, "zones": 1, "copies": 2, "shards": 2, "disturbers": 2, "host_crashes": 3,
+    "snapshots": 40, "keeps": 2, "object_rots": 30, "rots": 0, "checkpoints": 0, "gateways": 0,
+}  # fmt: skip
+"""Ranges move while objects of their snapshots rot."""
+
+
 MUTANTS = (
     ("answers for places it does not own", "8", 20, Parts(ranges=_OwnsEverything)),
     ("reads below the base of a range", "8", 200, Parts(ranges=_NoBase)),
@@ -170,6 +178,12 @@ MUTANTS = (
     ("router: pages in the order they came", "8", 50, Parts(router=_PagesOutOfOrder)),
     ("crossbar: a range without its lower end", "7", 50, Parts(crossbar=_DropsBorder)),
     ("snapshot: the manifest before the parts", "6.7", 250, Parts(manifest_last=False)),
+    (
+        "snapshot: takes damaged parts",
+        "6.7",
+        60,
+        Parts(intact=lambda part, data: True, swarm=ROTTING),
+    ),
     ("trim: a shard without a snapshot", "6.7", 100, Parts(trim=_some_shards)),
     (
         "trim: behind the newest snapshot of any shard",

@@ -58,7 +58,7 @@ class Session:
         out = self._out
         out.rows, out.tables, out.reach = wanted.rows, wanted.tables, wanted.reach
         out.schema, out.shares, out.rewritten = wanted.schema, wanted.shares, wanted.rewritten
-        if wanted.rows and self._random.random() < 0.3:
+        if wanted.rows and not wanted.plain and self._random.random() < 0.3:
             self._detour(wanted)
         for op in wanted.schema:
             self._writes.schema(wire.encode_chunk([op])[1:])
@@ -72,7 +72,10 @@ class Session:
             nested = self._random.random() < 0.2
             if nested:
                 self._savepoint()
-            self._row(row, value)
+            if wanted.plain:
+                self._write(row, value)
+            else:
+                self._row(row, value)
             if nested and (at + 1 == len(wanted.rows) or self._random.random() < 0.5):
                 self._writes.release(self._depth)
             self._look()

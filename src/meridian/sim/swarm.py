@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from meridian.adjudicator.ledger import IN_FLIGHT
+from meridian.adjudicator.together import COMMITS
 
 MS = 1_000_000
 
@@ -99,6 +100,8 @@ class Swarm(msgspec.Struct, frozen=True, kw_only=True):
     """Times that a replica sends a snapshot of its range."""
     keeps: int = 0
     """Snapshots of a shard that are kept."""
+    object_rots: int = 0
+    """Times that a bit of a snapshot's object changes, where another snapshot is sound."""
     scans: float = 0.0
     """Chance that a transaction reads a range."""
     host_crashes: int = 0
@@ -119,6 +122,16 @@ class Swarm(msgspec.Struct, frozen=True, kw_only=True):
     """Chance that a transaction goes to the first relation, whatever was drawn."""
     apply_ns: int = MS
     """How long a piece of storage's work takes at most."""
+    gateways: int = 0
+    """Through which COMMITs travel, many to a frame; 0: each is a message of its own."""
+    gather_ns: int = 0
+    """How long a gateway waits for more."""
+    frame_doubles: float = 0.0
+    """Chance that a COMMIT is in its frame twice."""
+    plain: float = 0.0
+    """Chance that a transaction only writes rows that it has not read."""
+    together: int = COMMITS
+    """Commits of a frame that are decided together; fewer one by one."""
     weights: tuple[int, ...]
     """Kinds of transactions, in the order of client.KINDS."""
 
@@ -205,7 +218,37 @@ def choose(seed: int) -> Swarm:
         gates=Random(f"{seed}/swarm/gates").choice((0.0, 0.0, 0.02, 0.08)),
         weights=tuple(random.choice((0, 1, 1, 3)) for _ in range(9)),
     )
-    return mix if changing else _spread(mix, seed)
+    return _gathered(mix if changing else _spread(mix, seed), seed)
+
+
+def _gathered(mix: Swarm, seed: int) -> Swarm:
+    """In part of the runs gateways gather what query processors commit into frames."""
+    random = Random(f"{seed}/swarm/gateway")
+    # Runs of control cores are long: they have no more query processors than they need.
+    if random.random() >= 0.1 or mix.controllers:
+        return mix
+    return together(mix, random)
+
+
+def together(mix: Swarm, random: Random) -> Swarm:
+    """The same with gateways, and with more query processors: frames of some length."""
+    if mix.partitioned and not mix.adds and random.random() < 0.5:
+        # One of several owners looks at each commit by itself.
+        mix = msgspec.structs.replace(
+            mix, owners=1, partitioned=False, moves=0, moves_at_votes=0.0, crash_at_vote=0.0
+        )
+    return msgspec.structs.replace(
+        mix,
+        clients=random.choice((8, 8, 12, 16)),
+        gateways=random.choice((1, 1, 2)),
+        gather_ns=random.choice((3, 15, 40)) * MS,
+        frame_doubles=random.choice((0.0, 0.05, 0.3)),
+        plain=random.choice((0.5, 0.8, 0.95)),
+        together=random.choice((2, 2, 4, COMMITS)),
+        # As many more clients need more of what they share.
+        window_keys=mix.window_keys if mix.window_keys > 16 else 16 * mix.window_keys,
+        in_flight=mix.in_flight if mix.in_flight > 2 else 8,
+    )
 
 
 def _spread(mix: Swarm, seed: int) -> Swarm:
@@ -219,6 +262,9 @@ def _spread(mix: Swarm, seed: int) -> Swarm:
     sharded = _sharded(mix, shards)
     control = Random(f"{seed}/swarm/control")
     spread = _steered(sharded, control) if control.random() < 0.4 else sharded
+    objects = Random(f"{seed}/swarm/objects")
+    if spread.snapshots and objects.random() < 0.3:
+        spread = msgspec.structs.replace(spread, object_rots=objects.choice((3, 10, 30)), keeps=2)
     added = Random(f"{seed}/swarm/added")
     return _growing(spread, added) if added.random() < 0.3 else spread
 

@@ -196,7 +196,11 @@ class World:
 
     def count(self, what: str) -> None:
         """One more of these, without a line in the story."""
-        self.counts[what] = self.counts.get(what, 0) + 1
+        self.count_more(what, 1)
+
+    def count_more(self, what: str, more: int) -> None:
+        """So many more of these."""
+        self.counts[what] = self.counts.get(what, 0) + more
 
     def exercised(self, fault: str, node: Node) -> None:
         """A fault befell a node in these states."""

@@ -84,6 +84,11 @@ def decode(data: bytes) -> Manifest:
         raise SnapshotUnusable(f"its manifest is malformed: {error}") from error
 
 
+def intact(part: Part, data: bytes) -> bool:
+    """Whether `data` is the object that was written as this part."""
+    return len(data) == part.size_bytes and google_crc32c.value(data) == part.crc
+
+
 def directory_name(shard: str, tau: int, nonce: str) -> str:
     """Where its objects lie; names of one shard sort by tau. The nonce tells attempts apart."""
     return f"{shard}/{tau:020d}-{nonce}"

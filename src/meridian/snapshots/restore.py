@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apsw
-import google_crc32c
 
 from meridian.snapshots import manifest as manifest_
 from meridian.snapshots.errors import SnapshotUnusable
@@ -97,7 +96,7 @@ def _fetch(
             data = objects.get(manifest_.part_name(name, number))
         except KeyError:
             raise SnapshotUnusable(f"snapshot {name} lacks part {number}") from None
-        if len(data) != part.size_bytes or google_crc32c.value(data) != part.crc:
+        if not manifest_.intact(part, data):
             raise SnapshotUnusable(f"snapshot {name}: part {number} is damaged")
         done = 0
         while done < len(data):
