@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from meridian.embedded import places
+from meridian.embedded import places, supervisor
 from meridian.embedded.child import BACKOFF_LAST_S, FAILURES_MAX, HEALTHY_AFTER_S, Backoff
 from meridian.embedded.directory import ClusterDirectory, Running
 from meridian.embedded.logs import RotatingLog
@@ -136,6 +137,29 @@ def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="longer than 400 bytes"):
         ClusterDirectory(path).open(None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_does_not_end_the_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.json is for other commands; what runs goes on without."""
+    monkeypatch.setattr(supervisor, "ANNOUNCE_RETRY_S", 0.01)
+    said: list[str] = []
+    one = supervisor.Supervisor(supervisor.Options(directory=tmp_path / "d"), said.append)
+    running = Running(os.getpid(), 1, "h", "dsn", ["dsn"], "g", "s")
+    monkeypatch.setattr(one, "_describe", lambda: running)
+
+    async def work() -> None:
+        announcing = asyncio.ensure_future(one._keep_announcing())
+        one._changed.set()
+        await asyncio.sleep(0.1)
+        assert not announcing.done() and "cannot be written" in said[0]
+        one.directory.path.mkdir()
+        await asyncio.sleep(0.1)
+        assert (one.directory.path / "run.json").exists()
+        announcing.cancel()
+
+    asyncio.run(work())
 
 
 def test_logs_rotate_and_keep_a_bounded_number(tmp_path: Path) -> None:

@@ -139,8 +139,12 @@ class ClusterDirectory:
         return found
 
     def announce(self, running: Running) -> None:
-        """Write run.json for the other commands."""
-        write_private(self.path / "run.json", msgspec.json.encode(running).decode())
+        """Write run.json for the other commands. Raises SetupError (the disk is full)."""
+        path = self.path / "run.json"
+        try:
+            write_private(path, msgspec.json.encode(running).decode())
+        except OSError as error:
+            raise SetupError(f"{path} cannot be written: {error.strerror}") from error
 
     def running(self) -> Running | None:
         """run.json, if its supervisor lives."""

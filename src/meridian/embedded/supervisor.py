@@ -25,6 +25,7 @@ from meridian.instance.errors import SetupError
 __all__ = ["Options", "Supervisor"]
 
 Work = Coroutine[Any, Any, None]
+ANNOUNCE_RETRY_S = 5.0
 
 
 class Supervisor:
@@ -167,8 +168,14 @@ class Supervisor:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            # Not in a thread, which a stop could outrun.
-            self.directory.announce(self._describe())
+            try:
+                # Not in a thread, which a stop could outrun.
+                self.directory.announce(self._describe())
+            except SetupError as error:
+                # A full disk: the cluster serves all the same.
+                self.report(str(error))
+                await asyncio.sleep(ANNOUNCE_RETRY_S)
+                self._changed.set()
 
     def _living(self) -> list[int]:
         return [one.number for one in self._instances if one.state == SERVING]
