@@ -223,7 +223,7 @@ def choose(seed: int) -> Swarm:
 
 def _gathered(mix: Swarm, seed: int) -> Swarm:
     """In part of the runs gateways gather what query processors commit into frames."""
-    random = Random(f"{seed}/swarm/gateway")
+    random = Random(f"{seed}/swarm/gateways of hosts")
     # Runs of control cores are long: they have no more query processors than they need.
     if random.random() >= 0.1 or mix.controllers:
         return mix
