@@ -71,6 +71,8 @@ class RangeReplica(Follower):
         self.snapshots = RangeSnapshots(self)
         self._served = 0
         self._written = 0
+        self._caught_up = False
+        """It was complete when it reported last."""
 
     # Life
 
@@ -81,6 +83,7 @@ class RangeReplica(Follower):
 
     def on_start(self) -> None:
         """What its files hold, or what snapshots hold, and then the journals."""
+        self._caught_up = False
         starts = self.starts()
         lost = self._random.random() < 0.3 or any(one.lacks(starts) for one in self.stores)
         if lost or self.checks.discard or not self.stores:
@@ -168,6 +171,10 @@ class RangeReplica(Follower):
         served, self._served = self._served, 0
         written, self._written = self._written, 0
         complete = self.complete >= now - FRESH_NS
+        if not self._caught_up:
+            # What it reads of times before it was there is no load: a new copy would look hot.
+            written = 0
+        self._caught_up = complete
         return ReplicaReport(
             self.number, self.host.number, now, self.part.lo, self.part.hi, complete, size,
             served, written, middle if self.part.lo < middle < self.part.hi else b"",
