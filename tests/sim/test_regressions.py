@@ -28,6 +28,7 @@ SEEDS = {
     3139: "a doubled request was answered otherwise after a split, and the second answer was kept",
     3179: "a replaced copy went with what it held beyond its shard, which nobody else served",
     13044: "keys sent ahead below a voter's floor were asked for again and again",
+    4461: "an owner that a late message fenced was not back when its ranges were looked at",
     16175: "a check for rot ahead of the clock was taken for one after the rot",
 }
 

@@ -253,7 +253,11 @@ class Run:
             raise SimulationError(f"liveness: nobody serves {fleet.uncovered(tau)}")
         prober = self.prober = Prober(self.world, self._parts)
         prober.start()
-        if not self.world.run(limit + LIVENESS_NS, lambda: prober.scan is not None):
+
+        def over() -> bool:
+            return prober.scan is not None and self._everybody_serves()
+
+        if not self.world.run(limit + LIVENESS_NS, over):
             raise SimulationError("liveness: not everything can be read")
 
     def _everybody_serves(self) -> bool:
