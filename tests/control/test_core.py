@@ -5,10 +5,19 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from meridian.clock.tau import Interval
-from meridian.control.core import Control, JournalsInForce, MapInForce, Policy, Reported, Tick
+from meridian.control.core import (
+    Change,
+    Control,
+    JournalsInForce,
+    MapInForce,
+    Policy,
+    Reported,
+    Tick,
+)
 from meridian.control.views import (
     Action,
     AddReplica,
@@ -19,6 +28,7 @@ from meridian.control.views import (
     Publish,
     Remove,
     ReplicaReport,
+    Report,
     Shrink,
     TakeOver,
     whole,
@@ -355,6 +365,41 @@ def owners(control: Control, now: int, commits: dict[int, int], silent: int = -1
                 control.step(Interval(now, now), Reported(report))
         actions += control.step(Interval(now, now), Tick())
     return actions
+
+
+def test_builds_that_take_longer_than_was_allowed_get_more_time() -> None:
+    """Each begins with nothing: with the same time for all of them none would ever end."""
+    builder, other = Control(POLICY), Control(POLICY, 1)
+    now = 1000 * S
+    shard = Placed(b"", END, (1, 2))
+    ready: dict[int, ReplicaReport] = {}
+    actions: list[Action] = []
+    for _ in range(400):
+        now += S
+        reports: list[Report] = [HostReport(host, now) for host in (1, 2, 3, 4)]
+        reports += [ReplicaReport(r, r, now, b"", END, True, 500, 0, 0, b"\x20") for r in (1, 2)]
+        reports += [
+            msgspec.structs.replace(one, at=now, complete=one.at <= now) for one in ready.values()
+        ]
+        for control in (builder, other):
+            control.step(Interval(now, now), MapInForce(1, (shard,)))
+            for report in reports:
+                control.step(Interval(now, now), Reported(report))
+        done = builder.step(Interval(now, now), Tick())
+        # The other control core begins nothing, and takes away nothing that is being built.
+        other.changes = [Change("busy", "", (shard,), (shard,), (), now, 10_000 * S, "retire")]
+        assert not [one for one in other.step(Interval(now, now), Tick()) if type(one) is Remove]
+        for one in done:
+            if isinstance(one, AddReplica):
+                at = now + 150 * S
+                ready[one.replica] = ReplicaReport(one.replica, one.host, at, one.lo, one.hi, False)
+            elif isinstance(one, Remove):
+                del ready[one.replica]
+        actions += done
+        if any(isinstance(one, Publish) for one in actions):
+            break
+    assert isinstance(actions[-1], Publish)
+    assert len([one for one in actions if isinstance(one, Remove)]) == 4
 
 
 def test_a_silent_owner_is_taken_over_once_by_another_host() -> None:

@@ -64,6 +64,9 @@ class Policy(msgspec.Struct, frozen=True):
     owner_ns: int = 3 * S
     """An owner silent for so long is taken over; being wrong costs an epoch."""
     build_ns: int = 600 * S
+    """A build that takes longer is given up; the next ones have twice the time."""
+    build_max_ns: int = 4800 * S
+    """But not more than this."""
     order_ns: int = 5 * S
     """Orders to give something up are void after this."""
     pause_ns: int = 60 * S
@@ -115,6 +118,8 @@ class Change(msgspec.Struct):
     new: tuple[Placed, ...]
     builds: tuple[AddReplica, ...]
     since: int
+    build_ns: int
+    """How long it may take."""
     phase: str = BUILD
     version: int = 0
     """Of the map that has the new shards, once it was offered."""
@@ -151,6 +156,8 @@ class Control:
         """Since when replicas are known that no map and no change names."""
         self._asked: dict[tuple[str, int], int] = {}
         """When something was ordered last: orders are repeated, but not every tick."""
+        self._build_ns = self.policy.build_ns
+        """What builds need; it only grows, as one that was given up begins with nothing again."""
         self._action = 0
         self._replica = 0
 
@@ -291,7 +298,7 @@ class Control:
             AddReplica(self._number(), replica, host, part.lo, part.hi, reason)
             for replica, part, host in wanted
         )
-        self.changes.append(Change(kind, reason, old, new, builds, now))
+        self.changes.append(Change(kind, reason, old, new, builds, now, self._build_ns))
         for build in builds:
             self._asked["build", build.replica] = now
         actions += builds
@@ -310,7 +317,12 @@ class Control:
             ]
             if not missing:
                 change.phase = PUBLISH
-            elif now <= change.since + self.policy.build_ns:
+            late = now > change.since + change.build_ns
+            if late and all(self._fresh(now, one.replica) for one in change.builds):
+                # They live and read: the same time would be too short for the next ones too.
+                longer_ns = min(2 * change.build_ns, self.policy.build_max_ns)
+                self._build_ns = max(self._build_ns, longer_ns)
+            if missing and not late:
                 actions += [
                     one
                     for one in missing
@@ -329,13 +341,13 @@ class Control:
 
     def _too_late(self, now: int, change: Change) -> bool:
         """Given up, and no map that was offered can come into force any more."""
-        return now > change.since + self.policy.build_ns + 2 * self.policy.order_ns
+        return now > change.since + change.build_ns + 2 * self.policy.order_ns
 
     def _publish(self, now: int, change: Change, actions: list[Action]) -> None:
         """One map at a time: each is the next version after the one in force."""
         if any(one.version and one is not change for one in self.changes):
             return
-        if now > change.since + self.policy.build_ns:
+        if now > change.since + change.build_ns:
             return
         if change.version and not self._again(now, "map", change.version, self.policy.fresh_ns):
             return
@@ -377,7 +389,7 @@ class Control:
                 )
                 if others and self._again(now, "retire", replica, self.policy.fresh_ns):
                     actions.append(self._retirement(now, replica, keeps, change.reason))
-        if not left or now > change.since + self.policy.build_ns:
+        if not left or now > change.since + change.build_ns:
             self._end(now, change)
 
     def _retirement(self, now: int, replica: int, keeps: Range | None, reason: str) -> Action:
@@ -584,7 +596,11 @@ class Control:
                 self._lost_since.pop(replica, None)
                 continue
             # It may belong to a change of another control core: those end within half the time.
+            # One that is still being built may belong to a change that waits for longer.
             since = self._lost_since.setdefault(replica, now)
+            if not self.replicas[replica].complete:
+                since = max(since, now - self.policy.build_ns)
+                self._lost_since[replica] = since
             long = now > since + 2 * self.policy.build_ns
             if long and self._again(now, "orphan", replica, self.policy.order_ns):
                 actions.append(self._retirement(now, replica, None, "it is in no map"))

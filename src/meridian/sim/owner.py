@@ -284,16 +284,17 @@ class Owner(Node):
         """Another replica may hold it; only the one asked last has a say.
 
         Where the version then in force is not held any more, a later one does: rather one abort
-        too many.  It is asked for with another number, as the first answer may still come.
+        too many.  It is asked for with another number: the answer may come twice, and questions
+        would multiply if each copy of it led to one.
         """
         if request not in self._catalog_reads or self._catalog_asked.get(request) != source:
             return
-        if reason != TOO_OLD:
-            self._ask_catalog(request)
-            return
         tau = self._catalog_reads.pop(request)
+        del self._catalog_asked[request]
         self._next_to += 1
-        self._read_catalog(self._next_to, max(tau, self.clock.now().latest))
+        if reason == TOO_OLD:
+            tau = max(tau, self.clock.now().latest)
+        self._read_catalog(self._next_to, tau)
 
     def _catalog_read(self, got: Got) -> None:
         tau = self._catalog_reads.pop(got.request, None)

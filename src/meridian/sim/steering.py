@@ -78,6 +78,7 @@ def policy_of(world: World) -> Policy:
         dead_ns=2_000 * MS,
         owner_ns=1_000 * MS,
         build_ns=3_000 * MS,
+        build_max_ns=24_000 * MS,
         order_ns=800 * MS,
         pause_ns=500 * MS,
     )
