@@ -189,11 +189,11 @@ def test_a_lock_file_of_a_process_id_that_lives_on_blocks_nothing(embedded: Embe
     running = json.loads((embedded.directory / "run.json").read_text())
     port = embedded.dsn.rpartition(":")[2].partition("/")[0]
     lock = Path(running["socket_directory"]) / f".s.PGSQL.{port}.lock"
-    user = lock.owner()
+    user, lines = lock.owner(), lock.read_text().splitlines(keepends=True)
     embedded.kill("everything")
     other = subprocess.Popen(["sleep", "60"], user=user if os.geteuid() == 0 else None)
     try:
-        lines = lock.read_text().splitlines(keepends=True)
+        # The postmaster may have got to remove it, told of its parent's end.
         lock.write_text("".join([f"{other.pid}\n", *lines[1:]]))
         again = Embedded(embedded.directory, "--port", port)
         again.start()
