@@ -180,6 +180,22 @@ def test_a_successor_does_not_acknowledge_before_tau_has_passed_either(driver: D
     assert [other.answers[asked].tau for asked in (to, again, 77)] == [tau] * 3
 
 
+def test_who_is_asked_for_a_promise_again_shows_that_it_is_the_owner_still(driver: Driver) -> None:
+    """One that was fenced while it had nothing to write would repeat its promise for ever."""
+    asked = driver.now
+    driver.step(WantHeartbeat(asked))
+    driver.sync()
+    written = len(driver.records)
+    driver.step(WantHeartbeat(asked))
+    assert len(driver.records) == written, "its lease lasts"
+    driver.now = driver.core.ledger.lease_appended + 1
+    beats = len(driver.beats)
+    driver.step(WantHeartbeat(asked))
+    driver.step(WantHeartbeat(asked))
+    assert len(driver.beats) == beats + 2
+    assert len(driver.records) == written + 1, "once, until the next lease is over"
+
+
 def test_status_of_an_unknown_transaction_aborts_it(driver: Driver) -> None:
     start = driver.now
     driver.step(Status(99, txid(1), start))

@@ -30,6 +30,7 @@ SEEDS = {
     13044: "keys sent ahead below a voter's floor were asked for again and again",
     4461: "an owner that a late message fenced was not back when its ranges were looked at",
     3855: "a doubled answer of a replica without the catalog led to two questions, and so on",
+    4863: "a fenced owner with nothing to write repeated a promise that nobody believed",
     16175: "a check for rot ahead of the clock was taken for one after the rot",
 }
 

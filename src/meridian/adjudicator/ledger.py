@@ -336,14 +336,16 @@ class Ledger:
             return []
         wanted = min(tau, now.latest + TAU_FUTURE_NS)
         if wanted <= self.beat:
-            # The reader may have lost it: any later n with the same tau is as true.
-            return [Heartbeat(self.epoch, self.n_durable, self.beat)]
+            # The reader may have lost it: any later n with the same tau is as true.  Or it knows a
+            # later epoch: once the lease is over, only a record shows whether this is the owner.
+            effects: list[Effect] = [Heartbeat(self.epoch, self.n_durable, self.beat)]
+            return effects + self.renew(now, now.latest)
         # More than asked, so that few reads ask; commits lead by as much anyway.
         ahead = max(HEARTBEAT_AHEAD_NS, self.lead)
         self.promised = max(self.promised, wanted, now.latest + ahead)
         # Renewed at half, so that readers seldom wait for the disk.
-        effects = self.renew(now, max(self.promised, now.latest + LEASE_NS // 2))
-        return effects + self.heartbeat()
+        renewal = self.renew(now, max(self.promised, now.latest + LEASE_NS // 2))
+        return renewal + self.heartbeat()
 
     def heartbeat(self) -> list[Effect]:
         """The heartbeat that is due: a promise not given yet, as far as durability allows."""
