@@ -225,7 +225,10 @@ class Run:
         """
         world = self.world
         if self.steering is not None:
-            limit += self.steering.patience_ns()
+            patience_ns = self.steering.patience_ns()
+            limit += patience_ns
+            # What takes longer may take more events, too.
+            world.allow_events(patience_ns)
             if not world.run(limit, self.steering.done):
                 raise SimulationError(f"liveness: control: {self.steering.why}")
         tau = world.now + S

@@ -172,7 +172,8 @@ class World:
         self.mapper: Callable[[tuple[int, bytes]], None] | None = None
         """Moves the range around a key."""
         self._seq = 0
-        self._events_max = EVENTS_MAX * -(-swarm.safety_ns // (5 * S))
+        self._events_max = 0
+        self.allow_events(swarm.safety_ns)
         self._heap: list[tuple[int, int, Action]] = []
         self._hash = hashlib.blake2b(digest_size=8)
         self._randoms: dict[str, Random] = {}
@@ -211,6 +212,10 @@ class World:
     def owner_names(self, number: int) -> list[str]:
         """The nodes that may be adjudicator `number`."""
         return self.owners.get(number, [])
+
+    def allow_events(self, duration_ns: int) -> None:
+        """So much time may bring EVENTS_MAX for each 5 s that were begun."""
+        self._events_max += EVENTS_MAX * -(-duration_ns // (5 * S))
 
     def digest(self) -> str:
         """Hash of everything traced so far."""
