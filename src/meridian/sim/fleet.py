@@ -105,6 +105,11 @@ class Fleet:
             if not any(self._serves(number, one.range, tau) for number in one.replicas)
         ]
 
+    def newest_base(self) -> int:
+        """From here on reads are not below the base of any living copy."""
+        owned = [one for replica in self.living() for one in replica.ranges.owned]
+        return max((one.base for one in owned), default=0)
+
     def _serves(self, number: int, part: Range, tau: int) -> bool:
         replica = self.replicas.get(number)
         return replica is not None and replica.alive and replica.can_serve(part, tau)
