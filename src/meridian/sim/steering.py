@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from meridian.control.core import (
     RETIRE,
     Change,
@@ -216,7 +218,7 @@ class Steering:
         self._stable_since: int | None = None
         self._looked = 0
         self._truth: dict[int, tuple[int, ReplicaReport]] = {}
-        """Per replica, when it said last that it is complete, and what it held."""
+        """Per replica, when it said last that it is complete, and what it has held since."""
         self._mapped: dict[int, None] = {}
         """Replicas that some map in force named."""
         self.why = "nobody looked"
@@ -283,8 +285,15 @@ class Steering:
     # What orders may say
 
     def _said(self, report: Report) -> None:
-        if isinstance(report, ReplicaReport) and report.complete:
+        if not isinstance(report, ReplicaReport):
+            return
+        if report.complete:
             self._truth[report.replica] = self.world.now, report
+        elif report.replica in self._truth:
+            # It may have shrunk before it fell behind, and holds what it says now.
+            at, before = self._truth[report.replica]
+            held = msgspec.structs.replace(before, lo=report.lo, hi=report.hi)
+            self._truth[report.replica] = at, held
 
     def check(self, action: Action, heard: dict[int, int]) -> None:
         """Raises SimulationError if an order has no reason, or would take what nobody else has.
