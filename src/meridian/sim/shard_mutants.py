@@ -164,7 +164,7 @@ ROTTING: dict[str, object] = {
 
 
 MUTANTS = (
-    ("answers for places it does not own", "8", 20, Parts(ranges=_OwnsEverything)),
+    ("answers for places it does not own", "8", 100, Parts(ranges=_OwnsEverything)),
     ("reads below the base of a range", "8", 200, Parts(ranges=_NoBase)),
     ("serves an added range before it is complete", "8", 400, Parts(lanes_apart=False)),
     (
