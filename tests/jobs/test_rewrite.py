@@ -206,6 +206,8 @@ def check_models(session: Session, stock: Server, models: list[Model], commands:
         assert state(session) == state(other)
 
 
+REFUSED = ("40001", "23505", "42804")
+"""42804: psycopg prepared the statement when the column was text; stock PostgreSQL says it too."""
 COMMANDS = [
     "ALTER a TYPE bigint",
     "ALTER t TYPE int USING t::int",
@@ -236,7 +238,7 @@ def test_writers_all_the_while(cluster: Server, stock: Server, commands: list[st
         models = [Model(first, 3) for first in (1, 2, 3)]
         with contextlib.ExitStack() as stack:
             writers = [
-                stack.enter_context(Writers(cluster.dsn, 1, model.work, ("40001", "23505")))
+                stack.enter_context(Writers(cluster.dsn, 1, model.work, REFUSED))
                 for model in models
             ]
             before = jobs(session)
