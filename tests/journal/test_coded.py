@@ -105,6 +105,18 @@ def test_a_seal_without_what_it_adopted_is_void() -> None:
     assert not log.accept(lease(10, TWO))
 
 
+def test_what_a_seal_adopts_may_be_sent_again_from_the_first_one() -> None:
+    """The first ones did not arrive, those behind them did; then the owner sends all again."""
+    old = [lease(n) for n in (2, 3, 4)]
+    marker, *run, seal = _taken_over(TWO, 1, ONE, *old)
+    log = StreamLog()
+    assert log.accept(marker) and [log.accept(one) for one in run[1:]] == [True, True]
+    assert not log.accept(seal)
+    assert not log.accept(marker)
+    assert all(log.accept(one) for one in (*run, seal, lease(6, TWO)))
+    assert log.n == 6
+
+
 # Delivery
 
 

@@ -32,6 +32,7 @@ SEEDS = {
     3855: "a doubled answer of a replica without the catalog led to two questions, and so on",
     4863: "a fenced owner with nothing to write repeated a promise that nobody believed",
     10723: "the watch over orders held a replica to what it had before it shrank and crashed",
+    12171: "a SEAL sent again behind adopted records of which some had not arrived was void",
     16175: "a check for rot ahead of the clock was taken for one after the rot",
     10783: "the end read a present below the base of a copy, whose snapshot was ahead of it",
 }

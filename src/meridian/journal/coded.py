@@ -242,7 +242,9 @@ class StreamLog:
     def _take_unsealed(self, record: Record) -> bool:
         if record.kind == ADOPT:
             if self._adopting and record.n != next(reversed(self._adopting)) + 1:
-                return False
+                # Some did not arrive, or its owner sends them all again: a new run, and the SEAL
+                # counts only behind one that is whole.
+                self._adopting = {}
             self._adopting[record.n] = _original(record)
             return True
         if record.kind != journal.SEAL:
