@@ -587,12 +587,7 @@ class Control:
                 known.update(one.replicas)
         for replica, report in sorted(self.replicas.items()):
             fresh = self._fresh(now, replica) is not None
-            covered = bool(self.shards) and all(
-                any(self._serving(now, r, shard.range) for r in shard.replicas)
-                for shard in self.shards
-                if shard.range.meets(report.range)
-            )
-            if replica in known or not fresh or not covered:
+            if replica in known or not fresh or not self._covered(now, report.range):
                 self._lost_since.pop(replica, None)
                 continue
             # It may belong to a change of another control core: those end within half the time.
@@ -604,6 +599,14 @@ class Control:
             long = now > since + 2 * self.policy.build_ns
             if long and self._again(now, "orphan", replica, self.policy.order_ns):
                 actions.append(self._retirement(now, replica, None, "it is in no map"))
+
+    def _covered(self, now: int, part: Range) -> bool:
+        """Does somebody in the map serve every shard that meets `part`?"""
+        return bool(self.shards) and all(
+            any(self._serving(now, replica, shard.range) for replica in shard.replicas)
+            for shard in self.shards
+            if shard.range.meets(part)
+        )
 
     def _tidy(self, now: int, shard: Placed, actions: list[Action]) -> None:
         """Replicas that still hold more than their shard: the order to shrink was lost."""

@@ -125,7 +125,8 @@ class Store:
 
         The order of (sid, key) is that of places.
         """
-        keys = sorted(key for key in self.versions if part.holds(place(*key)))
+        lo, hi = _key_at(part.lo), _key_at(part.hi)
+        keys = sorted(key for key in self.versions if lo <= key < hi)
         found = ((key, *self.get(key, tau)) for key in keys)
         return [(key, value, at) for key, value, at in found if value is not None]
 
@@ -201,3 +202,8 @@ class Store:
         self.tau, self.noted, self.horizon, versions, rotten = _decode(data)
         self.versions = {(sid, key): (taus, values) for sid, key, taus, values in versions}
         self.rotten = {((sid, key), tau): value for sid, key, tau, value in rotten}
+
+
+def _key_at(where: bytes) -> Key:
+    """The first key whose place is not below `where`, which may be cut short."""
+    return int.from_bytes(where[:8].ljust(8, b"\0"), "big"), where[8:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +52,13 @@ class Clock:
         still would have timers that are almost due fire without end.
         """
         true = self._world.now
-        reading = Interval(true + self._offset - self._error, true + self._offset + self._error)
+        reading = true + self._offset
         carried = (true - self._last_true) // 2 if self._last_true else 0
         self._last_true = true
-        last = Interval(self._last.earliest + carried, self._last.latest + carried)
+        earliest, latest = self._last
         self._last = Interval(
-            max(reading.earliest, last.earliest), max(reading.latest, last.latest)
+            max(reading - self._error, earliest + carried),
+            max(reading + self._error, latest + carried),
         )
         return self._last
 
@@ -257,25 +259,28 @@ class World:
     def send(self, source: str, target: str, message: Any) -> None:
         """May be lost, doubled, late, and overtaken by others."""
         random, swarm = self._network, self.swarm
-        copies = 1
-        local = swarm.colocated and not (source[0] == "q" or target[0] == "q")
-        if not self.healed and not local:
-            if self._is_cut(source, target) or random.random() < swarm.drop:
-                self.counts["dropped"] = self.counts.get("dropped", 0) + 1
-                return
-            copies += random.random() < swarm.double
-        for _ in range(copies):
-            delay = 1_000 if local else random.randint(*swarm.delay)
-            if not local and not self.healed and random.random() < swarm.late:
+        deliver = partial(self._deliver, source, target, message)
+        if swarm.colocated and not (source[0] == "q" or target[0] == "q"):
+            self.at(self.now + 1_000, deliver)
+            return
+        if self.healed:
+            self.at(self.now + random.randint(*swarm.delay), deliver)
+            return
+        if self._is_cut(source, target) or random.random() < swarm.drop:
+            self.count("dropped")
+            return
+        for _ in range(1 + (random.random() < swarm.double)):
+            delay = random.randint(*swarm.delay)
+            if random.random() < swarm.late:
                 delay = random.randint(*swarm.late_delay)
-            self.at(self.now + delay, lambda: self._deliver(source, target, message))
+            self.at(self.now + delay, deliver)
 
     def _deliver(self, source: str, target: str, message: Any) -> None:
         node = self.nodes[target]
         if not node.alive:
             return
         if node.paused_until > self.now:
-            self.at(node.paused_until, lambda: self._deliver(source, target, message))
+            self.at(node.paused_until, partial(self._deliver, source, target, message))
             return
         node.receive(source, message)
 
