@@ -55,7 +55,7 @@ def test_g_single_read_skew() -> None:
     assert _names(
         _t("a", 0, 9, [("r", "x", None), ("r", "y", "b")]),
         _t("b", 0, 9, [("w", "x"), ("w", "y")], 1),
-    ) == ["G-SI"]
+    ) == ["G-single"]
 
 
 def test_lost_update() -> None:
@@ -115,11 +115,43 @@ def test_unknown_counts_when_read() -> None:
         ["nonsense"],
         ['{"txn": "a", "status": "committed", "begin": 0, "ops": [["w", "x"]]}'],
         ['{"txn": "b", "status": "committed", "begin": 0, "ops": [["r", "x", "a"]]}'],
+        ['{"txn": "a", "status": "comitted", "begin": 0, "ops": []}'],
+        ['{"txn": "a", "status": "aborted", "begin": 0, "ops": [], "ends": 4}'],
+        ['{"txn": "a", "status": "aborted", "begin": 5, "end": 4, "ops": []}'],
+        *(
+            ['{"txn": "a", "status": "aborted", "begin": 0, "ops": [' + op + "]}"]
+            for op in (
+                "[]", '["x", "x"]', '["w"]', '["w", null]', '["w", "x", "a"]', '["r", "x"]',
+                '["r", "x", 5]', '["r", "x", "a", "1"]', '["r", "x", "a", 0]',
+                '["r", "x", null, 1]', '["r", "x", "a", 1, 2]',
+            )
+        ),
     ],
-)
+)  # fmt: skip
 def test_malformed_histories_are_refused(lines) -> None:
     with pytest.raises(HistoryError):
         check(parse(lines))
+
+
+def test_versions_at_one_position_have_no_order() -> None:
+    one, two = _t("a", 0, 9, [("w", "x")], 1), _t("b", 0, 9, [("w", "x")], 1)
+    assert _names(one, two) == ["version-order"]
+    assert _names(one, _t("b", 0, 9, [("w", "y")], 1)) == []
+
+
+def test_instants_keep_all_their_digits() -> None:
+    """As floats, nanoseconds since 1970 are 256 apart: a stale read would look concurrent."""
+    now = 1_795_299_571_031_250_432
+    written = _t("a", now, now + 10, [("w", "x")], 1)
+    stale = _t("b", now + 20, now + 30, [("r", "x", None)])
+    lines = [msgspec.json.encode(one) for one in (written, stale)]
+    assert [anomaly.name for anomaly in check(parse(lines))] == ["real-time"]
+
+
+def test_names_are_no_instants() -> None:
+    stale = _t("@1", 2, 3, [("r", "x", None)])
+    (found,) = check([_t("@0", 0, 1, [("w", "x")], 1), stale])
+    assert (found.name, found.story) == ("real-time", "@1 -rw(x)-> @0 -rt-> @1")
 
 
 def _simulate(rng: random.Random, stale_chance: float) -> list[Transaction]:
@@ -185,5 +217,6 @@ def test_command_line(tmp_path) -> None:
     file.write_bytes(b"\n".join(msgspec.json.encode(t) for t in stale))
     found = runner.invoke(main, ["check", "history", str(file)])
     assert found.exit_code == 1 and "real-time" in found.output
-    file.write_bytes(b"nonsense")
-    assert runner.invoke(main, ["check", "history", str(file)]).exit_code == 2
+    for empty_or_wrong in (b"nonsense", b"", b"\n\n"):
+        file.write_bytes(empty_or_wrong)
+        assert runner.invoke(main, ["check", "history", str(file)]).exit_code == 2

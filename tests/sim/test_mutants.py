@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from meridian.sim import cli
 from meridian.sim.messages import Parts
@@ -36,6 +37,17 @@ def test_the_table_in_the_docs_is_that_of_the_code() -> None:
         "run: meridian sim mutants --write docs/simulation.md"
     )
     assert all(0 < after <= within for _, _, after, within in rows())
+
+
+def test_the_command_runs_those_that_are_named() -> None:
+    done = CliRunner().invoke(cli.sim, ["mutants", "decides copies", "uses a tau"])
+    assert done.exit_code == 0, done.output
+    assert [line.split(" | ")[0] for line in done.stdout.splitlines()[2:]] == [
+        "| uses a tau twice",
+        "| frame: decides copies",
+    ]
+    for wrong in (["uses a tau", "nonsense"], ["uses a tau", "--write", str(PAGE)]):
+        assert CliRunner().invoke(cli.sim, ["mutants", *wrong]).exit_code == 2
 
 
 def test_every_rule_of_sections_4_to_7_has_a_mutant_or_a_reason() -> None:

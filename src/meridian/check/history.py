@@ -9,18 +9,25 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 Key = str | int
+Op = tuple[str | int | None, ...]
 Label = tuple[str, str]
 """An edge: kind ("ww", "wr", "rw", "rt") and key (empty for rt)."""
 
+Node = str | int
+"""A transaction by its name, or an instant by its number."""
 
-class Transaction(msgspec.Struct, frozen=True):
-    """One line of a history."""
+STATUSES = ("committed", "aborted", "unknown")
+
+
+class Transaction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of a history. Instants are whole numbers where they were written so: nanoseconds
+    since 1970 do not fit into a float."""
 
     txn: str
     status: str
-    begin: float
-    ops: list[tuple[str | int | None, ...]]
-    end: float | None = None
+    begin: int | float
+    ops: list[Op]
+    end: int | float | None = None
     commit: int | None = None
 
     def written(self) -> dict[Key, int]:
@@ -52,10 +59,33 @@ class HistoryError(ValueError):
     """The history itself is malformed; the message names the line or transaction."""
 
 
-def _key(op: tuple[str | int | None, ...]) -> Key:
-    if len(op) < 2 or op[1] is None:
-        raise HistoryError(f"operation without a key: {op!r}")
+def _key(op: Op) -> Key:
+    assert op[1] is not None, "parse() admits no operation without a key"
     return op[1]
+
+
+def _is_operation(op: Op) -> bool:
+    """Of the documented form: what is not understood must not pass as harmless."""
+    if not 2 <= len(op) <= 4 or op[1] is None:
+        return False
+    if op[0] == "w":
+        return len(op) == 2
+    if op[0] != "r" or len(op) == 2:
+        return False
+    source, nth = op[2], op[3] if len(op) > 3 else 1
+    if source is None:
+        return len(op) == 3
+    return isinstance(source, str) and isinstance(nth, int) and nth > 0
+
+
+def _flaw(found: Transaction) -> str:
+    """What is wrong with a line, empty if nothing is."""
+    if found.status not in STATUSES:
+        return f"status {found.status!r} is none of {', '.join(STATUSES)}"
+    if found.end is not None and found.end < found.begin:
+        return f"transaction {found.txn} ended before it began"
+    wrong = next((op for op in found.ops if not _is_operation(op)), None)
+    return "" if wrong is None else f"not an operation: {msgspec.json.encode(wrong).decode()}"
 
 
 def parse(lines: Iterable[str | bytes]) -> list[Transaction]:
@@ -65,9 +95,13 @@ def parse(lines: Iterable[str | bytes]) -> list[Transaction]:
         if not line.strip():
             continue
         try:
-            history.append(decoder.decode(line))
-        except msgspec.DecodeError as error:
+            found = decoder.decode(line)
+        except (msgspec.DecodeError, RecursionError) as error:
             raise HistoryError(f"line {number}: {error}") from None
+        flaw = _flaw(found)
+        if flaw:
+            raise HistoryError(f"line {number}: {flaw}")
+        history.append(found)
     return history
 
 
@@ -75,10 +109,10 @@ class _Graph:
     """Edges over transactions and, for real time, over a chain of instants."""
 
     def __init__(self) -> None:
-        self.edges: dict[str, dict[str, Label]] = defaultdict(dict)
-        self.anti: dict[str, dict[str, Label]] = defaultdict(dict)
+        self.edges: dict[Node, dict[Node, Label]] = defaultdict(dict)
+        self.anti: dict[Node, dict[Node, Label]] = defaultdict(dict)
 
-    def add(self, kind: str, source: str, target: str, key: Key = "") -> None:
+    def add(self, kind: str, source: Node, target: Node, key: Key = "") -> None:
         """A dependency; of several between two nodes the first is kept."""
         if source != target:
             edges = self.anti if kind == "rw" else self.edges
@@ -92,19 +126,19 @@ class _Graph:
                 kept[source] = {t: label for t, label in targets.items() if label[0] in kinds}
         return part
 
-    def cycle(self) -> list[tuple[str, Label]] | None:
+    def cycle(self) -> list[tuple[Node, Label]] | None:
         """A cycle in which every rw edge follows another edge, or None.
 
         A state is (node, may an rw edge follow?); the walk is iterative.
         """
-        state: dict[tuple[str, bool], int] = {}
+        state: dict[tuple[Node, bool], int] = {}
         for root in [*self.edges, *self.anti]:
             found = self._walk((root, False), state)
             if found:
                 return found
         return None
 
-    def _next(self, node: tuple[str, bool]) -> Iterator[tuple[tuple[str, bool], Label]]:
+    def _next(self, node: tuple[Node, bool]) -> Iterator[tuple[tuple[Node, bool], Label]]:
         name, may_follow = node
         for target, label in self.edges.get(name, {}).items():
             yield (target, True), label
@@ -114,12 +148,12 @@ class _Graph:
 
     def _walk(
         self,
-        root: tuple[str, bool],
-        state: dict[tuple[str, bool], int],
-    ) -> list[tuple[str, Label]] | None:
+        root: tuple[Node, bool],
+        state: dict[tuple[Node, bool], int],
+    ) -> list[tuple[Node, Label]] | None:
         if state.get(root):
             return None
-        path: list[tuple[tuple[str, bool], Label]] = [(root, ("", ""))]
+        path: list[tuple[tuple[Node, bool], Label]] = [(root, ("", ""))]
         stack = [self._next(root)]
         state[root] = 1
         while stack:
@@ -185,6 +219,17 @@ def _version_orders(kept: dict[str, Transaction]) -> dict[Key, list[str]]:
     return {key: [name for _, name in sorted(versions)] for key, versions in orders.items()}
 
 
+def _ties(kept: dict[str, Transaction]) -> Iterator[Anomaly]:
+    """Versions of one key at one position: which one is the later is not known."""
+    seen: dict[tuple[Key, int | None], str] = {}
+    for name, transaction in kept.items():
+        for key in transaction.written():
+            other = seen.setdefault((key, transaction.commit), name)
+            if other != name:
+                where = f"{other} and {name} both wrote {key} at {transaction.commit}"
+                yield Anomaly("version-order", where)
+
+
 def _lost_updates(kept: dict[str, Transaction]) -> Iterator[Anomaly]:
     seen: dict[tuple[Key, str | None], str] = {}
     for name, transaction in kept.items():
@@ -224,38 +269,45 @@ def _dependencies(kept: dict[str, Transaction]) -> _Graph:
 def _add_real_time(graph: _Graph, kept: dict[str, Transaction]) -> None:
     """rt edges through a chain of instants: as many edges as transactions, not their square."""
     instants = sorted({t.end for t in kept.values() if t.end is not None})
-    for earlier, later in itertools.pairwise(instants):
-        graph.add("rt", f"@{earlier}", f"@{later}")
+    numbers = {instant: number for number, instant in enumerate(instants)}
+    for number in range(1, len(instants)):
+        graph.add("rt", number - 1, number)
     for name, transaction in kept.items():
         if transaction.end is not None:
-            graph.add("rt", name, f"@{transaction.end}")
+            graph.add("rt", name, numbers[transaction.end])
     position = 0
     for transaction in sorted(kept.values(), key=lambda t: t.begin):
         while position < len(instants) and instants[position] < transaction.begin:
             position += 1
         if position:
-            graph.add("rt", f"@{instants[position - 1]}", transaction.txn)
+            graph.add("rt", position - 1, transaction.txn)
 
 
-def _tell(cycle: list[tuple[str, Label]]) -> str:
-    steps = [
-        f"-{kind}{'(' + key + ')' if key else ''}-> {node}"
-        for node, (kind, key) in cycle
-        if not node.startswith("@")
-    ]
-    return f"{cycle[-1][0] if not cycle[-1][0].startswith('@') else ''} {' '.join(steps)}".strip()
+def _tell(cycle: list[tuple[Node, Label]]) -> str:
+    """The cycle from a transaction back to it; instants on the way are left out."""
+    told = [(node, label) for node, label in cycle if isinstance(node, str)]
+    steps = [f"-{kind}{'(' + key + ')' if key else ''}-> {node}" for node, (kind, key) in told]
+    return " ".join([told[-1][0], *steps])
+
+
+def _rw_edges(cycle: list[tuple[Node, Label]]) -> int:
+    return sum(kind == "rw" for _, (kind, _) in cycle)
 
 
 def check(history: list[Transaction]) -> list[Anomaly]:
     """All local anomalies, and one cycle of the worst kind there is. Raises HistoryError."""
     kept = _effective(history)
-    anomalies = [*_read_anomalies(history), *_lost_updates(kept)]
+    ties = list(_ties(kept))
+    anomalies = [*_read_anomalies(history), *_lost_updates(kept), *ties]
+    if ties:
+        return anomalies
     graph = _dependencies(kept)
     ladder = (("G0", {"ww"}), ("G1c", {"ww", "wr"}), ("G-SI", {"ww", "wr", "rw"}))
     for name, kinds in ladder:
         cycle = graph.only(kinds).cycle()
         if cycle:
-            return [*anomalies, Anomaly(name, _tell(cycle))]
+            single = name == "G-SI" and _rw_edges(cycle) == 1
+            return [*anomalies, Anomaly("G-single" if single else name, _tell(cycle))]
     _add_real_time(graph, kept)
     cycle = graph.cycle()
     return [*anomalies, Anomaly("real-time", _tell(cycle))] if cycle else anomalies

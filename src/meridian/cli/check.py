@@ -19,9 +19,14 @@ def check() -> None:
 @check.command()
 @click.argument("file", type=click.File("rb"))
 def history(file: IO[bytes]) -> None:
-    """Check FILE (docs/history.md; "-" is standard input). Exit status 1: anomalies were found."""
+    """Check FILE (docs/history.md; "-" is standard input).
+
+    Exit status 1: anomalies were found. 2: FILE is no history, or an empty one.
+    """
     try:
         transactions = parse(file)
+        if not transactions:
+            raise HistoryError("it has no transactions")
         anomalies = check_history(transactions)
     except HistoryError as error:
         click.echo(f"meridian: this is not a history: {error}", err=True)

@@ -61,5 +61,5 @@ def _as_text(facts: dict[str, Any], indent: str = "") -> str:
             shown = (
                 {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
             )
-            lines.append(f"{indent}{name}: {shown}")
+            lines.append(f"{indent}{name}: {'none' if shown == '' else shown}")
     return "\n".join(lines)

@@ -33,8 +33,10 @@ def verify(directory: Path, as_json: bool) -> None:
     else:
         for line in damage:
             click.echo(f"damaged: {line}")
-        checked = ", ".join(f"{k} {v}" for k, v in report.items() if k != "damage")
-        click.echo(f"{len(damage)} damaged ({checked})")
+        for line in report["notes"]:
+            click.echo(f"note: {line}")
+        checked = ", ".join(f"{report[name]} {name}" for name in ("records", "relations", "rows"))
+        click.echo(f"{len(damage)} damaged ({checked} checked)")
     sys.exit(1 if damage else 0)
 
 

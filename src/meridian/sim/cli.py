@@ -19,6 +19,13 @@ from meridian.sim.run import Result, run_seed
 
 PROGRESS_S = 2.0
 
+LEGEND = """\
+Each line: nanoseconds since the start, node, what, details. Nodes: o owner (adjudicator with its
+journal; o0b: a second one that contends), l stream of a journal, r replica, h host, q query
+processor, qg gateway, k control core, z random orders, m adds and closes journals, d and p the maps
+of owners and shards.
+"""
+
 
 def run(
     seeds: int,
@@ -37,7 +44,7 @@ def run(
     """
     out = out or sys.stdout
     progress = progress or sys.stderr
-    out.write(default_writes()[1] + "\n")
+    out.write(default_writes()[1] + "\n" + (LEGEND if explain else ""))
     failures = 0
     totals: dict[str, int] = {}
     began = shown = time.monotonic()
@@ -146,13 +153,23 @@ def experiment_command(name: str, seed: int, as_json: bool, svg: Path | None) ->
 
 
 @sim.command("mutants")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--write",
     type=click.Path(path_type=Path, exists=True),
     help="Put the table into this file, between its markers.",
 )
-def mutants_command(write: Path | None) -> None:
-    """Run every mutant until a seed finds it; print the table."""
+def mutants_command(names: tuple[str, ...], write: Path | None) -> None:
+    """Run every mutant until a seed finds it; print the table. With NAME: those so called.
+
+    NAME is a part of the name, such as "frame:". Exit status 1: one was not found.
+    """
+    chosen = [one for one in mutants.MUTANTS if not names or any(n in one.name for n in names)]
+    unknown = [n for n in names if not any(n in one.name for one in chosen)]
+    if unknown:
+        raise click.UsageError(f"no mutant is called {unknown[0]!r}; docs/simulation.md has them")
+    if names and write is not None:
+        raise click.UsageError("--write is for the whole table")
     missing = []
 
     def found(mutant: mutants.Mutant) -> int | None:
@@ -161,7 +178,7 @@ def mutants_command(write: Path | None) -> None:
         missing.extend([] if after else [mutant.name])
         return after
 
-    text = mutants.table(found)
+    text = mutants.table(found, chosen)
     if write is not None:
         write.write_text(between(write.read_text(), text))
     click.echo(text, nl=False)

@@ -540,10 +540,12 @@ def find(mutant: Mutant, run: Callable[[int, Parts], str], start: int = 0) -> in
     return None
 
 
-def table(found: Callable[[Mutant], int | None]) -> str:
+def table(
+    found: Callable[[Mutant], int | None], chosen: tuple[Mutant, ...] | list[Mutant] = MUTANTS
+) -> str:
     """The mutants as Markdown: rule, number of seeds that found it, and the bound."""
     rows = ["| what is broken | rule | found after | within |", "|---|---|---|---|"]
-    for mutant in MUTANTS:
+    for mutant in chosen:
         after = found(mutant)
         told = "not found" if after is None else str(after)
         rows.append(f"| {mutant.name} | {mutant.rule} | {told} | {mutant.seeds} |")
