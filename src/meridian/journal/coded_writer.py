@@ -59,6 +59,8 @@ class CodedWriter:
         self._kept_bytes = 0
         self._held: deque[Record] = deque()
         """A commit record whose bodies are not durable, and what follows it."""
+        self._returned: dict[int, StreamPosition | None] = {}
+        """Streams of which a higher marker may be gone, and their ends once they are read."""
 
     @property
     def dead(self) -> bool:
@@ -109,8 +111,33 @@ class CodedWriter:
     def opened(self, stream: int, end: StreamPosition) -> bool:
         """The stream was read to its end: that is all it holds, whatever was told before.
 
-        False: it lacks what only one other stream holds; it must stay out of this epoch.
+        False: it lacks what only one other stream holds and must stay out of this epoch; or it has
+        come back (`returned`) and opens with another one.
         """
+        if list(self._returned) == [stream]:
+            self._returned[stream] = end
+            return False
+        # Two were claimed since the last one came back: neither had lost a marker that counts.
+        returned, self._returned = self._returned, {}
+        for other, position in returned.items():
+            if other != stream and position is not None:
+                self._open(other, position)
+        return self._open(stream, end)
+
+    def returned(self, stream: int, end: StreamPosition) -> list[int]:
+        """As `opened`, but of another generation than was known before all claims.
+
+        With a tail a higher marker may be gone, by which another owner took over: then both others
+        had it by then.  So nothing is sent here before one of them, claimed again from now on, is
+        opened.  Returns those to claim.
+        """
+        others = [n for n, lane in enumerate(self.lanes) if n != stream and not lane.fenced]
+        for other in others:
+            self.closed(other)
+        self._returned[stream] = end
+        return others
+
+    def _open(self, stream: int, end: StreamPosition) -> bool:
         lane = self.lanes[stream]
         assert not lane.fenced and end.epoch == self.epoch
         lane.sent.clear()
@@ -125,11 +152,14 @@ class CodedWriter:
     def closed(self, stream: int) -> None:
         """What became of the appends under way is not known: read the stream to its end."""
         self.lanes[stream].open = False
+        if stream in self._returned:
+            self._returned[stream] = None
 
     def fenced(self, stream: int) -> None:
         """A higher marker lies in the stream.  What it holds of this epoch stays valid."""
         lane = self.lanes[stream]
         lane.fenced, lane.open = True, False
+        self._returned.pop(stream, None)
 
     def _skippable(self, stream: int, first: int) -> bool:
         """Whether all that is not kept any more, from `first` on, is held by both others."""

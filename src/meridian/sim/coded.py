@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meridian.adjudicator import events as ev
 from meridian.journal import core as journal
-from meridian.journal.coded import STREAMS
+from meridian.journal.coded import STREAMS, StreamPosition
 from meridian.journal.coded_reader import with_markers
 from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.core import Marker, make
@@ -30,6 +30,8 @@ class CodedOwner(SharedOwner):
         """Those where it is the highest."""
         self._writer: CodedWriter | None = None
         self._durable_n = 0
+        self._generations = [0] * STREAMS
+        """Of each stream, as known before all claims, or since a claim took note of another."""
 
     def on_start(self) -> None:
         """Looks for the highest epoch, then claims the next."""
@@ -51,6 +53,7 @@ class CodedOwner(SharedOwner):
             self._judged.update(range(STREAMS))
             self._ended(history)
         else:
+            self._generations = [one.generation for one in self._publishers]
             self._claim_all(max(log.epoch[0] for log in logs))
 
     def _judge(self, index: int) -> None:
@@ -60,8 +63,8 @@ class CodedOwner(SharedOwner):
         self._judged.add(index)
         if log.epoch == self._epoch:
             self._fenced.append(index)
-            if self._writer is not None and not self._writer.opened(index, log.position_now()):
-                self.world.trace("left out", self.name, index)
+            if self._writer is not None:
+                self._open(self._writer, index, log.position_now())
             self._tell()
             if self.alive:
                 self._pump()
@@ -70,6 +73,15 @@ class CodedOwner(SharedOwner):
             self._check_dead()
         elif len(self._judged) - len(self._fenced) >= 2:
             self.after(0, self._restart_soon)
+
+    def _open(self, writer: CodedWriter, index: int, end: StreamPosition) -> None:
+        generation = self._publishers[index].generation
+        if generation != self._generations[index]:
+            self._generations[index] = generation
+            for other in writer.returned(index, end):
+                self._broken(other)
+        elif not writer.opened(index, end):
+            self.world.trace("left out", self.name, index)
 
     def _begin(self) -> None:
         """Two streams are fenced: history is what they hold (6.5)."""
@@ -88,6 +100,8 @@ class CodedOwner(SharedOwner):
         self.world.trace("adopted", self.name, adoption.base, len(adoption.records))
         self._writer = self.parts.coded_writer(self._epoch, adoption, self.world.swarm.lag_bytes)
         for index in self._fenced:
+            # All that is sent comes after these claims: one of the two has every higher marker.
+            self._generations[index] = self._publishers[index].generation
             self._writer.opened(index, self._publishers[index].log().position_now())
         logical = self._follow([*found, make(self._epoch, 0, Marker(self.number))])
         self._step(ev.Replayed(logical.position(), self._epoch))

@@ -115,9 +115,9 @@ class NoAdoption(CodedWriter):
 class TrustsOldAnswers(CodedWriter):
     """Believes that a stream still holds what it once said."""
 
-    def opened(self, stream: int, end: StreamPosition) -> bool:
+    def _open(self, stream: int, end: StreamPosition) -> bool:
         before = self.lanes[stream].n
-        open_ = super().opened(stream, end)
+        open_ = super()._open(stream, end)
         lane = self.lanes[stream]
         if before > lane.n:
             lane.n, lane.next = before, before + 1

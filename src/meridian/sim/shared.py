@@ -67,6 +67,11 @@ class Publisher:
         return self.chain is not None and self.chain.broken
 
     @property
+    def generation(self) -> int:
+        """Of the stream as it was read, or as it took the marker."""
+        return self._generation
+
+    @property
     def _index(self) -> int:
         """Of the last record read."""
         return self.start.index + len(self.read)
