@@ -12,18 +12,16 @@ import msgspec
 
 from meridian.adjudicator.footprint import BadWriteSet, Footprint, dense, footprint
 from meridian.adjudicator.ops import (
-    Add,
     Alter,
     Check,
     Create,
     Delete,
-    Drop,
     Lock,
     Others,
     Put,
     Share,
 )
-from meridian.wire.ops import SID_CATALOG
+from meridian.wire.ops import SID_CATALOG, Add, Drop
 from meridian.wire.partition import PartitionMap
 from meridian.wire.votes import Tally
 

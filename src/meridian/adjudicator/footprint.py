@@ -11,17 +11,15 @@ from typing import Any
 import msgspec
 
 from meridian.adjudicator.ops import (
-    Add,
     Check,
     Create,
     Delete,
-    Drop,
     Lock,
     Others,
     Put,
     Share,
 )
-from meridian.wire.ops import BUILDING, KIND_INDEX, SID_CATALOG
+from meridian.wire.ops import BUILDING, KIND_INDEX, SID_CATALOG, Add, Drop
 from meridian.wire.reach import COLUMN_REACH, EVERYBODY, Reach, decode_reach
 
 _Raw = msgspec.Raw

@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from meridian.wire.ops import Add, Drop
+
 Keys = TypeVar("Keys")
 
 
@@ -70,21 +72,6 @@ class Create(msgspec.Struct, array_like=True, tag=6):
     columns: Any
     table_sid: int
     flags: int = 0
-
-
-class Add(msgspec.Struct, array_like=True, tag=7):
-    """A new column."""
-
-    sid: int
-    attnum: int
-    column_class: int
-    default: Any
-
-
-class Drop(msgspec.Struct, array_like=True, tag=8):
-    """A relation that is gone."""
-
-    sid: int
 
 
 class Notify(msgspec.Struct, array_like=True, tag=9):

@@ -10,11 +10,11 @@ from meridian.adjudicator.ledger import Ledger
 from meridian.clock.clock import Clock
 from meridian.clock.tau import Interval
 from meridian.journal import core as journal
-from meridian.journal.core import Position, Reader
+from meridian.journal.core import Reader
 from meridian.journal.record import Record
 from meridian.sim.machine import Machine
 from meridian.sim.messages import Parts
-from meridian.sim.vote_mutants import WHOLE, Spans
+from meridian.sim.vote_mutants import parts
 from meridian.sim.world import MS, Node, S
 
 ALONE: dict[str, object] = {
@@ -136,36 +136,21 @@ class OverGaps(Reader):
         return super().accept(record)
 
 
-def _parts(
-    base: type[Adjudicator] = Adjudicator,
-    ledger: type[Ledger] = Ledger,
-    swarm: dict[str, object] | None = None,
-) -> Parts:
-    def make(
-        number: int, start: Position | None = None, keys: int = 1 << 20, spans: Spans = WHOLE
-    ) -> Adjudicator:
-        core = base(number, start, keys, spans)
-        core.ledger = core.voter.ledger = ledger(number)
-        return core
-
-    return Parts(adjudicator=make, swarm=swarm or {})
-
-
 MUTANTS: tuple[tuple[str, str, int, Parts], ...] = (
     ("clock: not seeded from the journal", "4.2", 60, Parts(machine=NotSeeded, swarm=MACHINE)),
     ("clock: follows the wall back", "4.2", 60, Parts(machine=GoesBack, swarm=MACHINE)),
     ("clock: one for every process", "4.2", 60, Parts(machine=OneEach, swarm=MACHINE)),
-    ("takes any tau_start", "4.3", 60, _parts(TakesAnyStart, swarm=ASTRAY)),
-    ("promises whatever is asked", "4.3", 100, _parts(ledger=PromisesAnything, swarm=EAGER)),
+    ("takes any tau_start", "4.3", 60, parts(TakesAnyStart, swarm=ASTRAY)),
+    ("promises whatever is asked", "4.3", 100, parts(ledger=PromisesAnything, swarm=EAGER)),
     (
         "heartbeats beyond the durable lease",
         "4.6",
         100,
-        _parts(ledger=BeatsBeyondLease, swarm=HASTY),
+        parts(ledger=BeatsBeyondLease, swarm=HASTY),
     ),
     ("heartbeats wait for others'", "5.9", 60, Parts(heartbeats_wait=True, swarm=TWO)),
-    ("takes commits without bound", "5.9", 60, _parts(Unbounded, swarm=CROWD)),
-    ("tells a failed append as failed", "6.8", 60, _parts(ToldAsFailed, swarm=FAILING)),
+    ("takes commits without bound", "5.9", 60, parts(Unbounded, swarm=CROWD)),
+    ("tells a failed append as failed", "6.8", 60, parts(ToldAsFailed, swarm=FAILING)),
     ("reads on behind a gap", "6.2", 60, Parts(reader=OverGaps, swarm=CONTENDED)),
     ("trims inside a transaction", "6.7", 100, Parts(reader=ForgetsOpen, swarm=TRIMMED)),
 )

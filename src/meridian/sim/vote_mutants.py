@@ -14,6 +14,7 @@ from meridian.adjudicator.cut import Cut
 from meridian.adjudicator.events import Code
 from meridian.adjudicator.footprint import Footprint
 from meridian.adjudicator.holds import Age, Hold, Meeting
+from meridian.adjudicator.ledger import Ledger
 from meridian.adjudicator.relations import Relations
 from meridian.adjudicator.voter import Voter
 from meridian.clock.tau import TAU_MAX, Interval
@@ -73,6 +74,7 @@ def parts(
     base: type[Adjudicator] = Adjudicator,
     voter: type[Voter] | None = None,
     relations: type[Relations] | None = None,
+    ledger: type[Ledger] | None = None,
     swarm: dict[str, object] | None = None,
 ) -> Parts:
     """Adjudicators with one part of another class."""
@@ -81,6 +83,8 @@ def parts(
         number: int, start: Position | None = None, keys: int = 1 << 20, spans: Spans = WHOLE
     ) -> Adjudicator:
         core = base(number, start, keys, spans)
+        if ledger is not None:
+            core.ledger = core.voter.ledger = ledger(number)
         if relations is not None:
             core.relations = relations(core.relations.catalog_version)
             core.voter.relations = core.relations
