@@ -76,6 +76,9 @@ def test_reports(name: str) -> None:
 
 def test_command(tmp_path: Path) -> None:
     figure = tmp_path / "figure.svg"
+    nowhere = str(figure.parent / "none" / "figure.svg")
+    refused = CliRunner().invoke(sim, ["experiment", "crossbar", "--svg", nowhere])
+    assert refused.exit_code == 2 and "No such file" in refused.output
     done = CliRunner().invoke(sim, ["experiment", "nines", "--json", "--svg", str(figure)])
     assert done.exit_code == 0, done.output
     assert json.loads(done.output)["name"] == "nines"

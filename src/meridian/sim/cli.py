@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 import click
 import msgspec
@@ -143,12 +143,12 @@ def run_command(seeds: int, start: int, once: bool, explain: bool) -> None:
 @click.argument("name", type=click.Choice(experiments.NAMES))
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-@click.option("--svg", type=click.Path(path_type=Path), help="Write the figure there.")
-def experiment_command(name: str, seed: int, as_json: bool, svg: Path | None) -> None:
+@click.option("--svg", type=click.File("w", lazy=False), help="Write the figure there.")
+def experiment_command(name: str, seed: int, as_json: bool, svg: IO[str] | None) -> None:
     """Run a published experiment in virtual time: a table, and a figure with --svg."""
     result = experiments.run(name, seed)
     if svg is not None:
-        svg.write_text(report.svg(result))
+        svg.write(report.svg(result))
     click.echo(json.dumps(msgspec.to_builtins(result)) if as_json else report.text(result))
 
 
