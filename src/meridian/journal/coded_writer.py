@@ -42,7 +42,11 @@ class Lane:
 
 
 class CodedWriter:
-    """Durable = valid on two streams.  Nothing is sent before the SEAL was appended."""
+    """Durable = valid on two streams.  Nothing is sent before the SEAL was appended.
+
+    Answers in the order of a chain (`chain.py`) behind what was read through the own marker are as
+    good as reading back; why, and what the shell owes, is in journal/README.md.
+    """
 
     def __init__(self, epoch: EpochId, adoption: Adoption, lag_bytes: int = LAG_BYTES) -> None:
         self.epoch = epoch
