@@ -5,11 +5,14 @@ A seed stops meeting its bug when the world changes; what it taught is held by a
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from meridian.sim.run import run_seed
+from meridian.sim.run import Run, run_seed
 from meridian.sim.swarm import Swarm, choose
 from meridian.sim.world import MS, START, Clock, Node, S, World
+from meridian.wire.ranges import Owned, Ranges
 
 SEEDS = {
     344: "clocks stayed outside of their bounds after the healing",
@@ -35,6 +38,7 @@ SEEDS = {
     12171: "a SEAL sent again behind adopted records of which some had not arrived was void",
     16175: "a check for rot ahead of the clock was taken for one after the rot",
     10783: "the end read a present below the base of a copy, whose snapshot was ahead of it",
+    6748: "the end asked who serves as of a tau below the base of the only copy",
 }
 
 
@@ -85,3 +89,27 @@ def test_healing_reaches_every_node() -> None:
     for node in nodes:
         now = node.clock.now()
         assert now.earliest <= world.now <= now.latest
+
+
+def test_a_copy_that_begins_ahead_of_the_clock_serves_its_shard() -> None:
+    """Seed 6748: its snapshot came from an owner that assigned taus seconds ahead."""
+    fleet = Run(6748).fleet
+    assert fleet is not None and fleet.world.swarm.copies == 1
+    replicas = fleet.living()
+    for replica in replicas:
+        replica.alive = True
+        replica.ranges = Ranges([Owned(*replica.part, START)])
+        replica.lanes = [SimpleNamespace(complete=START + 9 * S)]
+    assert not fleet.uncovered(START + S)
+    one, *_ = replicas
+    for base, complete, missing in (
+        (START + 8 * S, START + 9 * S, []),
+        (START + 8 * S, START + 7 * S, [one.part]),  # it has not what it begins with
+        (START, START + MS, [one.part]),  # it is behind
+    ):
+        one.ranges = Ranges([Owned(*one.part, base)])
+        one.lanes = [SimpleNamespace(complete=complete)]
+        assert fleet.uncovered(START + S) == missing
+    one.lanes = [SimpleNamespace(complete=START + 9 * S)]
+    one.ranges = Ranges([Owned(one.part.lo, one.part.lo + b"\0", START)])
+    assert fleet.uncovered(START + S) == [one.part]

@@ -98,7 +98,10 @@ class Fleet:
         return self.placement.some()
 
     def uncovered(self, tau: int) -> list[Range]:
-        """Shards of the map in force that no living replica serves as of tau, of those it names."""
+        """Shards of the map in force that no living replica serves as of tau, of those it names.
+
+        A copy may hold nothing as old as tau (see `newest_base`): then as of what it begins with.
+        """
         return [
             one.range
             for one in self.placement.map.shards
@@ -112,7 +115,10 @@ class Fleet:
 
     def _serves(self, number: int, part: Range, tau: int) -> bool:
         replica = self.replicas.get(number)
-        return replica is not None and replica.alive and replica.can_serve(part, tau)
+        if replica is None or not replica.alive:
+            return False
+        base = replica.ranges.base_of(part)
+        return base is not None and max(base, tau) <= replica.complete
 
     def nodes(self) -> list[Any]:
         """Everything that is started once, hosts before what needs them."""
