@@ -39,6 +39,7 @@ SEEDS = {
     16175: "a check for rot ahead of the clock was taken for one after the rot",
     10783: "the end read a present below the base of a copy, whose snapshot was ahead of it",
     6748: "the end asked who serves as of a tau below the base of the only copy",
+    7819: "a copy with a base ahead of the clock was asked for digests below it only",
 }
 
 

@@ -78,3 +78,19 @@ def test_what_copies_of_ranges_agreed_on_before_the_rot_counts_for_nothing(
     run.world.at(START + run.swarm.safety_ns - 1, rot_after_checks)
     assert run.go().failure == ""
     assert run.world.counts["rot"] > rotten[0]
+
+
+def test_checks_begin_once_the_files_of_a_start_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New files under the bases and the completeness of those before agreed to what they lack."""
+    looks: list[str] = []
+    orig = range_checks.RangeChecks._look
+
+    def look(checks: range_checks.RangeChecks) -> None:
+        mine = checks.replica
+        looks.append(mine.name)
+        assert [id(lane.store) for lane in mine.lanes] == [id(store) for store in mine.stores]
+        orig(checks)
+
+    monkeypatch.setattr(range_checks.RangeChecks, "_look", look)
+    assert Run(7819).go().failure == ""
+    assert len(looks) > 100

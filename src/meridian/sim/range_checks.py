@@ -42,7 +42,8 @@ class RangeChecks:
         self.discard = False
         self._publishing = None
         if self.replica.world.swarm.rots:
-            self._look()
+            # Once its files are there: what it held before tells nothing of these.
+            self.replica.after(0, self._look)
 
     def settled(self, newest: int) -> bool:
         """Every shard that it holds a part of was found equal to the others after the healing.

@@ -314,7 +314,8 @@ class RangeReplica(Follower):
             return False
         newest = max((store.tau for store in self.stores), default=0)
         if self.world.swarm.rots and not self.checks.settled(max(newest, 1)):
-            self.demand(newest + CHECK_LAG_NS)
+            # No copy tells its digest as of less than its base, which may lie ahead of the clock.
+            self.demand(max(newest, self.fleet.newest_base()) + CHECK_LAG_NS)
             return False
         for store in self.stores:
             store.forget_old_rot()
