@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from meridian.journal.core import Position
+from meridian.journal.core import Position, Reader
 from meridian.sim.archive import shard_name
 from meridian.sim.client import Txn
 from meridian.sim.routed import Scanned
@@ -87,6 +87,31 @@ def test_files_that_become_one_know_every_journal_that_one_of_them_knew() -> Non
     first.positions, second.positions = {0: 7, 1: 3}, {0: 6}
     first.take_over(second)
     assert first.positions == {0: 6, 1: 0}
+
+
+def test_records_that_are_read_again_are_no_load() -> None:
+    """Else who puts its files together looks hot, is split and merged, for ever (seed 14132)."""
+    replica = still().fleet.living()[0]  # type: ignore[union-attr]
+
+    def written(through: int) -> int:
+        """What it reports after it has read the journal from its beginning."""
+        replica.opened(0, Position())
+        for n in range(1, through + 1):
+            replica.read_on(0, Reader(Position(n=n)))
+        replica._caught_up = True
+        return replica.report(0).writes_per_s
+
+    assert written(400) == 400
+    assert [written(through) for through in (200, 400, 403)] == [0, 0, 3]
+    replica.host.start()
+    replica.crash()
+    replica.stores = [store(0, Owned(b"", b"b")), store(0, Owned(b"b", END))]
+    for held, n in zip(replica.stores, (300, 410), strict=True):
+        held.positions = {0: n}
+    # It starts again with these files: the first draw says that they are not lost.
+    replica._random = random.Random(2)
+    replica.start()
+    assert written(412) == 2
 
 
 def test_a_snapshot_without_its_manifest_is_none() -> None:

@@ -18,7 +18,11 @@ class HostReport(msgspec.Struct, frozen=True):
 
 
 class ReplicaReport(msgspec.Struct, frozen=True):
-    """A storage replica: what it owns, and whether it is complete enough to serve it."""
+    """A storage replica: what it owns, and whether it is complete enough to serve it.
+
+    Writes are what comes anew.  What it reads to catch up, or a second time, is no load: a copy
+    that was just built would be split, and the cold halves merged into the next one.
+    """
 
     replica: int
     host: int

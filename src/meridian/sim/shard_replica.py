@@ -71,6 +71,8 @@ class RangeReplica(Follower):
         self.snapshots = RangeSnapshots(self)
         self._served = 0
         self._written = 0
+        self._known: dict[int, int] = {}
+        """Of each journal, records through this n count as writes no more."""
         self._caught_up = False
         """It was complete when it reported last."""
 
@@ -90,6 +92,10 @@ class RangeReplica(Follower):
             self.stores = self.fleet.archive.build(self.part, starts)
             for store in self.stores:
                 store.built = self.clock.now().latest
+        self._known = {}
+        for store in self.stores:
+            for number, n in store.positions.items():
+                self._known[number] = max(n, self._known.get(number, 0))
         self.checks.begin()
         self.world.trace("start", self.name, *(store.complete for store in self.stores))
         self._follow(starts)
@@ -328,8 +334,14 @@ class RangeReplica(Follower):
         self.snapshots.opened(number, start)
 
     def read_on(self, number: int, reader: Reader) -> None:
-        """One more record was accepted."""
-        self._written += 1
+        """One more record was accepted.
+
+        Who puts its files together, or starts again, reads the journals from their beginning: what
+        it knew is no load, or every split would be followed by a merge and by the next split.
+        """
+        if reader.n > self._known.get(number, 0):
+            self._known[number] = reader.n
+            self._written += 1
         self.snapshots.read_on(number, reader)
 
     def snapshot(self) -> None:
