@@ -37,6 +37,7 @@ SEEDS = {
     10723: "the watch over orders held a replica to what it had before it shrank and crashed",
     12171: "a SEAL sent again behind adopted records of which some had not arrived was void",
     16175: "a check for rot ahead of the clock was taken for one after the rot",
+    15967: "a check of a checkpoint from before the rot was taken for one of the file",
     10783: "the end read a present below the base of a copy, whose snapshot was ahead of it",
     6748: "the end asked who serves as of a tau below the base of the only copy",
     7819: "a copy with a base ahead of the clock was asked for digests below it only",

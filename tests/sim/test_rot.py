@@ -94,3 +94,24 @@ def test_checks_begin_once_the_files_of_a_start_are_there(monkeypatch: pytest.Mo
     monkeypatch.setattr(range_checks.RangeChecks, "_look", look)
     assert Run(7819).go().failure == ""
     assert len(looks) > 100
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_was_agreed_on_a_checkpoint_counts_for_nothing(sharded: bool) -> None:
+    """It is as of when it was taken: what rotted in the file since is not in it."""
+    mixes = ((seed, choose(seed)) for seed in itertools.count())
+    calm = (n for n, one in mixes if one.rots and one.sharded is sharded and not one.controllers)
+    for seed in itertools.islice(calm, 4):
+        run = Run(seed)
+        assert run.go().failure == ""
+        replica: Any = (run.replicas if run.fleet is None else run.fleet.living())[0]
+        if isinstance(replica, Replica):
+            replica._agreed = 0
+            replica.checkpoint()
+        else:
+            replica.checks.agreed = {}
+            replica.snapshot()
+        replica.rot()
+        end = run.world.now + 10 * S
+        assert run.world.run(end, lambda replica=replica: replica.settled(0)), seed  # type: ignore[misc]
+        run._check()

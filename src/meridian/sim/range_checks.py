@@ -36,6 +36,8 @@ class RangeChecks:
         self._turn = 0
         self._publishing: tuple[Store, dict[int, Position]] | None = None
         self._tried = False
+        self._checked: Store | None = None
+        """The copy for a snapshot that the check under way is of; None: it is of the files."""
 
     def begin(self) -> None:
         """A new process."""
@@ -81,6 +83,7 @@ class RangeChecks:
         elif shards:
             self._turn += 1
             self._part, peers = shards[self._turn % len(shards)]
+            self._checked = None
             if self._publishing is not None:
                 copy = self._publishing[0]
                 held = Range(copy.ranges.owned[0].lo, copy.ranges.owned[-1].hi)
@@ -88,6 +91,7 @@ class RangeChecks:
                 self._tried = True
                 if able:
                     self._part, peers, tau = held, able[0], copy.complete
+                    self._checked = copy
             self._began_healed = mine.world.healed
             self._judge(agreement.Due(tau, peers))
         mine.after(CHECK_NS, self._look)
@@ -126,8 +130,8 @@ class RangeChecks:
         """The own digest; of a snapshot that waits, that of the copy."""
         mine = self.replica
         content = None
-        if self._publishing is not None and self._publishing[0].complete == count.tau:
-            content = digest([self._publishing[0]], self._part, count.tau)
+        if self._checked is not None:
+            content = digest([self._checked], self._part, count.tau)
         elif mine.can_serve(self._part, count.tau):
             content = digest(mine.stores, self._part, count.tau)
         built = _built(mine.stores)
@@ -138,10 +142,12 @@ class RangeChecks:
         mine.world.trace("verdict", mine.name, type(verdict).__name__, *self._part)
         publishing, self._publishing = self._publishing, None
         if isinstance(verdict, agreement.Agreed):
-            if self._began_healed:
-                before = self.agreed.get(self._part, 0)
-                self.agreed[self._part] = max(before, verdict.tau)
-            if publishing is not None and publishing[0].complete == verdict.tau:
+            if self._checked is None:
+                if self._began_healed:
+                    before = self.agreed.get(self._part, 0)
+                    self.agreed[self._part] = max(before, verdict.tau)
+            # A copy is as of when it was taken: the files may have rotted since.
+            elif publishing is not None and self._checked is publishing[0]:
                 mine.fleet.archive.write(mine, *publishing)
         elif isinstance(verdict, agreement.RemoveSelf):
             self.discard = True

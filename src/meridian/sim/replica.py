@@ -46,6 +46,8 @@ class Replica(Follower):
         self._publishing: Store | None = None
         self._tried: Store | None = None
         """A checkpoint that waits for another replica to confirm it, and whether it did before."""
+        self._checked: Store | None = None
+        """The checkpoint that the check under way is of; None: it is of the file."""
 
     def checkpoint(self) -> None:
         """A copy of the file to the object store; the journals are trimmed behind it."""
@@ -103,6 +105,7 @@ class Replica(Follower):
         if tau > self.store.horizon:
             if not self._check.busy:
                 self._began_healed = self.world.healed
+                self._checked = self._publishing
             self._judge(agreement.Due(tau, peers))
         self.after(CHECK_NS, self._check_others)
 
@@ -122,9 +125,7 @@ class Replica(Follower):
 
     def _counted(self, count: agreement.Count) -> agreement.Counted:
         """The own digest; of a checkpoint that waits, that of the checkpoint."""
-        store = self.store
-        if self._publishing is not None and self._publishing.tau == count.tau:
-            store = self._publishing
+        store = self.store if self._checked is None else self._checked
         digest = store.digest(count.tau)
         return agreement.Counted(count.number, count.replica, self.store.built, 0, digest)
 
@@ -132,9 +133,11 @@ class Replica(Follower):
         self.world.trace("verdict", self.name, type(verdict).__name__)
         publishing, self._publishing = self._publishing, None
         if isinstance(verdict, agreement.Agreed):
-            if self._began_healed:
-                self._agreed = max(self._agreed, verdict.tau)
-            if publishing is not None and publishing.tau == verdict.tau:
+            if self._checked is None:
+                if self._began_healed:
+                    self._agreed = max(self._agreed, verdict.tau)
+            # A checkpoint is as of when it was taken: the file may have rotted since.
+            elif self._checked is publishing:
                 self._publish(publishing)
         elif isinstance(verdict, agreement.RemoveSelf):
             self._discard = True
