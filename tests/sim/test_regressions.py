@@ -41,6 +41,7 @@ SEEDS = {
     10783: "the end read a present below the base of a copy, whose snapshot was ahead of it",
     6748: "the end asked who serves as of a tau below the base of the only copy",
     7819: "a copy with a base ahead of the clock was asked for digests below it only",
+    10242: "an order meant to be too late was not, by a clock whose bounds were false",
     14132: "records read again were reported as writes: splits and merges took turns for ever",
 }
 
