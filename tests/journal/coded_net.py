@@ -13,9 +13,10 @@ from random import Random
 
 from meridian.journal import core as journal
 from meridian.journal.chain import Publish
-from meridian.journal.coded import ADOPT, STREAMS, StreamLog
+from meridian.journal.coded import STREAMS
 from meridian.journal.core import make, payload_of
 from meridian.journal.record import Record
+from meridian.sim.stream import held_by
 from tests.journal.coded_owner import Answer, Kinds, Owner, Server, log_of
 
 PAIRS = ((0, 1), (0, 2), (1, 2))
@@ -121,7 +122,7 @@ class Net:
         others = [log_of(one.records()) for i, one in enumerate(self.servers) if i != stream]
         count = 0
         for message in reversed(self.servers[stream].messages):
-            if not all(_held(log, record) for log in others for record in message):
+            if not all(held_by(log, record) for log in others for record in message):
                 break
             count += 1
         if count:
@@ -277,13 +278,3 @@ def _same(one: Record, other: Record) -> bool:
     if one.kind == other.kind == journal.SEAL:
         return one.epoch == other.epoch
     return one == other
-
-
-def _held(log: StreamLog, record: Record) -> bool:
-    """Whether a stream holds what this record of another one says."""
-    if record.kind == journal.EPOCH:
-        return log.epoch >= record.epoch
-    segment = log.segment(record.epoch)
-    if segment is None:
-        return False
-    return record.kind in (ADOPT, journal.SEAL) or record.n in segment.records

@@ -212,7 +212,7 @@ class SharedJournal:
         messages = stream.model.messages
         count = 0
         for place in reversed(range(len(messages))):
-            held = all(_held(log, record) for log in others for record in messages[place])
+            held = all(held_by(log, record) for log in others for record in messages[place])
             if not held or stream.begin_of(place) < kept:
                 break
             count += 1
@@ -228,7 +228,7 @@ def log_of(records: list[Record], start: StreamPosition | None = None) -> Stream
     return log
 
 
-def _held(log: StreamLog, record: Record) -> bool:
+def held_by(log: StreamLog, record: Record) -> bool:
     """Whether a stream holds what this record of another one says."""
     if record.kind == journal.EPOCH:
         return log.epoch >= record.epoch
