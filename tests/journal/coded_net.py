@@ -16,8 +16,8 @@ from meridian.journal.chain import Publish
 from meridian.journal.coded import STREAMS
 from meridian.journal.core import make, payload_of
 from meridian.journal.record import Record
-from meridian.sim.stream import held_by
-from tests.journal.coded_owner import Answer, Kinds, Owner, Server, log_of
+from meridian.sim.stream import held_by, log_of
+from tests.journal.coded_owner import Answer, Kinds, Owner, Server
 
 PAIRS = ((0, 1), (0, 2), (1, 2))
 LAST = 1 << 20

@@ -5,18 +5,19 @@ Nothing happens by itself: tests/journal/coded_net.py decides what arrives when.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple, Protocol
 from zlib import crc32
 
 from meridian.journal import core as journal
 from meridian.journal.chain import Chain, Publish
-from meridian.journal.coded import STREAMS, StreamLog
+from meridian.journal.coded import STREAMS
 from meridian.journal.coded_reader import CodedReader
 from meridian.journal.coded_writer import CodedWriter
 from meridian.journal.core import EpochId, make
 from meridian.journal.record import Record
+from meridian.sim.stream import log_of
 
 WINDOW, MESSAGE_BYTES, TAKE_BYTES = 3, 30, 60
 
@@ -82,14 +83,6 @@ class World(Protocol):
     def send(self, owner: Owner, stream: int, message: Publish) -> None:
         """A message sets out."""
         ...
-
-
-def log_of(records: Iterable[Record]) -> StreamLog:
-    """What a reader makes of a stream."""
-    log = StreamLog()
-    for record in records:
-        log.accept(record)
-    return log
 
 
 class Hold:
